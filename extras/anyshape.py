@@ -1,0 +1,158 @@
+"""The shape of a chat URL of which nothing is known: what is sent to it, and where in its answer the reply is.
+
+Takes the plain types from backends, does no I/O.
+"""
+
+from typing import Any
+
+import orjson
+
+from backends import Chat, Delta, error_in_200, text_of, usage
+from extras.framing import is_json
+
+
+class AnyShape:
+    """OpenAI-like objects, and JSON with the reply under one of the usual names, at the top or one level down."""
+
+    def request(self, chat: Chat) -> dict[str, Any]:
+        messages = [{**message, "content": text_of(message.get("content"))} for message in chat.messages]
+        asked = {k: v for k, v in chat.payload.items() if v is not None and k not in OURS}
+        return asked | {"model": chat.model, "messages": messages}
+
+    def answer(self, value: Any) -> list[Delta]:
+        if isinstance(value, dict) and isinstance(value.get("choices"), list) and value["choices"]:
+            return openai_deltas(value, whole=True)
+        if isinstance(value, dict) and value.get("error"):
+            raise ValueError("error in 200")
+        text = find_reply(value)
+        if text is None:
+            raise ValueError("no reply")
+        found = openai_usage(value)
+        return [Delta(text, "stop", whole=True, fields=extra_fields(value), usage=found)]
+
+    def reader(self) -> "AnyReader":
+        return AnyReader()
+
+
+OURS = frozenset(["store", "completion_id", "messages", "model"])
+
+
+class AnyReader:
+    """One streamed reply: (event name, data) to Deltas; None at its end.
+
+    The first event that is no object tells whether texts are bare or JSON strings. `ends`: it is a stream of OpenAI's
+    chunks, which has an end of its own.
+    """
+
+    def __init__(self) -> None:
+        self.ends = False
+        self.bare: bool | None = None
+
+    def __call__(self, name: str, data: bytes) -> list[Delta] | None:
+        if name == "text":
+            return [Delta(data.decode())]
+        if data.strip() == b"[DONE]" or (name in ("end", "done", "close") and not data.strip(b' {}"')):
+            return None
+        value: Any = None
+        if self.bare is not True and data.lstrip()[:1] in (b"{", b"[", b'"'):
+            value = orjson.loads(data) if data.lstrip()[:1] != b'"' or is_json(data) else None
+        if value is None:
+            if name == "error":
+                raise ValueError("error event")
+            self.bare = True
+            return [Delta(data.decode("utf-8", "replace"))]
+        if isinstance(value, str):
+            self.bare = False
+            return [Delta(value)]
+        if not isinstance(value, dict):
+            text = find_reply(value)
+            return [Delta(text)] if text else []
+        if name == "error" or value.get("error"):
+            raise error_in_200(value.get("error"), lambda text: "", 502)
+        if isinstance(value.get("choices"), list):
+            self.ends = True
+            return openai_deltas(value, whole=False)
+        text = find_reply(value)
+        finish = value.get("finish_reason")
+        return [
+            Delta(
+                text or "",
+                finish if isinstance(finish, str) else None,
+                fields=extra_fields(value),
+                usage=openai_usage(value),
+            )
+        ]
+
+
+def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
+    """The choices of a completion, or of a chunk. Raises ValueError where a whole one says nothing."""
+    deltas = []
+    for position, choice in enumerate(value["choices"]):
+        if not isinstance(choice, dict):
+            raise ValueError("choices are no objects")
+        message = choice.get("message") or choice.get("delta") or {}
+        if not isinstance(message, dict):
+            raise ValueError("a message is no object")
+        content = message.get("content", choice.get("text"))
+        fields = {k: v for k, v in message.items() if k not in ("role", "content") and v not in (None, [], "")}
+        if whole and content is None and not fields:
+            raise ValueError("no reply")
+        if not isinstance(content, (str, list, type(None))):
+            raise ValueError("content is no text")
+        finish_reason = choice.get("finish_reason")
+        if whole and not isinstance(finish_reason, str):
+            finish_reason = "tool_calls" if "tool_calls" in fields else "stop"
+        index = choice.get("index", position)
+        deltas.append(
+            Delta(
+                text_of(content),
+                finish_reason,
+                index if isinstance(index, int) else position,
+                whole=whole,
+                fields=fields or None,
+                logprobs=choice.get("logprobs"),
+            )
+        )
+    if found := openai_usage(value):
+        deltas.append(Delta(usage=found))
+    return deltas
+
+
+def openai_usage(value: Any) -> dict[str, Any] | None:
+    found = value.get("usage") if isinstance(value, dict) else None
+    counts = [found.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(found, dict) else []
+    if not counts or not all(isinstance(count, int) for count in counts):
+        return None
+    return usage(*counts) | found
+
+
+def extra_fields(value: Any) -> dict[str, Any] | None:
+    """What an object of no known form says besides its text, under the names that clients know."""
+    if not isinstance(value, dict):
+        return None
+    return {k: value[k] for k in ("reasoning_content", "reasoning", "figure", "figures") if value.get(k)} or None
+
+
+def find_reply(value: Any, depth: int = 2) -> str | None:
+    """The text in a JSON value of unknown form; None if there is none."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        texts = [find_reply(item, depth) for item in value[:1000]]
+        found = [text for text in texts if text is not None]
+        return "".join(found) if found else None
+    if not isinstance(value, dict) or not depth:
+        return None
+    here = [value[name] for name in (*REPLY_NAMES, *MORE_NAMES) if name in value]
+    for text in here:
+        if isinstance(text, str):
+            return text
+    for inner in here + [value[name] for name in WRAPPERS if name in value]:
+        if not isinstance(inner, str) and (text := find_reply(inner, depth - 1)) is not None:
+            return text
+    return None
+
+
+REPLY_NAMES = ("reply", "response", "answer", "message", "output", "text", "content", "generated_text", "result")
+MORE_NAMES = ("completion", "delta", "token", "bot", "assistant", "output_text", "response_text")
+WRAPPERS = ("data", "results", "outputs", "predictions", "responses", "messages", "body", "payload")

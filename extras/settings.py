@@ -1,0 +1,100 @@
+"""Settings: one frozen dataclass is the only reader of the environment and of `.env`."""
+
+import os
+import re
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import httpx
+import orjson
+from starlette.config import Config
+
+
+def setting(default: Any, about: str, **limits: Any) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"about": about, **limits})
+    return field(default=default, metadata={"about": about, **limits})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Each field is the environment variable of its name in capitals; the environment wins over `.env`."""
+
+    chat_url: str = setting("", "The chat URL that answers. Unset, and OPENAI_API_BASE too: the mock does.", url=True)
+    chat_headers: dict[str, str] = setting({}, 'Headers for CHAT_URL, as JSON: {"Authorization": "Bearer ..."}.')
+    openai_api_base: str = setting("", "An OpenAI-compatible upstream, up to and with its /v1.", url=True)
+    openai_api_key: str = setting("", "Key for OPENAI_API_BASE. Unset: the client's own goes along.", secret=True)
+    openai_model: str = setting("", "The model for requests that name none.")
+    use_mock_api: bool = setting(False, "true: the mock answers, whatever else is set.")
+    mock_words_per_second: float = setting(0.0, "How fast the mock speaks; 0: all at once.", least=0)
+    api_keys: tuple[str, ...] = setting((), "Keys that clients must have one of, separated by commas.", secret=True)
+    allow_origins: tuple[str, ...] = setting((), "Origins of web pages that may call (CORS), with commas, or *.")
+    host: str = setting("127.0.0.1", "The address to listen on.")
+    port: int = setting(8000, "The port to listen on; 0: any free one.", least=0, most=65535)
+    workers: int = setting(1, "Processes that serve, where there are more cores.", least=1, most=256)
+    grace_seconds: float = setting(30.0, "What open answers get to end, at SIGTERM.", least=0)
+    log_level: str = setting("info", "debug (payloads, too), info (a line a request), warning or error.")
+    forwarded_allow_ips: str = setting("127.0.0.1", "Proxies whose X-Forwarded-For is believed, with commas, or *.")
+    invalid_request_status: int = setting(400, "The status of invalid requests: 400 or 422.", among=(400, 422))
+    upstream_failure_status: int = setting(502, "The status of an upstream's failure: 502 or 500.", among=(502, 500))
+    connect_timeout_seconds: float = setting(5.0, "To connect to the upstream, TLS and all.", above=0)
+    first_byte_timeout_seconds: float = setting(120.0, "Until an upstream's first event, or its head.", above=0)
+    stall_timeout_seconds: float = setting(60.0, "Until the next whole event of a stream.", above=0)
+    total_timeout_seconds: float = setting(600.0, "For a whole answer that is no stream.", above=0)
+    max_connections: int = setting(2000, "Connections to upstreams, for each worker.", least=1)
+    max_body_bytes: int = setting(32 * 2**20, "The largest request; larger ones get 413.", least=1)
+    max_reply_bytes: int = setting(64 * 2**20, "The largest whole answer of an upstream.", least=1)
+    max_event_bytes: int = setting(8 * 2**20, "The largest single event of an upstream's stream.", least=1)
+    upstream_proxy: str = setting("", "A proxy on the way to the upstream: http://host:port.", url=True)
+
+    @classmethod
+    def load(cls, env_file: str = ".env") -> "Settings":
+        """From the environment and `.env`. Raises ValueError, one line that names the setting."""
+        config = Config(env_file if os.path.isfile(env_file) else None)
+        values: dict[str, Any] = {}
+        for spec in fields(cls):
+            name = spec.name.upper()
+            text = config(name, default="") or (config("ALLOWED_ORIGIN", default="") if name == "ALLOW_ORIGINS" else "")
+            if text.strip():
+                values[spec.name] = cast(name, text.strip(), spec.type, spec.metadata)
+        if values.get("log_level", "info") not in ("debug", "info", "warning", "error"):
+            raise ValueError("LOG_LEVEL must be debug, info, warning or error")
+        return cls(**values)
+
+
+def cast(name: str, text: str, type: Any, limits: Any) -> Any:
+    """A setting's text as its type. Raises ValueError; the text of a secret is not repeated."""
+    if type is bool:
+        if text.lower() not in ("true", "1", "yes", "on", "false", "0", "no", "off"):
+            raise ValueError(f"{name} must be true or false, not {text!r}")
+        return text.lower() in ("true", "1", "yes", "on")
+    if type in (int, float):
+        try:
+            number = type(text)
+        except ValueError:
+            raise ValueError(f"{name} must be a number, not {text!r}") from None
+        least, most = limits.get("least", float("-inf")), limits.get("most", float("inf"))
+        if not least <= number <= most or number <= limits.get("above", float("-inf")) or number != number:
+            raise ValueError(f"{name} is out of range: {text}")
+        if number not in limits.get("among", (number,)):
+            raise ValueError(f"{name} must be {' or '.join(map(str, limits['among']))}, not {text}")
+        return number
+    if type is str:
+        if limits.get("url"):
+            try:
+                address = httpx.URL(text)
+            except httpx.InvalidURL:
+                address = httpx.URL("")
+            if address.scheme not in ("http", "https") or not address.host:
+                raise ValueError(f"{name} must be a URL that begins with http:// or https://")
+        return text.lower() if name == "LOG_LEVEL" else text
+    if name == "CHAT_HEADERS":
+        try:
+            headers = orjson.loads(text)
+        except ValueError:
+            headers = None
+        good = isinstance(headers, dict) and all(isinstance(v, str) for v in headers.values())
+        if not good or re.search(r"[\r\n\0]", "".join([*headers, *headers.values()])):
+            raise ValueError(f'{name} must be a JSON object of strings: {{"Authorization": "Bearer ..."}}')
+        return headers
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,485 @@
+"""The way to the upstream: a keep-alive pool for httpx, made of asyncio protocols and a parser in C.
+
+httpx's own pool costs milliseconds of CPU a request under load, and never recovers from a burst of cancelled ones
+(encode/httpcore#1093). Here the pool of an origin is a list, its newest idle connection taken first, and a request
+that is cancelled aborts its connection on the spot. Use it behind httpx, `httpx.AsyncClient(transport=Transport())`,
+or, without httpx's Request and Response (which cost more than the rest of the way), by `Transport.exchange`.
+
+Speaks HTTP/1.1 for requests whose body is at hand. It does not do: HTTP/2, HEAD, CONNECT, upgrades, proxies, redirects,
+cookies, `Expect`, streamed request bodies, racing IPv6 against IPv4 (addresses are tried in the resolver's order).
+
+Raises httpx's exceptions only: ConnectError, ConnectTimeout, PoolTimeout, ReadError, ReadTimeout, WriteError,
+WriteTimeout, RemoteProtocolError, DecodingError.
+"""
+
+import asyncio
+import ssl
+import zlib
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import httptools
+import httpx
+
+Origin = tuple[bool, str, int]  # TLS, host, port
+
+HEAD_BYTES = 65_536  # of a response head, or of what else is no body: trailers, chunk sizes
+BUFFER_BYTES = 262_144  # unread body at which the socket is read no further until the reader has caught up
+WRITE_BYTES = 262_144  # of a request body given to the socket at a time
+LINGER_SECONDS = 1.0  # for the rest of an answer that nobody reads, before its connection is closed
+
+
+class Target:
+    """Where requests go, with the head they share made once.
+
+    `head` ends before the last two lines of a request: its Content-Length and the blank line.
+    """
+
+    __slots__ = ("head", "origin")
+
+    def __init__(self, method: str, url: httpx.URL, headers: Mapping[str, str]) -> None:
+        tls = url.scheme == "https"
+        self.origin: Origin = (tls, url.raw_host.decode("ascii"), url.port or (443 if tls else 80))
+        lines = [f"{method} {url.raw_path.decode('ascii')} HTTP/1.1", f"host: {url.netloc.decode('ascii')}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if any("\r" in line or "\n" in line or "\0" in line for line in lines):
+            raise httpx.LocalProtocolError("A header has a line break in it.")
+        self.head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
+
+
+class Connection(asyncio.Protocol):
+    """One connection to an origin; its owner sends a request, reads the answer to its end, and sends the next one."""
+
+    def __init__(self, pool: "Transport", origin: Origin) -> None:
+        self.pool, self.origin = pool, origin
+        self.loop = pool.loop
+        self.transport: Any = None
+        self.parser = httptools.HttpResponseParser(self)
+        self.closed = self.abandoned = self.paused = self.write_paused = False
+        self.used = False  # whether it has carried an answer: only then can the keep-alive race be why it closed
+        self.idle_since = 0.0
+        self.deadline = 0.0  # loop time by which the reader must have got something
+        self.timer: asyncio.TimerHandle | None = None
+        self.linger_timer: asyncio.TimerHandle | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        self.drained: asyncio.Future[None] | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.chunks: list[bytes] = []
+        self.buffered = 0
+        self.overhead = 0  # bytes since the last of the body
+        self.answering = self.head_done = self.complete = self.lingering = self.until_close = False
+        self.reusable = True
+        self.error: httpx.RequestError | None = None
+        self.inflate: Any = None
+        self.tail = b""
+
+    # From the socket.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        if self.abandoned:
+            transport.abort()  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        if not self.answering:  # bytes that nobody asked for: whatever they are, they are not our next answer
+            self.abort()
+            return
+        self.overhead += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self.fail(httpx.RemoteProtocolError("The server switched protocols."))
+        except httptools.HttpParserError as exc:
+            self.fail(httpx.RemoteProtocolError(f"Not HTTP: {exc}"))
+        if self.overhead > HEAD_BYTES and not self.complete:
+            self.fail(httpx.RemoteProtocolError("The head of the answer is too large."))
+        self.wake()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.head_done:  # later ones are trailers, or of an answer that nobody asked for
+            name = name.lower()
+            self.headers[name] = self.headers[name] + b", " + value if name in self.headers else value
+
+    def on_headers_complete(self) -> None:
+        if self.head_done:
+            self.reusable = False
+            return
+        status = self.parser.get_status_code()
+        if status < 200:  # 100 and 103 come before the real head
+            self.headers = {}
+            return
+        self.status, self.head_done = status, True
+        self.reusable = self.parser.should_keep_alive()
+        framed = b"content-length" in self.headers or b"transfer-encoding" in self.headers
+        self.until_close = not framed and status not in (204, 304)
+        if (coding := self.headers.get(b"content-encoding", b"identity").lower()) in (b"gzip", b"x-gzip", b"deflate"):
+            self.inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        elif coding not in (b"identity", b""):
+            self.fail(httpx.DecodingError("The answer is in an encoding that was not asked for."))
+
+    def on_body(self, data: bytes) -> None:
+        self.overhead = 0
+        if self.complete:
+            return
+        if self.lingering:
+            self.buffered += len(data)
+            if self.buffered > BUFFER_BYTES:
+                self.abort()
+            return
+        self.chunks.append(data)
+        self.buffered += len(data)
+        if self.buffered > BUFFER_BYTES and not self.paused:
+            self.paused = True
+            self.transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if not self.head_done or self.complete:
+            return
+        self.complete, self.answering = True, False
+        if self.lingering:
+            self.pool.release(self)
+
+    def eof_received(self) -> None:
+        if self.until_close and self.head_done and not self.complete and self.error is None:
+            self.complete, self.reusable, self.answering = True, False, False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed = True
+        if self.answering and not self.complete and self.error is None:
+            self.error = httpx.ReadError("The connection broke.") if exc else httpx.RemoteProtocolError("Cut short.")
+        if self.drained is not None and not self.drained.done():
+            self.drained.set_result(None)
+        self.wake()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        self.pool.forget(self)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self.drained is not None and not self.drained.done():
+            self.drained.set_result(None)
+
+    def fail(self, error: httpx.RequestError) -> None:
+        if self.error is None and not self.complete:
+            self.error = error
+        self.abort()
+
+    def abort(self) -> None:
+        self.closed = True
+        if self.transport is None:
+            self.abandoned = True
+        else:
+            self.transport.abort()
+
+    # To the reader.
+
+    def wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def arm(self) -> None:
+        """Keep the one timer no later than the deadline; a deadline that moved on costs nothing until it fires."""
+        if self.timer is not None:
+            if self.timer.when() <= self.deadline:
+                return
+            self.timer.cancel()
+        self.timer = self.loop.call_at(self.deadline, self.expire)
+
+    def expire(self) -> None:
+        self.timer = None
+        if self.answering and not self.lingering and self.waiter is not None and not self.waiter.done():
+            if self.loop.time() < self.deadline:
+                self.arm()
+            else:
+                self.waiter.set_exception(httpx.ReadTimeout("The server was silent for too long."))
+
+    async def wait(self) -> None:
+        """Until something has come from the socket. Raises ReadTimeout at the deadline."""
+        self.waiter = self.loop.create_future()
+        self.arm()
+        try:
+            await self.waiter
+        finally:
+            self.waiter = None
+
+    async def send(self, head: bytes, body: bytes) -> None:
+        """Write a request; a body of more than WRITE_BYTES goes as fast as the server takes it."""
+        self.answering = True
+        self.transport.write(head + body[:WRITE_BYTES])
+        for start in range(WRITE_BYTES, len(body), WRITE_BYTES):
+            while self.write_paused and not self.closed and not self.head_done:
+                self.drained = self.loop.create_future()
+                try:
+                    async with asyncio.timeout_at(self.deadline):
+                        await self.drained
+                except TimeoutError:
+                    raise httpx.WriteTimeout("The server did not take the request in time.") from None
+            if self.closed or self.head_done:  # an early answer, such as 413: the rest is not wanted
+                self.reusable = False
+                return
+            self.transport.write(body[start : start + WRITE_BYTES])
+
+    async def head(self) -> None:
+        while not self.head_done and self.error is None:
+            await self.wait()
+        if self.error is not None and not (self.head_done and self.chunks):
+            raise self.error
+
+    async def read(self) -> bytes:
+        """What has come of the body since the last call; b"" at its end. Raises httpx.TransportError."""
+        while True:
+            if not self.chunks and not self.tail:
+                if self.error is not None:
+                    raise self.error
+                if self.complete:
+                    if self.inflate is not None and not self.inflate.eof:
+                        raise httpx.DecodingError("The answer's compression is cut short.")
+                    return b""
+                await self.wait()
+                continue
+            data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+            self.chunks = []
+            self.buffered = 0
+            if self.paused:
+                self.paused = False
+                if not self.closed:
+                    self.transport.resume_reading()
+            if self.inflate is None:
+                return data
+            if data := self.unpack(data):
+                return data
+
+    def unpack(self, data: bytes) -> bytes:
+        """Inflate a bounded piece at a time, so that a small bomb stays small. Raises DecodingError."""
+        try:
+            out: bytes = self.inflate.decompress(self.tail + data, BUFFER_BYTES)
+        except zlib.error as exc:
+            raise httpx.DecodingError("The answer's compression is broken.") from exc
+        self.tail = self.inflate.unconsumed_tail
+        return out
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it where the answer is not at its end."""
+        if self.complete and self.reusable and not self.closed:
+            self.pool.release(self)
+        elif not self.lingering:
+            self.abort()
+
+    def linger(self) -> None:
+        """What was wanted has come: let the rest of the answer arrive unread, to use the connection again."""
+        if self.complete or self.closed or not self.reusable or self.inflate is not None:
+            return
+        self.lingering, self.buffered, self.chunks = True, 0, []
+        self.linger_timer = self.loop.call_later(LINGER_SECONDS, self.abort)
+        if self.paused:
+            self.paused = False
+            self.transport.resume_reading()
+
+
+class Transport(httpx.AsyncBaseTransport):
+    """A pool of at most `max_connections`, to any number of origins.
+
+    `connect_timeout` is in seconds, name look-up, TCP and TLS together; so is the wait for a place in the pool.
+    `keepalive_expiry` is in seconds: below the 5 s after which uvicorn and Node close an idle connection.
+    """
+
+    def __init__(
+        self, max_connections: int = 2000, connect_timeout: float = 5.0, keepalive_expiry: float = 4.0
+    ) -> None:
+        self.max_connections = max_connections
+        self.connect_timeout = connect_timeout
+        self.keepalive_expiry = keepalive_expiry
+        self.idle: dict[Origin, list[Connection]] = {}
+        self.connections: set[Connection] = set()
+        self.waiters: deque[asyncio.Future[None]] = deque()
+        self.sweeper: asyncio.TimerHandle | None = None
+        self.ssl_context: ssl.SSLContext | None = None
+        self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known at the first request
+
+    def target(self, method: str, url: httpx.URL, headers: Mapping[str, str]) -> Target:
+        return Target(method, url, headers)
+
+    async def exchange(self, target: Target, extra: bytes, body: bytes, deadline: float) -> Connection:
+        """Send a request and wait for the head of its answer, until `deadline` (loop time).
+
+        `extra` is more header lines, each with its CRLF. The answer is the connection itself: `status`, `headers`
+        (lower-case names), `read()`, `deadline` to move on, and `aclose()` to call in any case.
+        """
+        head = b"%bcontent-length: %d\r\n%b\r\n" % (target.head, len(body), extra)
+        connection = await self.acquire(target.origin, fresh=False)
+        while True:
+            connection.reset()
+            connection.deadline = deadline
+            try:
+                await connection.send(head, body)
+                await connection.head()
+                return connection
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                # The keep-alive race: a connection that had served before was closed while this request was on
+                # its way, and not a byte of an answer came. It was not seen by the server: ask once more.
+                again = connection.used and not connection.status and not connection.overhead
+                connection.abort()
+                if not again:
+                    raise
+            except BaseException:
+                connection.abort()
+                raise
+            connection = await self.acquire(target.origin, fresh=True)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """httpx's way in. Takes its time-outs from the request: `read` for the head and for each read."""
+        body = await request.aread()
+        headers = {k: v for k, v in request.headers.items() if k not in ("host", "content-length", "transfer-encoding")}
+        headers["connection"] = "keep-alive"
+        self.loop = asyncio.get_running_loop()
+        seconds = request.extensions.get("timeout", {}).get("read") or float("inf")
+        target = Target(request.method, request.url, headers)
+        reply = await self.exchange(target, b"", body, min(self.loop.time() + seconds, self.loop.time() + 86400))
+        reply.inflate = None  # httpx decodes by itself
+        raw = [(k, v) for k, v in reply.headers.items()]
+        return httpx.Response(reply.status, headers=raw, stream=Body(reply, seconds), request=request)
+
+    async def acquire(self, origin: Origin, *, fresh: bool) -> Connection:
+        """The newest idle connection to `origin`, or a new one; waits for its turn where the pool is full."""
+        if self.loop is None:
+            self.loop = asyncio.get_running_loop()
+        deadline = 0.0
+        while True:
+            idle = self.idle.get(origin)
+            while idle and not fresh:
+                connection = idle.pop()
+                if not connection.closed and self.loop.time() - connection.idle_since < self.keepalive_expiry:
+                    return connection
+                connection.abort()
+            if len(self.connections) < self.max_connections or self.evict():
+                break
+            first, deadline = not deadline, deadline or self.loop.time() + self.connect_timeout
+            await self.turn(deadline, first)
+        connection = Connection(self, origin)
+        self.connections.add(connection)
+        try:
+            async with asyncio.timeout(self.connect_timeout):
+                await self.connect(connection)
+        except BaseException as exc:
+            # A connect that ends just as it is cancelled has made its connection: abort() closes it then, too.
+            connection.abort()
+            self.forget(connection)
+            if isinstance(exc, TimeoutError):
+                raise httpx.ConnectTimeout("The server could not be reached in time.") from exc
+            if isinstance(exc, (OSError, ssl.CertificateError)):
+                raise httpx.ConnectError("The server cannot be reached.") from exc
+            raise
+        return connection
+
+    async def connect(self, connection: Connection) -> None:
+        tls, host, port = connection.origin
+        context = None
+        if tls:
+            if self.ssl_context is None:
+                self.ssl_context = httpx.create_ssl_context()
+                self.ssl_context.set_alpn_protocols(["http/1.1"])
+            context = self.ssl_context
+        await self.loop.create_connection(lambda: connection, host, port, ssl=context)
+
+    def evict(self) -> bool:
+        """Close the connection that has been idle for longest, to have its place."""
+        oldest = min((idle[0] for idle in self.idle.values() if idle), key=lambda c: c.idle_since, default=None)
+        if oldest is None:
+            return False
+        self.idle[oldest.origin].remove(oldest)
+        self.connections.discard(oldest)
+        oldest.abort()
+        return True
+
+    async def turn(self, deadline: float, first: bool) -> None:
+        """Wait until a connection is free or gone: first come, first served. Raises PoolTimeout."""
+        waiter: asyncio.Future[None] = self.loop.create_future()
+        self.waiters.append(waiter) if first else self.waiters.appendleft(waiter)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await waiter
+        except BaseException as exc:
+            if waiter.done() and not waiter.cancelled():
+                self.wake_next()  # it had its turn, and cannot use it
+            elif waiter in self.waiters:
+                self.waiters.remove(waiter)
+            if isinstance(exc, TimeoutError):
+                raise httpx.PoolTimeout("All connections are busy.") from None
+            raise
+
+    def release(self, connection: Connection) -> None:
+        """Back into the pool."""
+        if connection.closed or not connection.reusable:
+            connection.abort()
+            return
+        connection.used = True
+        if connection.linger_timer is not None:
+            connection.linger_timer.cancel()
+            connection.linger_timer = None
+        connection.lingering = False
+        connection.idle_since = self.loop.time()
+        self.idle.setdefault(connection.origin, []).append(connection)
+        if self.sweeper is None:
+            self.sweeper = self.loop.call_later(self.keepalive_expiry, self.sweep)
+        if self.waiters:
+            self.wake_next()
+
+    def forget(self, connection: Connection) -> None:
+        """It is closed: its place is free."""
+        self.connections.discard(connection)
+        idle = self.idle.get(connection.origin)
+        if idle and connection in idle:
+            idle.remove(connection)
+        self.wake_next()
+
+    def wake_next(self) -> None:
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def sweep(self) -> None:
+        """Close what has been idle for too long."""
+        self.sweeper = None
+        limit = self.loop.time() - self.keepalive_expiry
+        for origin, idle in list(self.idle.items()):
+            while idle and idle[0].idle_since <= limit:
+                idle.pop(0).abort()
+            if not idle:
+                del self.idle[origin]
+        if self.idle:
+            self.sweeper = self.loop.call_later(self.keepalive_expiry / 2, self.sweep)
+
+    async def aclose(self) -> None:
+        if self.sweeper is not None:
+            self.sweeper.cancel()
+        for connection in list(self.connections):
+            connection.abort()
+        await asyncio.sleep(0)  # lets the sockets close
+
+
+class Body(httpx.AsyncByteStream):
+    """The rest of an answer, for httpx; each read may take `seconds`."""
+
+    def __init__(self, reply: Connection, seconds: float) -> None:
+        self.reply, self.seconds = reply, seconds
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            self.reply.deadline = self.reply.loop.time() + min(self.seconds, 86400)
+            if not (data := await self.reply.read()):
+                return
+            yield data
+
+    async def aclose(self) -> None:
+        await self.reply.aclose()

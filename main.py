@@ -1,0 +1,816 @@
+"""rewrap turns any chat URL into an OpenAI API: settings, routes, validation, renderings.
+
+A request's way: Front -> authorize -> parse_chat -> Chat -> Backend.stream -> Deltas -> a rendering. Everything that answers
+is a backend (backends.py); everything that is asked for is a rendering of its Deltas. `python main.py` serves, `uvicorn main:app` too.
+"""
+
+import asyncio
+import hmac
+import logging
+import re
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from multiprocessing import parent_process
+from secrets import token_hex
+from typing import Any
+
+import httpx
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backends import (
+    APIError,
+    Backend,
+    Chat,
+    ChatURL,
+    Client,
+    Delta,
+    Deltas,
+    Limits,
+    Mock,
+    OpenAI,
+    estimated_tokens,
+    text_of,
+    usage,
+    words,
+)
+from extras.anyshape import AnyShape
+from extras.checks import CHECKS, check_messages, invalid, missing, named, wrong_type
+from extras.server import graceful, run
+from extras.settings import Settings
+from extras.transport import Transport
+
+__version__ = "0.1.0"
+log = logging.getLogger("rewrap")
+
+
+# Requests, checked by hand (extras/checks.py has a check for each field).
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """A request's JSON object. Raises APIError."""
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        message = "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)"
+        raise APIError(400, message) from None
+    if type(payload) is not dict:
+        raise APIError(400, f"Invalid type for the body: expected an object, but got {named(payload)} instead.")
+    return payload
+
+
+def parse_chat(body: bytes, default_model: str = "", path_model: str = "") -> Chat:
+    """A request for a chat completion, checked in OpenAI's order: model, messages, then the rest by name. Raises APIError.
+
+    null counts as absent. Fields that are not known are kept: they go on to the upstream.
+    """
+    payload = parse_object(body)
+    model = path_model or payload.get("model") or default_model
+    if not model:
+        raise invalid("you must provide a model parameter", None, None)
+    if type(model) is not str:
+        raise wrong_type("model", "a string", model)
+    if payload.get("messages") is None:
+        raise missing("messages")
+    check_messages("messages", payload["messages"])
+    for name, value in payload.items():
+        if value is not None and (check := CHECKS.get(name)):
+            check(name, value)
+    if payload.get("top_logprobs") and not payload.get("logprobs"):
+        message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
+        raise invalid(message, "top_logprobs", None)
+    return Chat(
+        model,
+        payload["messages"],
+        payload,
+        body,
+        stream=payload.get("stream") is True,
+        include_usage=bool((payload.get("stream_options") or {}).get("include_usage")),
+        relay=True,
+        id=f"chatcmpl-{token_hex(15)}",
+        created=int(time.time()),
+    )
+
+
+def parse_ask(body: bytes, default_model: str) -> Chat:
+    """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
+    payload = parse_object(body)
+    if isinstance(payload.get("messages"), list):
+        payload["messages"] = [from_ui_message(message) for message in payload["messages"]]
+    asked = {name: payload[name] for name in ("messages", "model", *CHECKS) if name in payload}
+    chat = parse_chat(orjson.dumps(asked | {"stream": True}), default_model)
+    chat.relay, chat.body = False, b""
+    return chat
+
+
+def from_ui_message(message: Any) -> Any:
+    """`{"id", "role", "parts": [{"type": "text", "text"}]}` as `{"role", "content"}`."""
+    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
+        return message
+    texts = [part.get("text") for part in message["parts"] if isinstance(part, dict) and part.get("type") == "text"]
+    content = message.get("content")
+    joined = "".join(text for text in texts if isinstance(text, str))
+    return {"role": message.get("role"), "content": content if isinstance(content, str) and content else joined}
+
+
+# Renderings: how Deltas look to a client.
+
+
+class Chunks:
+    """`chat.completion.chunk` events: role first, finish_reason, usage if it was asked for, [DONE].
+
+    A chunk is a frame made once with the delta put in: dumping each whole was 10 µs a chunk, this is 0.4.
+    """
+
+    headers = [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ]
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self.roles: set[int] = set()
+        self.raw = False
+        self.texts: list[str] = []
+        head = b'"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"service_tier":"default"'
+        self.head = b"data: {" + head % (orjson.dumps(chat.id), chat.created, orjson.dumps(chat.model))
+        self.head += b',"system_fingerprint":null,'
+        self.tail = b',"finish_reason":null}]' + (b',"usage":null' if chat.include_usage else b"") + b"}\n\n"
+
+    def __call__(self, delta: Delta) -> bytes:
+        if delta.raw:
+            self.raw = True
+            return delta.raw
+        begin = b'%b"choices":[{"index":%d,"delta":' % (self.head, delta.index)
+        out = b""
+        if delta.index not in self.roles:
+            self.roles.add(delta.index)
+            calls = not delta.content and delta.fields is not None and "tool_calls" in delta.fields
+            content = b"null" if calls else b'""'
+            role = b'{"role":"assistant","content":%b,"refusal":null},"logprobs":null' % content
+            out = begin + role + self.tail
+        if delta.content:
+            self.texts.append(delta.content)
+            logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
+            between = b'},"logprobs":%b%b' % (logprobs, self.tail)
+            begin_text = begin + b'{"content":'
+            # Words that are ready together leave together, each still an event: 100 words cost a tenth of 100 sends.
+            texts = words(delta.content) if delta.whole else [delta.content]
+            out += begin_text + (between + begin_text).join(map(orjson.dumps, texts)) + between
+        for name, value in (delta.fields or {}).items():
+            for piece in value if name == "tool_calls" and isinstance(value, list) else [value]:
+                if name == "tool_calls":
+                    piece = [{"index": value.index(piece)} | piece]
+                out += begin + orjson.dumps({name: piece}) + b',"logprobs":null' + self.tail
+        if delta.finish_reason:
+            finish = b'{},"logprobs":null,"finish_reason":%b' % orjson.dumps(delta.finish_reason)
+            out += begin + finish + self.tail.removeprefix(b',"finish_reason":null')
+        return out
+
+    def end(self) -> bytes:
+        counted(self.chat, self.texts)
+        if self.raw:
+            return b""
+        last = b""
+        if self.chat.include_usage:
+            last = self.head + b'"choices":[],"usage":' + orjson.dumps(self.chat.usage) + b"}\n\n"
+        return last + b"data: [DONE]\n\n"
+
+    def failure(self, error: APIError) -> bytes:
+        """After the first byte the status cannot change any more: the SDKs raise on an event with an `error`."""
+        return b"data: " + orjson.dumps(error.body) + b"\n\n"
+
+
+class PlainText:
+    """The text alone, for /ask."""
+
+    headers = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"x-vercel-ai-data-stream", b"v1"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ]
+
+    def __init__(self, chat: Chat) -> None:
+        self.chat = chat
+        self.texts: list[str] = []
+
+    def __call__(self, delta: Delta) -> bytes:
+        if delta.index:
+            return b""
+        self.texts.append(delta.content)
+        return delta.content.encode()
+
+    def end(self) -> bytes:
+        counted(self.chat, self.texts)
+        return b""
+
+    def failure(self, error: APIError) -> None:
+        """Plain text has no place for an error: the connection is cut, so that nobody takes the half for the whole."""
+
+
+async def completion(chat: Chat, deltas: Deltas) -> bytes:
+    """The `chat.completion` object, as JSON."""
+    choices: dict[int, dict[str, Any]] = {}
+    async for delta in deltas:
+        if delta.raw:
+            return delta.raw
+        choice = choices.get(delta.index)
+        if choice is None:
+            choice = choices[delta.index] = {"texts": [], "fields": {}, "logprobs": None, "finish_reason": "stop"}
+        choice["texts"].append(delta.content)
+        if delta.fields:
+            merge(choice["fields"], delta.fields)
+        if delta.logprobs:
+            merge(choice, {"logprobs": delta.logprobs})
+        if delta.finish_reason:
+            choice["finish_reason"] = delta.finish_reason
+    texts = [text for choice in choices.values() for text in choice["texts"]]
+    counted(chat, texts)
+    return orjson.dumps(
+        {
+            "id": chat.id,
+            "object": "chat.completion",
+            "created": chat.created,
+            "model": chat.model,
+            "choices": [
+                {
+                    "index": index,
+                    "message": {
+                        "role": "assistant",
+                        "content": "".join(choice["texts"]) or (None if choice["fields"] else ""),
+                        "refusal": None,
+                        "annotations": [],
+                        **choice["fields"],
+                    },
+                    "logprobs": choice["logprobs"],
+                    "finish_reason": choice["finish_reason"],
+                }
+                for index, choice in sorted(choices.items())
+            ],
+            "usage": chat.usage,
+            "service_tier": "default",
+            "system_fingerprint": None,
+        }
+    )
+
+
+def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
+    """Put the pieces of streamed fields together: texts are joined, lists by their items' `index`, objects by name."""
+    for name, value in more.items():
+        old = into.get(name)
+        if isinstance(old, str) and isinstance(value, str) and name not in ("id", "type", "role", "name"):
+            into[name] = old + value
+        elif isinstance(old, dict) and isinstance(value, dict):
+            merge(old, value)
+        elif isinstance(value, list) and all(isinstance(item, dict) and "index" in item for item in value):
+            rows = into.setdefault(name, [])
+            for item in value:
+                row = next((row for row in rows if row["index"] == item["index"]), None)
+                merge(row, item) if row else rows.append(dict(item))
+        elif isinstance(old, list) and isinstance(value, list):
+            into[name] = old + value
+        elif value is not None:
+            into[name] = value
+
+
+def counted(chat: Chat, texts: list[str]) -> None:
+    """The upstream's usage where it has told it; an estimate otherwise."""
+    if chat.usage is None and texts:
+        prompt = estimated_tokens(*(text_of(message.get("content")) for message in chat.messages))
+        chat.usage = usage(prompt, estimated_tokens(*texts))
+
+
+# The app.
+
+
+class ClientLeft(Exception):
+    """Nobody is there to answer any more."""
+
+
+class Call:
+    """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving."""
+
+    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "id", "left", "raw_send", "receive", "scope", "started", "status", "watcher", "working")  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self.raw_send = scope, receive, send
+        self.id = f"req_{token_hex(16)}"
+        self.started = time.perf_counter()
+        self.first_byte = 0.0
+        self.status = 0
+        self.error = ""
+        self.chat: Chat | None = None
+        self.left = self.ending = False
+        self.working: asyncio.Task[Any] | None = None
+        self.watcher: asyncio.Task[None] | None = None
+
+    def header(self, name: bytes) -> str:
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return str(value.decode("latin-1"))
+        return ""
+
+    async def body(self, most: int) -> bytes:
+        """The request's body. Raises APIError where it is larger than `most` bytes, ClientLeft where it breaks off."""
+        too_large = APIError(413, f"The request is too large: this server takes {most} bytes at most.")
+        length = self.header(b"content-length")
+        if length.isdecimal() and int(length) > most:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            part = message.get("body", b"")
+            if not message.get("more_body") and not parts:
+                parts = [part]
+                size = len(part)
+            else:
+                parts.append(part)
+                size += len(part)
+            if size > most:
+                raise too_large
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def watch(self) -> None:
+        """From here on, the client's leaving cancels what is being done for it."""
+        self.working = asyncio.current_task()
+        self.watcher = asyncio.get_running_loop().create_task(self.until_left())
+
+    async def until_left(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        if self.watcher is not None and self.working is not None and not self.ending:
+            self.left = True
+            self.working.cancel()
+
+    def end(self) -> None:
+        """The server stops: what is being done for this client ends with an error that says so."""
+        if self.watcher is not None and self.working is not None and not self.left:
+            self.ending = True
+            self.working.cancel()
+
+    def cancelled(self) -> APIError | None:
+        """Why our work was cancelled: None if the client left. Raises CancelledError if neither it nor we did that."""
+        if not self.left and not self.ending:
+            raise asyncio.CancelledError
+        if self.working is not None:
+            self.working.uncancel()
+        return stopping() if self.ending else None
+
+    def unwatch(self) -> None:
+        if self.watcher is not None:
+            watcher, self.watcher = self.watcher, None
+            watcher.cancel()
+
+    async def send(self, message: Message) -> None:
+        """Start the answer with the request's id; everything else goes as it is."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.first_byte = time.perf_counter()
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+        await self.raw_send(message)
+
+    async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        length = (b"content-length", b"%d" % len(body))
+        await self.send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+        await self.raw_send({"type": "http.response.body", "body": body})
+
+    def line(self) -> str:
+        """The access line: method, path, model, backend, status, seconds, tokens, id."""
+        now = time.perf_counter()
+        first = (self.first_byte or now) - self.started
+        chat = self.chat
+        told = ""
+        if chat is not None:
+            counts = chat.usage or {}
+            tokens = f"{counts.get('prompt_tokens', '-')}+{counts.get('completion_tokens', '-')}"
+            told = f" model={printable(chat.model)} backend={chat.backend} tokens={tokens}"
+        error = f" error={self.error}" if self.error else ""
+        seconds = f"first_byte={first * 1e3:.1f}ms total={(now - self.started) * 1e3:.1f}ms"
+        path = printable(self.scope["original_path"])
+        return f"{self.scope['method']} {path} {499 if self.left else self.status} {seconds}{told}{error} id={self.id}"
+
+
+def printable(text: str) -> str:
+    """Text for a log line: control characters escaped, so that nobody can forge a line; bounded."""
+    return text if text.isascii() and text.isprintable() and len(text) < 200 else ascii(text[:200])[1:-1]
+
+
+class AccessLog:
+    """A line a request, written in batches: a line by itself through `logging` cost 15 µs, in a batch 2."""
+
+    SECONDS = 0.1
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        if not self.lines:
+            asyncio.get_running_loop().call_later(self.SECONDS, self.flush)
+        self.lines.append(line)
+
+    def flush(self) -> None:
+        lines, self.lines = self.lines, []
+        if lines:
+            log.info("\n".join(lines))
+
+
+JSON_TYPE = [(b"content-type", b"application/json")]
+
+
+def stopping() -> APIError:
+    again = [(b"retry-after", b"1"), (b"connection", b"close")]
+    return APIError(503, "The server is stopping.", type="server_error", headers=again, reason="stopping")
+
+
+class Front:
+    """Everything's way in: the path put right, failures rendered, a line logged. Pure ASGI around the router.
+
+    It takes the place of Starlette's two error middlewares, whose wrappers cost 60 µs for a stream of 100 chunks.
+    """
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.app, self.settings = app, settings
+        self.access = AccessLog()
+        self.logs_lines = log.isEnabledFor(logging.INFO)
+        self.calls: set[Call] = set()
+        self.stopping = False
+
+    async def drain(self) -> None:
+        """Answer 503 from now on; end when all calls have, the last of them with an error after GRACE_SECONDS."""
+        self.stopping = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.grace_seconds
+        while self.calls and loop.time() < deadline:
+            await asyncio.sleep(0.05)
+        for call in list(self.calls):
+            call.end()
+        while self.calls and loop.time() < deadline + 1:
+            await asyncio.sleep(0.02)
+        self.access.flush()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        call = scope["call"] = Call(scope, receive, send)
+        scope["original_path"] = path = scope["path"]
+        scope["path"] = NORMAL.get(path) or normal_path(path)
+        self.calls.add(call)
+        try:
+            if self.stopping:
+                raise stopping()
+            await self.app(scope, receive, call.send)
+        except asyncio.CancelledError:
+            if error := call.cancelled():
+                await self.render_failure(call, error)
+        except ClientLeft:
+            call.left = True
+        except Exception as exc:
+            await self.render_failure(call, exc)
+        finally:
+            self.calls.discard(call)
+            call.unwatch()
+            if self.logs_lines:
+                self.access(call.line())
+
+    async def render_failure(self, call: Call, exc: Exception) -> None:
+        error = self.api_error(call, exc)
+        call.error = error.reason
+        if call.status:  # the answer has begun: uvicorn cuts the connection of one that does not end
+            return
+        status, body = error.status, orjson.dumps(error.body)
+        if call.scope["path"] == "/ask":
+            status = status if status < 500 or status == 503 else 500
+            said = {"role": "assistant", "content": error.message, "error": error.type}
+            body = orjson.dumps(said | {"details": error.code or error.param})
+        elif status == 400 and error.type == "invalid_request_error":
+            status = self.settings.invalid_request_status
+        await call.respond(status, JSON_TYPE + error.headers, body)
+
+    def api_error(self, call: Call, exc: Exception) -> APIError:
+        if isinstance(exc, APIError):
+            return exc
+        method, path = call.scope["method"], printable(call.scope["original_path"])
+        if isinstance(exc, HTTPException) and exc.status_code == 404:
+            return APIError(404, f"Invalid URL ({method} {path})", reason="unknown URL")
+        if isinstance(exc, HTTPException) and exc.status_code == 405:
+            hint = "(HINT: Perhaps you meant to use a different HTTP method?)"
+            allow = [(b"allow", (exc.headers or {}).get("Allow", "").encode())]
+            return APIError(405, f"Not allowed to {method} on {path}. {hint}", headers=allow, reason="wrong method")
+        log.error("%s failed", call.id, exc_info=exc)
+        return APIError(500, "The server had an error while processing your request.", type="server_error")
+
+
+def normal_path(path: str) -> str:
+    """`/v1/models`, `//v1/models`, `/v1/v1/models/` and `/models` are one; so is Azure's `/openai/v1`."""
+    path = re.sub(r"/{2,}", "/", path)
+    path = re.sub(r"^(?:/openai)?(?:/v1)+(?=/|$)", "", path)
+    return path.rstrip("/") or "/"
+
+
+NORMAL = {f"{prefix}{path}": path for prefix in ("", "/v1") for path in ("/chat/completions", "/models", "/ask")}
+
+
+class Rewrap(Starlette):
+    """A Starlette app with Front in place of the default middleware stack."""
+
+    def __init__(self, settings: Settings, gateway: "Gateway", **options: Any) -> None:
+        super().__init__(**options)
+        self.settings, self.gateway = settings, gateway
+        self.front = Front(self.router, settings)
+        self.router.redirect_slashes = False
+
+    def build_middleware_stack(self) -> ASGIApp:
+        app: ASGIApp = self.front
+        if origins := self.settings.allow_origins:
+            app = CORSMiddleware(
+                app,
+                allow_origins=["*"] if "*" in origins else list(origins),
+                allow_credentials="*" not in origins,  # together they would let every page use its visitor's cookies
+                allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED,
+                max_age=600,
+            )
+        return app
+
+
+EXPOSED = ["x-request-id", "retry-after", "x-dropped-params", "openai-processing-ms"]
+EXPOSED += [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+
+
+class Gateway:
+    """Settings, the backend, and who may come in: what the routes share."""
+
+    def __init__(self, settings: Settings, client: Client) -> None:
+        self.settings = settings
+        self.backend: Backend = backend_of(settings, client)
+        self.default_model: str = settings.openai_model
+        self.keys = [key.encode() for key in settings.api_keys]
+        self.debug = log.isEnabledFor(logging.DEBUG)
+
+    def authorize(self, call: Call) -> None:
+        """Ask for a key where keys are configured. Raises APIError 401."""
+        if not self.keys:
+            return
+        scheme, _, key = call.header(b"authorization").partition(" ")
+        key = key.strip() if scheme.lower() == "bearer" and key.strip() else call.header(b"api-key")
+        if not key:
+            message = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
+            raise APIError(401, message, headers=[(b"www-authenticate", b"Bearer")], reason="no key")
+        given = key.encode("latin-1")
+        if not any(hmac.compare_digest(given, known) for known in self.keys):
+            message = f"Incorrect API key provided: {masked(key)}."
+            raise APIError(401, message, code="invalid_api_key", headers=[(b"www-authenticate", b"Bearer")])
+
+    async def chat(self, call: Call, parse: Callable[..., Chat], *args: str) -> tuple[Chat, Deltas]:
+        """Who asks, what is asked, and the answer that begins with the first step of the Deltas."""
+        self.authorize(call)
+        body = await call.body(self.settings.max_body_bytes)
+        if self.debug:
+            log.debug("%s %s", call.id, loggable(body, [*self.settings.api_keys]))
+        chat = call.chat = parse(body, *args)
+        chat.backend = self.backend.name
+        if not self.keys:  # a key for this server is none of the upstream's business
+            chat.authorization = call.header(b"authorization")
+        call.watch()
+        return chat, self.backend.stream(chat)
+
+
+def masked(key: str) -> str:
+    return f"{key[:3]}****{key[-4:]}" if len(key) >= 16 else "****"
+
+
+def loggable(body: bytes, secrets: list[str]) -> str:
+    """A payload for the debug log: keys masked, control characters escaped, bounded."""
+    text = body[:10_000].decode("utf-8", "replace")
+    for secret in secrets:
+        text = text.replace(secret, "****")
+    text = re.sub(r"\b(sk|pk|key|Bearer)[-_ ][\w.-]{6,}", r"\1-****", text)
+    return text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
+
+
+def backend_of(settings: Settings, client: Client) -> Backend:
+    """Who answers: the mock where it is asked for or nothing else is named; a chat URL before an OpenAI upstream."""
+    limits = Limits(
+        settings.first_byte_timeout_seconds,
+        settings.stall_timeout_seconds,
+        settings.total_timeout_seconds,
+        settings.max_reply_bytes,
+        settings.max_event_bytes,
+    )
+    common = {"model": settings.openai_model, "limits": limits, "failure_status": settings.upstream_failure_status}
+    if settings.chat_url and not settings.use_mock_api:
+        return ChatURL(client, settings.chat_url, AnyShape(), headers=settings.chat_headers, **common)  # type: ignore[arg-type]
+    if settings.openai_api_base and not settings.use_mock_api:
+        return OpenAI(client, settings.openai_api_base, AnyShape(), api_key=settings.openai_api_key, **common)
+    return Mock(settings.mock_words_per_second)
+
+
+class ChatCompletions:
+    """POST /v1/chat/completions: one JSON object, or SSE chunks if `stream` is true."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope["call"]
+        path_model = scope["path_params"].get("model", "")
+        chat, deltas = await self.gateway.chat(call, parse_chat, self.gateway.default_model, path_model)
+        if chat.stream:
+            await stream(call, chat, deltas, Chunks(chat))
+            return
+        async with aclosing(deltas):
+            body = await completion(chat, deltas)
+        call.unwatch()
+        await call.respond(200, JSON_TYPE + chat.headers, body)
+
+
+class Ask:
+    """POST /ask: the reply as plain text, in pieces as they come."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope["call"]
+        model = self.gateway.default_model or "default"
+        chat, deltas = await self.gateway.chat(call, parse_ask, model)
+        await stream(call, chat, deltas, PlainText(chat))
+
+
+async def stream(call: Call, chat: Chat, deltas: Deltas, rendering: Chunks | PlainText) -> None:
+    """Send Deltas as they come. A failure before the first has its own status; one after it, the rendering's form."""
+    async with aclosing(deltas):  # a client that goes away closes the upstream, too
+        first = await anext(deltas, None)
+        await call.send({"type": "http.response.start", "status": 200, "headers": [*rendering.headers, *chat.headers]})
+        send = call.raw_send
+        try:
+            if first is not None:
+                body = rendering(first)
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+            async for delta in deltas:
+                if body := rendering(delta):
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+            end = rendering.end()
+        except (APIError, asyncio.CancelledError) as exc:
+            error = exc if isinstance(exc, APIError) else call.cancelled()
+            call.error = error.reason if error else ""
+            if error is None or (told := rendering.failure(error)) is None:
+                return
+            end = told
+    call.unwatch()
+    await send({"type": "http.response.body", "body": end})
+
+
+THEME = {
+    "name": "Ocean Professional",
+    "primary": "#2563EB",
+    "secondary": "#F59E0B",
+    "accent": "#F59E0B",
+    "success": "#F59E0B",
+    "error": "#EF4444",
+    "background": "#F9FAFB",
+    "surface": "#FFFFFF",
+    "text": "#111827",
+    "gradient": "from-blue-500/10 to-gray-50",
+}
+
+WEBSOCKET_NOTE = {
+    "websocket": False,
+    "message": "There are no websockets in this version: replies are streamed over HTTP.",
+    "instead": {
+        "POST /v1/chat/completions": 'with "stream": true: server-sent events, as the OpenAI SDKs read them',
+        "POST /ask": "plain text in pieces, as the AI SDK's useChat reads it with streamProtocol 'text'",
+    },
+}
+
+
+class JSON(Response):
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return orjson.dumps(content)
+
+
+def create_app(settings: Settings | None = None, transport: httpx.AsyncBaseTransport | None = None) -> Rewrap:
+    """The app. `transport` is the way to the upstream: a mock in tests, a pool of our own without one."""
+    settings = settings or Settings()
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log.setLevel(settings.log_level.upper())
+    if transport is None and settings.upstream_proxy:
+        transport = httpx.AsyncHTTPTransport(proxy=settings.upstream_proxy)
+    timeout = settings.connect_timeout_seconds
+    client = Client(transport or Transport(settings.max_connections, timeout), timeout)
+    gateway = Gateway(settings, client)
+
+    async def models(request: Request) -> Response:
+        """GET /v1/models: the models of the backend."""
+        gateway.authorize(request.scope["call"])
+        rows = await gateway.backend.models(request.headers.get("authorization", "") if not gateway.keys else "")
+        return JSON({"object": "list", "data": rows})
+
+    async def model(request: Request) -> Response:
+        """GET /v1/models/{id}: one model."""
+        gateway.authorize(request.scope["call"])
+        id = request.path_params["id"]
+        for row in await gateway.backend.models(request.headers.get("authorization", "") if not gateway.keys else ""):
+            if row["id"] == id:
+                return JSON(row)
+        message = f"The model `{id}` does not exist or you do not have access to it."
+        raise APIError(404, message, code="model_not_found")
+
+    async def health(request: Request) -> Response:
+        """GET / and GET /health: whether it serves."""
+        return JSON({"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__})
+
+    async def info(request: Request) -> Response:
+        """GET /info: who answers, and the theme of the pages."""
+        names = [row["id"] for row in await gateway.backend.models("")]
+        about = {"name": "rewrap", "version": __version__, "description": "Any chat URL as an OpenAI API"}
+        return JSON(about | {"backends": [gateway.backend.name], "models": names, "theme": THEME})
+
+    async def websocket_note(request: Request) -> Response:
+        """GET /docs/websocket: what to use in place of websockets."""
+        return JSON(WEBSOCKET_NOTE)
+
+    @asynccontextmanager
+    async def lifespan(app: Rewrap) -> AsyncIterator[None]:
+        if not announced and parent_process() is None:
+            log.info("rewrap %s: %s", __version__, who_answers(settings, gateway.backend))
+        async with client, graceful(app.front.drain):
+            yield
+        app.front.access.flush()
+
+    chat_completions = ChatCompletions(gateway)
+    routes = [
+        Route("/chat/completions", chat_completions, methods=["POST"]),
+        Route("/openai/deployments/{model}/chat/completions", chat_completions, methods=["POST"]),
+        Route("/ask", Ask(gateway), methods=["POST"]),
+        Route("/models", models),
+        Route("/models/{id:path}", model),
+        Route("/", health),
+        Route("/health", health),
+        Route("/info", info),
+        Route("/docs/websocket", websocket_note),
+    ]
+    return Rewrap(settings, gateway, routes=routes, lifespan=lifespan)
+
+
+def who_answers(settings: Settings, backend: Backend) -> str:
+    """One line for the start; of a URL only what is no secret."""
+    if isinstance(backend, Mock):
+        return f"the mock answers, as {backend.model} or any other name"
+    url = httpx.URL(settings.chat_url or settings.openai_api_base)
+    where = f"{url.scheme}://{url.host}{f':{url.port}' if url.port else ''}{url.path}"
+    return f"{backend.name} answers, at {where}, for every model name"
+
+
+def load_settings() -> Settings:
+    """Bad configuration stops the start with one line."""
+    try:
+        return Settings.load()
+    except ValueError as error:
+        sys.exit(f"rewrap: {error}")
+
+
+announced = False
+
+
+def serve(settings: Settings) -> None:
+    """Until a signal. The one line at the start says where, and who answers."""
+
+    def announce(address: str) -> None:
+        global announced
+        announced = True
+        log.info("rewrap %s on %s: %s", __version__, address, who_answers(settings, app.gateway.backend))
+
+    run(
+        app if settings.workers == 1 else "main:app",
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        announce=announce,
+    )
+
+
+settings = load_settings()
+app = create_app(settings)
+
+if __name__ == "__main__":
+    serve(settings)
