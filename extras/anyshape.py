@@ -120,10 +120,10 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
 
 def openai_usage(value: Any) -> dict[str, Any] | None:
     found = value.get("usage") if isinstance(value, dict) else None
-    counts = [found.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(found, dict) else []
-    if not counts or not all(isinstance(count, int) for count in counts):
+    if not isinstance(found, dict):
         return None
-    return usage(*counts) | found
+    prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
+    return usage(prompt, completion) | found if isinstance(prompt, int) and isinstance(completion, int) else None
 
 
 def extra_fields(value: Any) -> dict[str, Any] | None:
