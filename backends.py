@@ -5,11 +5,14 @@ A backend does not know which API shape is served: that is a rendering's busines
 """
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
 from typing import Any, Protocol
 
 import httpx
@@ -18,6 +21,7 @@ import orjson
 from extras.framing import Events, Lines, Pieces, framing, is_json
 
 Headers = list[tuple[bytes, bytes]]
+log = logging.getLogger("rewrap")
 
 
 class APIError(Exception):
@@ -81,6 +85,15 @@ class Delta:
 
 
 Deltas = AsyncGenerator[Delta, None]
+
+
+class Refused(Exception):
+    """What an upstream says instead of a reply: a status, and its own words, from which secrets are yet to be taken."""
+
+    def __init__(self, status: int, message: str = "", **known: str) -> None:
+        super().__init__(status)
+        self.status, self.message, self.known = status, message, known
+        self.headers: Headers = []
 
 
 class Backend(Protocol):
@@ -163,11 +176,10 @@ class Mock:
     A word is a token here, so `max_tokens` and `usage` can be foretold. `words_per_second` 0 is at once.
     """
 
-    name = "mock"
     model = "mock-gpt-model"
 
-    def __init__(self, words_per_second: float = 0.0) -> None:
-        self.words_per_second = words_per_second
+    def __init__(self, words_per_second: float = 0.0, name: str = "mock") -> None:
+        self.words_per_second, self.name = words_per_second, name
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         return [model_card(self.model)]
@@ -199,6 +211,37 @@ class Mock:
         parts = words(text)
         limit = chat.payload.get("max_completion_tokens") or chat.payload.get("max_tokens") or len(parts)
         return (parts[:limit], "length") if limit < len(parts) else (parts, "stop")
+
+
+class Function:
+    """A backend of one's own: a function of the Chat that returns a text, or yields pieces of one; plain or async.
+
+    A plain function is called in a thread, and so may take its time; a plain generator must not.
+    """
+
+    def __init__(self, function: Callable[[Chat], Any], name: str = "") -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", "function")
+
+    async def models(self, authorization: str) -> list[dict[str, Any]]:
+        return [model_card(self.name)]
+
+    async def stream(self, chat: Chat) -> Deltas:
+        if iscoroutinefunction(self.function) or isasyncgenfunction(self.function):
+            said = self.function(chat)
+        else:
+            said = await asyncio.to_thread(self.function, chat)
+        if hasattr(said, "__aiter__"):
+            async with aclosing(said) as pieces:
+                async for text in pieces:
+                    yield Delta(text)
+            yield Delta(finish_reason="stop")
+        elif isinstance(said := await said if isawaitable(said) else said, str):
+            yield Delta(said, "stop", whole=True)
+        else:
+            for text in said:
+                yield Delta(text)
+            yield Delta(finish_reason="stop")
 
 
 # The way out: httpx, and the one place where its failures become ours.
@@ -283,10 +326,9 @@ def upstream_errors(failure_status: int = 502) -> Iterator[None]:
             503, "All connections to the chat backend are busy.", type="server_error", headers=again
         ) from exc
     except (httpx.TimeoutException, TimeoutError) as exc:
-        message = "The chat backend did not answer in time."
-        raise APIError(504, message, type="upstream_error", code="timeout", reason=type(exc).__name__) from exc
+        raise APIError(504, TOO_SLOW, type="upstream_error", code="timeout", reason=type(exc).__name__) from exc
     except (httpx.HTTPError, ValueError) as exc:
-        raise unusable("The chat backend failed to answer.", type(exc).__name__, failure_status) from exc
+        raise unusable(FAILED, type(exc).__name__, failure_status) from exc
 
 
 def unusable(message: str, reason: str, failure_status: int = 502) -> APIError:
@@ -304,12 +346,53 @@ class Limits:
     event_bytes: int = 8 * 2**20
 
 
-class Shape(Protocol):
-    """How an endpoint is spoken to: where the prompt goes, where the text is."""
+class Reader(Protocol):
+    """One streamed reply. `done`: nothing more is to come; `complete`: it may end here, or else it was cut short."""
 
-    def request(self, chat: Chat) -> dict[str, Any]: ...  # the JSON to send
-    def answer(self, value: Any) -> list[Delta]: ...  # a whole JSON answer; raises ValueError if there is no reply
-    def reader(self) -> Callable[[str, bytes], list[Delta] | None]: ...  # (event name, data); None: it was the last
+    @property
+    def done(self) -> bool: ...
+    @property
+    def complete(self) -> bool: ...
+
+    def __call__(self, name: str, data: bytes) -> list[Delta]: ...  # of one event
+
+
+class Shape(Protocol):
+    """How an endpoint is spoken to: where the prompt goes, where the text is. Raises Refused, or ValueError for no reply."""
+
+    framing: str  # json, sse, ndjson or text; auto: found out from the answer
+
+    def url(self, url: str, chat: Chat) -> str: ...
+    def headers(self, key: str, stream: bool) -> dict[str, str]: ...
+    def request(self, chat: Chat) -> Any: ...  # the JSON to send
+    def dropped(self, chat: Chat) -> list[str]: ...  # what the client sent that does not go along
+    def answer(self, value: Any) -> list[Delta]: ...  # a whole JSON answer
+    def reader(self) -> Reader: ...
+    def refusal(self, status: int, value: Any) -> Refused: ...  # the JSON that came with a status other than 2xx
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """What an upstream wants otherwise: names of parameters, values of absent ones, what it does not take, names of roles."""
+
+    rename: Mapping[str, str] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    drop: tuple[str, ...] = ()
+    roles: Mapping[str, str] = field(default_factory=dict)
+    model: str = ""  # the upstream's own name of the model
+
+    def applied(self, chat: Chat) -> tuple[Chat, list[str]]:
+        """The chat as this upstream takes it, and the names of what was dropped."""
+        if not (self.rename or self.defaults or self.drop or self.roles or self.model):
+            return chat, []
+        payload = {self.rename.get(name, name): value for name, value in chat.payload.items()}
+        dropped = [name for name in self.drop if payload.pop(name, None) is not None]
+        for name, value in self.defaults.items():
+            if payload.get(name) is None:
+                payload[name] = value
+        messages = [{**m, "role": self.roles.get(m["role"], m["role"])} for m in chat.messages]
+        model = self.model or chat.model
+        return replace(chat, payload=payload, messages=messages, model=model, body=b""), dropped
 
 
 class ChatURL:
@@ -330,52 +413,66 @@ class ChatURL:
         shape: Shape,
         *,
         name: str = "chat-url",
+        key: str = "",
         headers: Mapping[str, str] | None = None,
         model: str = "",
+        params: Params | None = None,
         limits: Limits | None = None,
         failure_status: int = 502,
     ) -> None:
-        self.client, self.url, self.name, self.model = client, url, name, model
-        self.shape = shape
-        self.limits = limits or Limits()
+        self.client, self.url, self.shape, self.name, self.key, self.model = client, url, shape, name, key, model
+        self.params, self.limits = params or Params(), limits or Limits()
         self.failure_status = failure_status
-        self.headers = {"content-type": "application/json", "accept": "application/json, text/event-stream, */*"}
-        self.headers |= {k.lower(): v for k, v in (headers or {}).items()}
-        self.target = client.target("POST", url, self.headers)
-        address = httpx.URL(url)
-        self.secrets = [v.split()[-1] for v in (headers or {}).values() if v.strip()] + [url, address.netloc.decode()]
+        self.own_headers = {name.lower(): value for name, value in (headers or {}).items()}
+        self.targets: dict[tuple[str, bool], Any] = {}
+        values = [value.split()[-1] for value in self.own_headers.values() if value.strip()]
+        self.secrets = [secret for secret in (key, *values, url, httpx.URL(url).netloc.decode()) if len(secret) > 3]
+        self.target(url, False)  # a header that cannot be sent stops the start
+
+    def target(self, url: str, stream: bool) -> Any:
+        """Where a request goes, and the headers that all of them share: made once."""
+        if (target := self.targets.get((url, stream))) is None:
+            accept = "text/event-stream, application/json, */*" if stream else "application/json, */*"
+            headers = {"content-type": "application/json", "accept": accept} | self.shape.headers(self.key, stream)
+            target = self.client.target("POST", url, headers | self.own_headers)
+            if len(self.targets) < 256:  # a model's name may stand in the URL, and names are the clients' to choose
+                self.targets[url, stream] = target
+        return target
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         return [model_card(self.model or self.name)]
 
     def body(self, chat: Chat) -> bytes:
-        try:
-            return orjson.dumps(self.shape.request(chat))
-        except TypeError as exc:  # orjson reads 1,024 levels, and writes 254
-            raise APIError(400, "The request is nested too deeply.") from exc
+        return dumps(self.shape.request(chat))
 
     def credentials(self, chat: Chat) -> dict[str, str]:
         return {}
 
     async def stream(self, chat: Chat) -> Deltas:
-        body = self.body(chat)
+        asked, dropped = self.params.applied(chat)
+        body = self.body(asked)
+        credentials = self.credentials(chat)
         with upstream_errors(self.failure_status):
+            target = self.target(self.shape.url(self.url, asked), asked.stream)
             now = asyncio.get_running_loop().time()
-            credentials = self.credentials(chat)
-            reply = await self.client.ask(self.target, credentials, body, now + self.limits.first_byte)
+            reply = await self.client.ask(target, credentials, body, now + self.limits.first_byte)
             try:
                 if not 200 <= reply.status < 300:
-                    raise await self.refusal(reply, passed_on=bool(credentials))
-                self.passed_on(reply, chat)
+                    raise await self.refusal(reply)
+                if dropped := dropped + self.shape.dropped(asked):
+                    chat.headers.append((b"x-dropped-params", ", ".join(dropped).encode("ascii", "replace")))
+                chat.headers += [(k, v) for k, v in reply.headers.items() if PASSED_ON.fullmatch(k)]
                 async with aclosing(self.read(reply, chat)) as deltas:
                     async for delta in deltas:
                         yield delta
+            except Refused as refused:
+                raise self.failure(refused, own_key=not credentials) from None
             finally:
                 await reply.aclose()
 
     async def read(self, reply: Reply, chat: Chat) -> Deltas:
         """The Deltas of a good answer, whatever its framing."""
-        kind, first = await framing(reply)
+        kind, first = await framing(reply, self.shape.framing if chat.stream else "auto")
         if kind == "json":
             value = self.parsed(await self.whole(reply, first))
             if not isinstance(value, Lines):
@@ -386,29 +483,24 @@ class ChatURL:
         else:
             events = {"sse": Events, "ndjson": Lines, "text": Pieces}[kind](self.limits.event_bytes)
         read = self.shape.reader()
-        finished = set()
-        ended = started = False
+        started = finished = False
         loop = asyncio.get_running_loop()
         data = first or await reply.read()
         while True:
             for name, event in events.feed(data) if data else events.close():
-                deltas = read(name, event)
-                if deltas is None:
-                    ended = True
-                    break
-                reply.deadline = loop.time() + self.limits.stall
-                for delta in self.checked(deltas, chat, None):
-                    started = True
-                    if delta.finish_reason:
-                        finished.add(delta.index)
+                for delta in self.checked(read(name, event), chat, None):
+                    started, finished = True, finished or bool(delta.finish_reason)
                     yield delta
-            if ended or not data:
+                reply.deadline = loop.time() + self.limits.stall
+                if read.done:
+                    break
+            if read.done or not data:
                 break
             data = await reply.read()
         reply.linger()
-        if not finished and not ended and getattr(read, "ends", False):
-            raise unusable("The chat backend broke off.", "no finish_reason, no [DONE]", self.failure_status)
-        if not started and not finished:
+        if not read.done and not finished and not read.complete:
+            raise unusable("The chat backend broke off.", "cut short", self.failure_status)
+        if not started:
             raise unusable("The chat backend gave no reply.", "empty stream", self.failure_status)
         if not finished:
             yield Delta(finish_reason="stop")
@@ -451,50 +543,53 @@ class ChatURL:
                 raise
             return Lines(len(body), body)
 
-    def passed_on(self, reply: Reply, chat: Chat) -> None:
-        """Headers of the answer that clients use; of all others none."""
-        for name, value in reply.headers.items():
-            if name in PASSED_ON or name.startswith(b"x-ratelimit-"):
-                chat.headers.append((name, value))
-
-    async def refusal(self, reply: Reply, *, passed_on: bool) -> APIError:
-        """What a status other than 2xx means for the client (`passed_on`: who sent a key of its own)."""
+    async def refusal(self, reply: Reply) -> Refused:
+        """A status other than 2xx, with what the upstream says about it, if that can be read."""
         reply.deadline = min(reply.deadline, asyncio.get_running_loop().time() + 5.0)
         try:
-            said = orjson.loads(await self.whole(reply))["error"]
-            message = self.redacted(said["message"])
-        except (httpx.HTTPError, TimeoutError, APIError, ValueError, KeyError, TypeError, IndexError):
-            said, message = {}, ""
-        status = reply.status
-        headers = [(k, v) for k, v in reply.headers.items() if k.startswith((b"retry-after", b"x-ratelimit-"))]
-        known = {key: said[key] for key in ("param", "code") if isinstance(said.get(key), str)}
-        kind = said["type"] if isinstance(said.get("type"), str) else ""
-        reason = f"status {status}"
-        if status in (429, 503):
-            kind = kind or ("requests" if status == 429 else "server_error")
-            known.setdefault("code", "rate_limit_exceeded" if status == 429 else "unavailable")
-            return APIError(
-                status, message or "The chat backend is busy.", type=kind, headers=headers, reason=reason, **known
-            )
-        if status in (400, 404, 413, 422) or (status in (401, 403) and passed_on):
-            message = message or "The chat backend refused the request."
-            return APIError(status, message, type=kind or "invalid_request_error", reason=reason, **known)
+            refused = self.shape.refusal(reply.status, orjson.loads(await self.whole(reply)))
+        except (httpx.HTTPError, TimeoutError, APIError, ValueError):
+            refused = Refused(reply.status)
+        refused.headers = [(k, v) for k, v in reply.headers.items() if k.startswith((b"retry-after", b"x-ratelimit-"))]
+        return refused
+
+    def failure(self, refused: Refused, *, own_key: bool) -> APIError:
+        """What an upstream's refusal means for the client (`own_key`: it was asked with a key of ours, or none)."""
+        status, known = refused.status, dict[str, Any](refused.known)
+        message = self.redacted(refused.message)[:2000]
+        reason = f"upstream: {status}"
+        if status in (429, 503, 529):  # 529: Anthropic's "overloaded"
+            limited = status == 429
+            known = {"code": "rate_limit_exceeded" if limited else "unavailable", "type": "requests"} | known
+            message = message if limited and message else "The chat backend is busy."
+            return APIError(429 if limited else 503, message, headers=refused.headers, reason=reason, **known)
+        if status in (400, 404, 413, 422) or (status in (401, 403) and not own_key):
+            return APIError(status, message or "The chat backend refused the request.", reason=reason, **known)
         if status == 504:
-            return APIError(504, "The chat backend did not answer in time.", type="upstream_error", code="timeout")
-        error = unusable("The chat backend failed to answer.", reason, self.failure_status)
-        if status < 500:  # our configuration is wrong (its key, its URL): to try again helps nobody
+            return APIError(504, TOO_SLOW, type="upstream_error", code="timeout", reason=reason)
+        error = unusable(FAILED, reason, self.failure_status)
+        if status < 500:  # our configuration is wrong, its key or its URL: to try again helps nobody
             error.headers = [(b"x-should-retry", b"false")]
         return error
 
     def redacted(self, text: str) -> str:
         """An upstream's words without our secrets, or its address."""
         for secret in self.secrets:
-            if len(secret) > 3:
-                text = text.replace(secret, "***")
+            text = text.replace(secret, "***")
         return KEYLIKE.sub("***", text)
 
 
-PASSED_ON = frozenset([b"openai-processing-ms", b"openai-version", b"x-should-retry"])
+def dumps(value: Any) -> bytes:
+    """JSON for an upstream. Raises APIError: orjson reads 1,024 levels, and writes 254."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        raise APIError(400, "The request is nested too deeply.") from None
+
+
+FAILED = "The chat backend failed to answer."
+TOO_SLOW = "The chat backend did not answer in time."
+PASSED_ON = re.compile(rb"openai-processing-ms|openai-version|x-ratelimit-[a-z-]+")
 KEYLIKE = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key|Bearer)[-_ ][\w*.…-]{8,}")
 
 
@@ -507,15 +602,11 @@ class OpenAI(ChatURL):
 
     MODELS_SECONDS = 60.0
 
-    def __init__(self, client: Client, api_base: str, shape: Shape, *, api_key: str = "", **options: Any) -> None:
+    def __init__(self, client: Client, api_base: str, shape: Shape, **options: Any) -> None:
         base = api_base.rstrip("/").removesuffix("/chat/completions")
-        headers = dict(options.pop("headers", None) or {})
-        if api_key:
-            headers["authorization"] = f"Bearer {api_key}"
-        options.setdefault("name", "openai")
-        super().__init__(client, f"{base}/chat/completions", shape, headers=headers, **options)
-        self.has_key = "authorization" in self.headers
-        self.models_target = client.target("GET", f"{base}/models", self.headers)
+        super().__init__(client, f"{base}/chat/completions", shape, **{"name": "openai"} | options)
+        self.has_key = bool(self.key) or "authorization" in self.own_headers
+        self.models_target = client.target("GET", f"{base}/models", shape.headers(self.key, False) | self.own_headers)
         self.listed: tuple[float, list[dict[str, Any]]] = (0.0, [])
 
     def credentials(self, chat: Chat) -> dict[str, str]:
@@ -524,10 +615,7 @@ class OpenAI(ChatURL):
     def body(self, chat: Chat) -> bytes:
         if chat.body and chat.model == chat.payload.get("model"):
             return chat.body
-        try:
-            return orjson.dumps(chat.payload | {"model": chat.model, "messages": chat.messages})
-        except TypeError as exc:
-            raise APIError(400, "The request is nested too deeply.") from exc
+        return dumps(chat.payload | {"model": chat.model, "messages": chat.messages})
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         """The upstream's own list, kept for a minute; where it has none, the default model."""
@@ -577,6 +665,7 @@ class OpenAI(ChatURL):
         loop = asyncio.get_running_loop()
         rest = b""
         finished = 0
+        begun = False
         while data := await reply.read():
             if rest:
                 data = rest + data
@@ -589,21 +678,25 @@ class OpenAI(ChatURL):
             if rest:
                 data = data[:end]
             if b"data:" not in data:  # comments alone: alive, but no event
-                rest = data + rest
+                if begun:
+                    yield Delta(raw=data)
+                else:
+                    rest = data + rest
                 continue
+            begun = True
             reply.deadline = loop.time() + self.limits.stall
             if not data.isascii():
                 data.decode()  # raises UnicodeDecodeError: a client's reader would, too
             if b'"error"' in data:
                 self.look_for_error(data)
-            if b'"usage":' in data and (found := USAGE.search(data)):
-                chat.usage = orjson.loads(found[1])
+            if b'"usage":' in data and (found := USAGE.findall(data)):
+                chat.usage = orjson.loads(found[-1])
             finished += data.count(b'"finish_reason":"') or data.count(b'"finish_reason": "')
             yield Delta(raw=data)
-            if b"data: [DONE]" in data or b"data:[DONE]" in data:
+            if b"[DONE]" in data and DONE.search(data):
                 reply.linger()
                 return
-        if rest.strip() in (b"data: [DONE]", b"data:[DONE]"):
+        if DONE.match(rest):
             yield Delta(raw=rest.strip() + b"\n\n")
         elif finished < (chat.payload.get("n") or 1) or rest.strip():
             raise unusable("The chat backend broke off.", "no [DONE]", self.failure_status)
@@ -612,11 +705,14 @@ class OpenAI(ChatURL):
 
     def look_for_error(self, data: bytes) -> None:
         for _, event in Events(len(data) + 1).feed(data):
-            if event.startswith(b"{") and orjson.loads(event).get("error"):
-                raise error_in_200(orjson.loads(event)["error"], self.redacted, self.failure_status)
+            if event.startswith(b"{") and (error := orjson.loads(event).get("error")):
+                raise refused_in_200(error)
 
 
 USAGE = re.compile(rb'"usage":\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
+DONE = re.compile(
+    rb"(?:\A|[\r\n])data: ?\[DONE\]"
+)  # at the start of a line: in a reply's text, line breaks are escaped
 EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 
 
@@ -628,15 +724,77 @@ def last_event_end(data: bytes) -> int:
     return end
 
 
-def error_in_200(error: Any, redacted: Callable[[str], str], failure_status: int) -> APIError:
-    """An upstream's failure that came with a good status, or in mid-stream."""
-    said = error.get("message") if isinstance(error, dict) else error
-    code = error.get("code") if isinstance(error, dict) else None
-    message = redacted(said)[:1000] if isinstance(said, str) and code in SAID_ALOUD else ""
-    status = 429 if code in ("rate_limit_exceeded", 429) else failure_status
-    failure = unusable(message or "The chat backend failed to answer.", "error in 200", status)
-    failure.code = code if isinstance(code, str) else failure.code
-    return failure
+def refused_in_200(error: Any) -> Refused:
+    """An upstream's failure that came with a good status, or in mid-stream: `{"message", "type", "param", "code"}` or a text."""
+    said = error if isinstance(error, dict) else {"message": error}
+    code, message = said.get("code"), said.get("message")
+    status = code if isinstance(code, int) and 400 <= code < 600 else STATUS_OF_CODE.get(str(code), 502)
+    known = {name: said[name] for name in ("type", "param", "code") if isinstance(said.get(name), str)}
+    return Refused(status, message if isinstance(message, str) else "", **known)
 
 
-SAID_ALOUD = frozenset(["context_length_exceeded", "content_filter", "rate_limit_exceeded"])
+STATUS_OF_CODE = {"rate_limit_exceeded": 429, "context_length_exceeded": 400, "content_filter": 400}
+
+
+class Several:
+    """Several backends: the name of the model picks one; others stand in where that fails before its first Delta.
+
+    `rows` are (backend, patterns of model names, names of its fallbacks); an exact name goes before a pattern, a longer
+    pattern before a shorter one.
+    """
+
+    name = "several"
+
+    def __init__(self, rows: list[tuple[Backend, list[str], list[str]]]) -> None:
+        self.rows = rows
+        named = {backend.name: backend for backend, _, _ in rows}
+        self.fallbacks = {backend.name: [named[name] for name in names] for backend, _, names in rows}
+
+    def pick(self, model: str) -> list[Backend]:
+        """Who is asked, in turn. Raises APIError 404 where no pattern matches."""
+        found: list[tuple[bool, int, Backend]] = []
+        for backend, patterns, _ in self.rows:
+            hits = [pattern for pattern in patterns if fnmatchcase(model, pattern)]
+            found += [(pattern == model, len(pattern), backend) for pattern in hits]
+        if not found:
+            raise no_such_model(model)
+        first = max(found, key=lambda row: row[:2])[2]
+        return [first, *self.fallbacks[first.name]]
+
+    async def models(self, authorization: str) -> list[dict[str, Any]]:
+        """The names in the file, and of each backend's own list those that it is asked for."""
+        cards: dict[str, dict[str, Any]] = {}
+        for backend, patterns, _ in self.rows:
+            names = [pattern for pattern in patterns if not GLOB.search(pattern)]
+            cards |= {name: model_card(name, owned_by=backend.name) for name in names if name not in cards}
+            if len(names) < len(patterns):
+                for card in await backend.models(authorization):
+                    if card["id"] not in cards and self.pick(card["id"])[0] is backend:
+                        cards[card["id"]] = card
+        return list(cards.values())
+
+    async def stream(self, chat: Chat) -> Deltas:
+        backends = self.pick(chat.model)
+        for backend in backends:
+            chat.backend, chat.headers = backend.name, []
+            async with aclosing(backend.stream(chat)) as deltas:
+                try:
+                    first = await anext(deltas, None)
+                except APIError as error:
+                    if backend is backends[-1] or (error.status < 500 and error.status != 429):
+                        raise
+                    log.warning("backend %s failed (%s): asking the next", backend.name, error.reason)
+                    continue
+                if first is not None:
+                    yield first
+                async for delta in deltas:
+                    yield delta
+                return
+
+
+GLOB = re.compile(r"[*?\[]")
+
+
+def no_such_model(model: str) -> APIError:
+    message = f"The model `{model}` does not exist or you do not have access to it."
+    return APIError(404, message, code="model_not_found")

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from multiprocessing import parent_process
 from secrets import token_hex
 from typing import Any
@@ -34,18 +35,24 @@ from backends import (
     Client,
     Delta,
     Deltas,
+    Function,
     Limits,
     Mock,
     OpenAI,
+    Params,
+    Several,
     estimated_tokens,
+    no_such_model,
     text_of,
     usage,
     words,
 )
 from extras.anyshape import AnyShape
 from extras.checks import CHECKS, check_messages, invalid, missing, named, wrong_type
+from extras.config import BackendTable, read_config
 from extras.server import graceful, run
 from extras.settings import Settings
+from extras.shapes import shape_named, shape_of
 from extras.transport import Transport
 
 __version__ = "0.1.0"
@@ -177,9 +184,9 @@ class Chunks:
         return out
 
     def end(self) -> bytes:
-        counted(self.chat, self.texts)
         if self.raw:
             return b""
+        counted(self.chat, self.texts)
         last = b""
         if self.chat.include_usage:
             last = self.head + b'"choices":[],"usage":' + orjson.dumps(self.chat.usage) + b"}\n\n"
@@ -284,10 +291,14 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
 
 
 def counted(chat: Chat, texts: list[str]) -> None:
-    """The upstream's usage where it has told it; an estimate otherwise."""
-    if chat.usage is None and texts:
+    """The upstream's usage where it has told it; an estimate of what it has not."""
+    known = chat.usage or {}
+    if "prompt_tokens" in known and "completion_tokens" in known:
+        return
+    prompt = known.get("prompt_tokens")
+    if prompt is None:
         prompt = estimated_tokens(*(text_of(message.get("content")) for message in chat.messages))
-        chat.usage = usage(prompt, estimated_tokens(*texts))
+    chat.usage = usage(prompt, known.get("completion_tokens", estimated_tokens(*texts))) | known
 
 
 # The app.
@@ -556,9 +567,8 @@ EXPOSED += [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "r
 class Gateway:
     """Settings, the backend, and who may come in: what the routes share."""
 
-    def __init__(self, settings: Settings, client: Client) -> None:
-        self.settings = settings
-        self.backend: Backend = backend_of(settings, client)
+    def __init__(self, settings: Settings, backend: Backend) -> None:
+        self.settings, self.backend = settings, backend
         self.default_model: str = settings.openai_model
         self.keys = [key.encode() for key in settings.api_keys]
         self.debug = log.isEnabledFor(logging.DEBUG)
@@ -605,7 +615,7 @@ def loggable(body: bytes, secrets: list[str]) -> str:
 
 
 def backend_of(settings: Settings, client: Client) -> Backend:
-    """Who answers: the mock where it is asked for or nothing else is named; a chat URL before an OpenAI upstream."""
+    """Who answers: the mock where it is asked for or nothing is named; a file of several before one that is set here."""
     limits = Limits(
         settings.first_byte_timeout_seconds,
         settings.stall_timeout_seconds,
@@ -613,12 +623,43 @@ def backend_of(settings: Settings, client: Client) -> Backend:
         settings.max_reply_bytes,
         settings.max_event_bytes,
     )
-    common = {"model": settings.openai_model, "limits": limits, "failure_status": settings.upstream_failure_status}
-    if settings.chat_url and not settings.use_mock_api:
-        return ChatURL(client, settings.chat_url, AnyShape(), headers=settings.chat_headers, **common)  # type: ignore[arg-type]
-    if settings.openai_api_base and not settings.use_mock_api:
-        return OpenAI(client, settings.openai_api_base, AnyShape(), api_key=settings.openai_api_key, **common)
+    common: dict[str, Any] = {"limits": limits, "failure_status": settings.upstream_failure_status}
+    if settings.use_mock_api:
+        return Mock(settings.mock_words_per_second)
+    if settings.config:
+        rows = [(backend_from(table, client, common), table) for table in read_config(settings.config)]
+        return Several([(backend, table.models, table.fallbacks) for backend, table in rows])
+    common["model"] = settings.openai_model
+    if settings.chat_url:
+        shape = shape_named(settings.chat_shape, "CHAT_SHAPE") if settings.chat_shape else AnyShape()
+        common |= {"key": settings.chat_key, "headers": settings.chat_headers}
+        return ChatURL(client, settings.chat_url, shape, **common)
+    if settings.openai_api_base:
+        return OpenAI(client, settings.openai_api_base, AnyShape(), key=settings.openai_api_key, **common)
     return Mock(settings.mock_words_per_second)
+
+
+def backend_from(table: BackendTable, client: Client, common: dict[str, Any]) -> Backend:
+    """One backend of the file. Raises ValueError."""
+    if table.kind == "mock":
+        return Mock(table.words_per_second, table.name)
+    where = f"CONFIG: backend {table.name!r}"
+    names = ("first_byte", "stall", "total")
+    seconds = {name: value for name in names if (value := getattr(table, f"{name}_timeout_seconds"))}
+    if set(table.params) - {"rename", "defaults", "drop", "roles"}:
+        raise ValueError(f"{where}: params may have rename, defaults, drop and roles")
+    options = common | {
+        "name": table.name,
+        "key": table.key,
+        "headers": table.headers,
+        "params": Params(**table.params, model=table.model),
+        "limits": replace(common["limits"], **seconds),
+    }
+    if table.kind == "openai":
+        return OpenAI(client, table.url, AnyShape(), **options)
+    if table.mapping:
+        return ChatURL(client, table.url, shape_of(table.mapping, where), **options)
+    return ChatURL(client, table.url, shape_named(table.shape, where) if table.shape else AnyShape(), **options)
 
 
 class ChatCompletions:
@@ -707,8 +748,16 @@ class JSON(Response):
         return orjson.dumps(content)
 
 
-def create_app(settings: Settings | None = None, transport: httpx.AsyncBaseTransport | None = None) -> Rewrap:
-    """The app. `transport` is the way to the upstream: a mock in tests, a pool of our own without one."""
+def create_app(
+    settings: Settings | None = None,
+    transport: httpx.AsyncBaseTransport | None = None,
+    backend: Backend | Callable[[Chat], Any] | None = None,
+) -> Rewrap:
+    """The app. Raises ValueError, in one line, for settings that cannot be.
+
+    `transport` is the way to the upstream: a mock in tests, a pool of our own without one. `backend` answers instead of what
+    the settings name: a Backend, or a function of the Chat that gives or yields text.
+    """
     settings = settings or Settings()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     log.setLevel(settings.log_level.upper())
@@ -716,7 +765,9 @@ def create_app(settings: Settings | None = None, transport: httpx.AsyncBaseTrans
         transport = httpx.AsyncHTTPTransport(proxy=settings.upstream_proxy)
     timeout = settings.connect_timeout_seconds
     client = Client(transport or Transport(settings.max_connections, timeout), timeout)
-    gateway = Gateway(settings, client)
+    if backend is None:
+        backend = backend_of(settings, client)
+    gateway = Gateway(settings, Function(backend) if callable(backend) else backend)
 
     async def models(request: Request) -> Response:
         """GET /v1/models: the models of the backend."""
@@ -731,8 +782,7 @@ def create_app(settings: Settings | None = None, transport: httpx.AsyncBaseTrans
         for row in await gateway.backend.models(request.headers.get("authorization", "") if not gateway.keys else ""):
             if row["id"] == id:
                 return JSON(row)
-        message = f"The model `{id}` does not exist or you do not have access to it."
-        raise APIError(404, message, code="model_not_found")
+        raise no_such_model(id)
 
     async def health(request: Request) -> Response:
         """GET / and GET /health: whether it serves."""
@@ -751,7 +801,7 @@ def create_app(settings: Settings | None = None, transport: httpx.AsyncBaseTrans
     @asynccontextmanager
     async def lifespan(app: Rewrap) -> AsyncIterator[None]:
         if not announced and parent_process() is None:
-            log.info("rewrap %s: %s", __version__, who_answers(settings, gateway.backend))
+            log.info("rewrap %s: %s", __version__, who_answers(gateway.backend))
         async with client, graceful(app.front.drain):
             yield
         app.front.access.flush()
@@ -771,19 +821,27 @@ def create_app(settings: Settings | None = None, transport: httpx.AsyncBaseTrans
     return Rewrap(settings, gateway, routes=routes, lifespan=lifespan)
 
 
-def who_answers(settings: Settings, backend: Backend) -> str:
+def who_answers(backend: Backend) -> str:
     """One line for the start; of a URL only what is no secret."""
     if isinstance(backend, Mock):
         return f"the mock answers, as {backend.model} or any other name"
-    url = httpx.URL(settings.chat_url or settings.openai_api_base)
-    where = f"{url.scheme}://{url.host}{f':{url.port}' if url.port else ''}{url.path}"
-    return f"{backend.name} answers, at {where}, for every model name"
+    if isinstance(backend, Several):
+        rows = [f"{row.name}{bare(row)} for {', '.join(patterns)}" for row, patterns, _ in backend.rows]
+        return "; ".join(rows)
+    return f"{backend.name} answers{bare(backend)}, for every model name"
 
 
-def load_settings() -> Settings:
-    """Bad configuration stops the start with one line."""
+def bare(backend: Backend) -> str:
+    """at the address of a backend, without user, query or fragment: there keys may stand."""
+    if not isinstance(backend, ChatURL):
+        return ""
+    return f" at {httpx.URL(backend.url).copy_with(userinfo=b'', query=None, fragment=None)}"
+
+
+def load_app() -> Rewrap:
+    """The app of the environment. Bad configuration stops the start with one line."""
     try:
-        return Settings.load()
+        return create_app(Settings.load())
     except ValueError as error:
         sys.exit(f"rewrap: {error}")
 
@@ -797,7 +855,7 @@ def serve(settings: Settings) -> None:
     def announce(address: str) -> None:
         global announced
         announced = True
-        log.info("rewrap %s on %s: %s", __version__, address, who_answers(settings, app.gateway.backend))
+        log.info("rewrap %s on %s: %s", __version__, address, who_answers(app.gateway.backend))
 
     run(
         app if settings.workers == 1 else "main:app",
@@ -809,8 +867,7 @@ def serve(settings: Settings) -> None:
     )
 
 
-settings = load_settings()
-app = create_app(settings)
+app = load_app()
 
 if __name__ == "__main__":
-    serve(settings)
+    serve(app.settings)

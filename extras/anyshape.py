@@ -7,52 +7,72 @@ from typing import Any
 
 import orjson
 
-from backends import Chat, Delta, error_in_200, text_of, usage
+from backends import Chat, Delta, Refused, refused_in_200, text_of, usage
 from extras.framing import is_json
 
 
 class AnyShape:
     """OpenAI-like objects, and JSON with the reply under one of the usual names, at the top or one level down."""
 
-    def request(self, chat: Chat) -> dict[str, Any]:
+    framing = "auto"
+
+    def url(self, url: str, chat: Chat) -> str:
+        return url
+
+    def headers(self, key: str, stream: bool) -> dict[str, str]:
+        return {"authorization": f"Bearer {key}"} if key else {}
+
+    def request(self, chat: Chat) -> Any:
         messages = [{**message, "content": text_of(message.get("content"))} for message in chat.messages]
         asked = {k: v for k, v in chat.payload.items() if v is not None and k not in OURS}
         return asked | {"model": chat.model, "messages": messages}
+
+    def dropped(self, chat: Chat) -> list[str]:
+        contents = [m["content"] for m in chat.messages if isinstance(m.get("content"), list)]
+        kinds = {str(part.get("type")) for parts in contents for part in parts if not isinstance(part.get("text"), str)}
+        return [f"messages.{kind}" for kind in sorted(kinds)]
 
     def answer(self, value: Any) -> list[Delta]:
         if isinstance(value, dict) and isinstance(value.get("choices"), list) and value["choices"]:
             return openai_deltas(value, whole=True)
         if isinstance(value, dict) and value.get("error"):
-            raise ValueError("error in 200")
+            raise refused_in_200(value["error"])
         text = find_reply(value)
         if text is None:
             raise ValueError("no reply")
-        found = openai_usage(value)
-        return [Delta(text, "stop", whole=True, fields=extra_fields(value), usage=found)]
+        return [Delta(text, "stop", whole=True, fields=extra_fields(value), usage=openai_usage(value))]
 
     def reader(self) -> "AnyReader":
         return AnyReader()
+
+    def refusal(self, status: int, value: Any) -> Refused:
+        """The words of an OpenAI envelope; of anything else none, for who knows what is in them."""
+        error = value.get("error") if isinstance(value, dict) else None
+        refused = refused_in_200(error if isinstance(error, dict) else {})
+        refused.status = status
+        return refused
 
 
 OURS = frozenset(["store", "completion_id", "messages", "model"])
 
 
 class AnyReader:
-    """One streamed reply: (event name, data) to Deltas; None at its end.
+    """One streamed reply: (event name, data) to Deltas.
 
-    The first event that is no object tells whether texts are bare or JSON strings. `ends`: it is a stream of OpenAI's
-    chunks, which has an end of its own.
+    The first event that is no object tells whether texts are bare or JSON strings. A stream of OpenAI's chunks is complete
+    with its own end alone, any other with the end of the answer.
     """
 
     def __init__(self) -> None:
-        self.ends = False
+        self.complete, self.done = True, False
         self.bare: bool | None = None
 
-    def __call__(self, name: str, data: bytes) -> list[Delta] | None:
+    def __call__(self, name: str, data: bytes) -> list[Delta]:
         if name == "text":
             return [Delta(data.decode())]
         if data.strip() == b"[DONE]" or (name in ("end", "done", "close") and not data.strip(b' {}"')):
-            return None
+            self.done = True
+            return []
         value: Any = None
         if self.bare is not True and data.lstrip()[:1] in (b"{", b"[", b'"'):
             value = orjson.loads(data) if data.lstrip()[:1] != b'"' or is_json(data) else None
@@ -68,9 +88,9 @@ class AnyReader:
             text = find_reply(value)
             return [Delta(text)] if text else []
         if name == "error" or value.get("error"):
-            raise error_in_200(value.get("error"), lambda text: "", 502)
+            raise refused_in_200(value.get("error"))
         if isinstance(value.get("choices"), list):
-            self.ends = True
+            self.complete = False
             return openai_deltas(value, whole=False)
         text = find_reply(value)
         finish = value.get("finish_reason")
@@ -109,7 +129,7 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
                 finish_reason,
                 index if isinstance(index, int) else position,
                 whole=whole,
-                fields=fields or None,
+                fields=both_names(fields),
                 logprobs=choice.get("logprobs"),
             )
         )
@@ -130,7 +150,13 @@ def extra_fields(value: Any) -> dict[str, Any] | None:
     """What an object of no known form says besides its text, under the names that clients know."""
     if not isinstance(value, dict):
         return None
-    return {k: value[k] for k in ("reasoning_content", "reasoning", "figure", "figures") if value.get(k)} or None
+    return both_names({k: value[k] for k in ("reasoning_content", "reasoning", "figure", "figures") if value.get(k)})
+
+
+def both_names(fields: dict[str, Any]) -> dict[str, Any] | None:
+    """Clients look for reasoning under `reasoning_content` or `reasoning`: it goes on under both."""
+    said = fields.get("reasoning_content") or fields.get("reasoning")
+    return (fields | {"reasoning_content": said, "reasoning": said} if said else fields) or None
 
 
 def find_reply(value: Any, depth: int = 2) -> str | None:

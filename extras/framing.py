@@ -19,8 +19,10 @@ class Readable(Protocol):
     async def read(self) -> bytes: ...
 
 
-async def framing(reply: Readable) -> tuple[str, bytes]:
+async def framing(reply: Readable, known: str = "auto") -> tuple[str, bytes]:
     """ "json", "sse", "ndjson" or "text", and the bytes that were read to find out. Raises ValueError for anything else."""
+    if known != "auto":
+        return known, b""
     said = reply.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if said == b"text/event-stream":
         return "sse", b""
@@ -105,7 +107,7 @@ class Events(Lines):
         events = []
         for line in self.lines(data):
             if not line:
-                if self.data:
+                if self.data or self.name:  # the standard drops an event without data: LangServe ends with one
                     events.append((self.name, b"\n".join(self.data)))
                 self.name, self.data = "", []
             elif line.startswith(b"data:"):

@@ -22,6 +22,9 @@ class Settings:
 
     chat_url: str = setting("", "The chat URL that answers. Unset, and OPENAI_API_BASE too: the mock does.", url=True)
     chat_headers: dict[str, str] = setting({}, 'Headers for CHAT_URL, as JSON: {"Authorization": "Bearer ..."}.')
+    chat_shape: str = setting("", "The shape that CHAT_URL speaks, such as ollama or dify. Unset: it is found out.")
+    chat_key: str = setting("", "The key for CHAT_URL, sent where its shape wants it.", secret=True)
+    config: str = setting("", "A TOML file with several backends, in place of CHAT_URL and OPENAI_API_BASE.")
     openai_api_base: str = setting("", "An OpenAI-compatible upstream, up to and with its /v1.", url=True)
     openai_api_key: str = setting("", "Key for OPENAI_API_BASE. Unset: the client's own goes along.", secret=True)
     openai_model: str = setting("", "The model for requests that name none.")

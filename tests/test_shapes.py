@@ -1,0 +1,467 @@
+"""The engine of the shapes, without sockets: each against its product's own words, then templates, paths, errors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shape_servers import WIRES, Wire, sse
+
+from extras.shapes import Piece, Reader, Shape, ShapeError, load_shapes, shape_from
+
+TOML = (Path(__file__).parent.parent / "extras" / "shapes.toml").read_text()
+SHAPES = load_shapes(TOML)
+CLOSES = (
+    "kserve",
+    "triton",
+    "promptflow",
+    "rasa",
+    "langserve",
+)  # only the end of the connection ends a stream of theirs
+STREAMED = [name for name, wire in WIRES.items() if wire.stream]
+TALK = [
+    {"role": "developer", "content": "Be kind."},
+    {"role": "user", "content": "hi"},
+    {"role": "assistant", "content": "hello"},
+    {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "text", "text": "now?"}]},
+]
+
+
+def chat(**more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": TALK, "stream": False, **more}
+
+
+def events(pieces: list[bytes], ndjson: bool) -> list[tuple[str, str]]:
+    """A splitter good enough for what the servers here say."""
+    if ndjson:
+        return [("", line) for piece in pieces for line in piece.decode().split("\n") if line.strip()]
+    fields = [[line.partition(": ") for line in piece.decode().strip().split("\n")] for piece in pieces]
+    return [("".join(v for k, _, v in f if k == "event"), "\n".join(v for k, _, v in f if k == "data")) for f in fields]
+
+
+def heard(name: str, pieces: list[bytes]) -> tuple[list[Piece], Reader]:
+    reader = SHAPES[name].reader()
+    return [reader.piece(*event) for event in events(pieces, SHAPES[name].framing == "ndjson")], reader
+
+
+def one(**table: Any) -> Shape:
+    return shape_from(table, "mine", SHAPES)
+
+
+# Each product
+
+
+def test_every_shape_has_a_server_to_be_tested_against() -> None:
+    assert SHAPES.keys() == WIRES.keys()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", WIRES)
+def test_the_product_takes_the_request(name: str, stream: bool) -> None:
+    wire, shape = WIRES[name], SHAPES[name]
+    sent = chat(stream=stream, stop="x", temperature=0.5, top_p=0.9, max_completion_tokens=9)
+    sent["messages"] = TALK if name != "openai" else TALK[1:]
+    body = json.loads(json.dumps(shape.request(sent)))
+    assert wire.valid(body)
+    if wire.stream and name != "n8n":  # there the workflow decides
+        path = wire.whole if not stream or not wire.stream_path else wire.stream_path
+        asked = wire.asks(body, shape.headers(None, stream)) and shape.url(f"http://h{wire.whole}", sent).endswith(
+            path.replace("\\", "").replace("[^/:]+", "x").replace("[^/]+", "x")
+        )
+        assert asked == stream or (not stream and bool(wire.stream_path))
+        assert shape.url(f"http://h{wire.whole}", chat(stream=False)) == f"http://h{wire.whole}"
+    assert "now?" in json.dumps(body), "the prompt is in it"
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_a_whole_answer_is_understood(name: str) -> None:
+    piece = SHAPES[name].answer(WIRES[name].answer)
+    check_outcome(WIRES[name], piece.text, piece.finish_reason, piece.usage, whole=True)
+    assert piece.error is None
+    assert piece.done
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_a_stream_is_understood_piece_by_piece(name: str) -> None:
+    wire = WIRES[name]
+    pieces, reader = heard(name, wire.stream)
+    assert [p.error for p in pieces] == [None] * len(pieces)
+    assert sum(bool(p.text) for p in pieces) == 2, "two pieces, none of them twice"
+    assert heard(name, wire.stream[: wire.first + 1])[0][-1].text == "Hello", "the first is there at once"
+    usage = next((p.usage for p in reversed(pieces) if p.usage), None)
+    finish = next((p.finish_reason for p in reversed(pieces) if p.finish_reason), None)
+    check_outcome(wire, "".join(p.text for p in pieces), finish, usage)
+    assert reader.complete
+    assert not any(p.done for p in pieces[:-1])
+
+
+def check_outcome(wire: Wire, text: str, finish: str | None, usage: Any, whole: bool = False) -> None:
+    assert text == wire.text
+    assert finish == wire.finish
+    if wire.usage is None:
+        assert usage is None
+    elif not (whole and wire is WIRES["tgi"]):  # its whole answers do not count the prompt
+        prompt, completion = wire.usage
+        counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        assert {key: value for key, value in usage.items() if not key.endswith("_details")} == counts
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMED if WIRES[name].broken])
+def test_an_error_in_a_stream_is_an_error(name: str) -> None:
+    wire = WIRES[name]
+    pieces, _ = heard(name, [*wire.stream[: wire.first + 1], *wire.broken])
+    failed = next(p for p in pieces if p.error)
+    assert (failed.error, failed.error_status, failed.text) == ("it broke", wire.error_status, "")
+
+
+@pytest.mark.parametrize("name", [name for name in STREAMED if name not in CLOSES])
+def test_a_stream_that_is_cut_short_is_not_complete(name: str) -> None:
+    wire = WIRES[name]
+    assert not heard(name, wire.stream[: wire.first + 1])[1].complete
+
+
+@pytest.mark.parametrize("name", [name for name, wire in WIRES.items() if wire.failed is not None])
+def test_an_error_inside_http_200_is_an_error(name: str) -> None:
+    piece = SHAPES[name].answer(WIRES[name].failed)
+    says = "has no text" if name in ("rasa", "botpress") else "it broke"
+    assert piece.error
+    assert says in piece.error
+    assert not piece.text
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_the_words_of_an_http_error_are_found(name: str) -> None:
+    assert SHAPES[name].refusal(WIRES[name].refused) == "it broke"
+    assert SHAPES[name].refusal("<html>") is None
+
+
+def test_reasoning_is_apart_from_the_text() -> None:
+    for name in ("anthropic", "cohere"):
+        assert SHAPES[name].answer(WIRES[name].answer).reasoning == "hm"
+        assert "".join(p.reasoning for p in heard(name, WIRES[name].stream)[0]) == "hm"
+    thinking = SHAPES["ollama"].reader().piece("", {"message": {"content": "", "thinking": "hm"}, "done": False})
+    assert (thinking.text, thinking.reasoning) == ("", "hm")
+
+
+def test_what_a_cache_gave_is_counted_with_the_prompt() -> None:
+    usage = SHAPES["anthropic"].answer(WIRES["anthropic"].answer).usage
+    assert usage == {
+        "prompt_tokens": 11,
+        "completion_tokens": 2,
+        "total_tokens": 13,
+        "prompt_tokens_details": {"cached_tokens": 7},
+    }
+
+
+def test_tool_calls_go_through_the_openai_shape() -> None:
+    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    whole = SHAPES["openai"].answer({"choices": [choice]})
+    assert (whole.tool_calls, whole.text, whole.error) == ([call], "", None)
+    streamed = SHAPES["openai"].reader().piece("", {"choices": [{"delta": {"tool_calls": [call]}}]})
+    assert streamed.tool_calls == [call]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("end_turn", "stop"),
+        ("MAX_TOKENS", "length"),
+        ("SAFETY", "content_filter"),
+        ("tool_use", "tool_calls"),
+        ("?", "stop"),
+    ],
+)
+def test_reasons_to_end_get_openais_words(theirs: str, ours: str) -> None:
+    assert one(reply="t", finish="why").answer({"t": "x", "why": theirs}).finish_reason == ours
+
+
+def test_a_refused_prompt_of_gemini_is_a_content_filter_and_no_failure() -> None:
+    piece = SHAPES["gemini"].answer({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}})
+    assert (piece.text, piece.finish_reason, piece.error) == ("", "content_filter", None)
+
+
+def test_a_langflow_without_a_streaming_model_still_answers() -> None:
+    pieces, _ = heard("langflow", WIRES["langflow"].stream[-1:])
+    assert [p.text for p in pieces] == ["Hello world!"]
+
+
+def test_an_n8n_that_does_not_stream_still_answers() -> None:
+    reader = SHAPES["n8n"].reader()
+    assert reader.piece("", '{"output": "Hello world!"}').text == "Hello world!"
+    assert reader.complete
+
+
+# Requests
+
+
+def test_a_placeholder_keeps_the_type_of_its_value() -> None:
+    shape = one(request={"t": "{temperature}", "s": "{stream}", "text": "at {temperature}, {n}", "m": "{messages}"})
+    body = shape.request({"messages": TALK[1:2], "temperature": 0, "stream": False, "n": 2})
+    assert body == {"t": 0, "s": False, "text": "at 0, 2", "m": [{"role": "user", "content": "hi"}]}
+
+
+def test_an_absent_value_leaves_out_its_member_and_what_is_empty_then() -> None:
+    shape = one(
+        request={"q": "{prompt}", "o": {"p": {"t": "{temperature}"}, "l": ["{seed}"]}, "inputs": {}, "files": []}
+    )
+    assert shape.request(chat(temperature=None)) == {"q": "and\nnow?", "inputs": {}, "files": []}
+    assert shape.request(chat(temperature=1))["o"] == {"p": {"t": 1}}
+
+
+def test_a_default_is_json_where_it_can_be() -> None:
+    shape = one(request={"t": "{temperature|0.7}", "u": "{user|nobody}", "k": "{top_k | [1, 2]}"})
+    assert shape.request(chat()) == {"t": 0.7, "u": "nobody", "k": [1, 2]}
+    assert shape.request(chat(temperature=0, user="bob"))["t"] == 0
+
+
+def test_doubled_braces_are_braces() -> None:
+    assert one(request={"q": '{{"a": "{model}"}}', "b": "{{model}}"}).request(chat()) == {
+        "q": '{"a": "m"}',
+        "b": "{model}",
+    }
+
+
+def test_the_messages_come_in_each_form() -> None:
+    names = ("prompt", "system", "history", "dialog", "messages", "turns")
+    turn = {"prompt": "{prompt}", "reply": "{reply}"}
+    body = one(request={name: f"{{{name}}}" for name in names}, turn=turn).request(chat())
+    assert body["prompt"] == "and\nnow?"
+    assert body["system"] == "Be kind."
+    assert body["history"] == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    assert body["dialog"] == [*body["history"], {"role": "user", "content": "and\nnow?"}]
+    assert body["messages"] == [{"role": "system", "content": "Be kind."}, *body["dialog"]]
+    assert body["turns"] == [{"prompt": "hi", "reply": "hello"}]
+
+
+def test_a_conversation_is_one_text() -> None:
+    text = "User: hi\nAssistant: hello\nUser: and\nnow?\nAssistant:"
+    assert one(request={"q": "{conversation}"}).request(chat()) == {"q": f"Be kind.\n\n{text}"}
+    assert one(request={"q": "{conversation}", "s": "{system}"}).request(chat()) == {"q": text, "s": "Be kind."}
+    assert one(request={"q": "{conversation}"}).request(chat(messages=TALK[1:2])) == {"q": "hi"}
+
+
+def test_roles_and_the_form_of_a_message_can_be_renamed() -> None:
+    shape = one(
+        request={"c": "{dialog}"},
+        message={"who": "{role}", "parts": [{"text": "{content}"}]},
+        roles={"assistant": "model"},
+    )
+    assert shape.request(chat())["c"][1] == {"who": "model", "parts": [{"text": "hello"}]}
+
+
+@pytest.mark.parametrize(
+    "messages", [[], [{"role": "system", "content": "x"}], [{"role": "assistant", "content": None}], [{}]]
+)
+def test_odd_conversations_make_a_request_all_the_same(messages: list[Any]) -> None:
+    for shape in SHAPES.values():
+        shape.request(chat(messages=messages))
+        shape.dropped(chat(messages=messages))
+
+
+def test_max_tokens_goes_by_both_names() -> None:
+    assert SHAPES["anthropic"].request(chat(max_completion_tokens=5))["max_tokens"] == 5
+    assert SHAPES["anthropic"].request(chat())["max_tokens"] == 4096
+    assert one(request={"m": "{max_completion_tokens}"}).request(chat(max_tokens=6)) == {"m": 6}
+
+
+def test_a_session_is_the_clients_or_its_own() -> None:
+    rasa = SHAPES["rasa"]
+    assert rasa.request(chat(user="bob"))["sender"] == "bob"
+    assert rasa.request(chat(user="bob", session_id="s1"))["sender"] == "s1"
+    assert rasa.request(chat())["sender"] != rasa.request(chat())["sender"], "strangers never meet in one session"
+
+
+def test_what_does_not_go_along_is_said() -> None:
+    image = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]}]
+    more: dict[str, Any] = {
+        "temperature": 1,
+        "seed": None,
+        "n": 1,
+        "user": "bob",
+        "metadata": {},
+        "store": True,
+        "stream_options": {},
+    }
+    assert SHAPES["rasa"].dropped(chat(**more)) == ["temperature", "messages.system"]
+    assert SHAPES["botpress"].dropped(chat(n=2)) == ["n", "messages.system", "messages.history"]
+    assert SHAPES["ollama"].dropped(chat(max_completion_tokens=1, stop="x", tools=[], **more)) == ["tools"]
+    assert SHAPES["ollama"].dropped(chat(messages=image)) == ["messages.image_url"]
+    assert SHAPES["openai"].dropped(chat(messages=image, tools=[], anything=1)) == []
+
+
+def test_any_other_parameter_can_be_named() -> None:
+    shape = one(request={"x": "{param.mirostat}"})
+    assert shape.request(chat(mirostat=2)) == {"x": 2}
+    assert shape.dropped(chat(mirostat=2)) == [
+        "messages.system",
+        "messages.history",
+    ]
+
+
+# Addresses and headers
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "stream", "wanted"),
+    [
+        ("ollama", "http://h:1", False, "http://h:1/api/chat"),
+        ("ollama", "http://h/", True, "http://h/api/chat"),
+        ("ollama", "http://h/proxy/api/chat?k=1", True, "http://h/proxy/api/chat?k=1"),
+        ("tgi", "http://h/x/generate", True, "http://h/x/generate_stream"),
+        ("kserve", "http://h", True, "http://h/v2/models/m/generate_stream"),
+        ("gemini", "https://h?a=b", True, "https://h/v1beta/models/m:streamGenerateContent?a=b&alt=sse"),
+        ("langflow", "http://h/api/v1/run/f", True, "http://h/api/v1/run/f?stream=true"),
+        ("rasa", "http://h/webhooks/rest/webhook?token=t", True, "http://h/webhooks/rest/webhook?token=t&stream=true"),
+        ("botpress", "http://h/api/v1/bots/b/converse/{user}", False, "http://h/api/v1/bots/b/converse/a%20b"),
+        ("huggingface", "http://h/models/x", True, "http://h/models/x"),
+    ],
+)
+def test_the_address_is_completed(name: str, url: str, stream: bool, wanted: str) -> None:
+    assert SHAPES[name].url(url, chat(stream=stream, user="a b")) == wanted
+
+
+@pytest.mark.parametrize("model", ["../../admin", "a/../b", "", "a//b"])
+def test_a_model_cannot_climb_out_of_its_address(model: str) -> None:
+    with pytest.raises(ShapeError, match="cannot stand in a URL"):
+        SHAPES["kserve"].url("http://h", chat(model=model))
+    assert SHAPES["kserve"].url("http://h", chat(model="a/b?c#d")) == "http://h/v2/models/a/b%3Fc%23d/generate"
+
+
+def test_the_key_goes_where_the_product_wants_it() -> None:
+    assert SHAPES["anthropic"].headers("k") == {"anthropic-version": "2023-06-01", "x-api-key": "k"}
+    assert SHAPES["dify"].headers("k") == {"authorization": "Bearer k"}
+    assert SHAPES["dify"].headers(None) == {}
+    assert "text/event-stream" in SHAPES["promptflow"].headers(None, stream=True)["accept"]
+
+
+# Paths, modes, conditions
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        (".", "hi", "hi"),
+        ("a.b[0].c", {"a": {"b": [{"c": "hi"}]}}, "hi"),
+        ("a[-1]", {"a": ["x", "hi"]}, "hi"),
+        ("[0].t", [{"t": "hi"}], "hi"),
+        ("[].t", [{"t": "h"}, {"u": 1}, {"t": "i"}], "hi"),
+        ("[].p[].t", [{"p": [{"t": "h"}]}, {"p": [{"t": "i"}]}, {}], "hi"),
+        ("a-b.c_d", {"a-b": {"c_d": "hi"}}, "hi"),
+        ("x | y.z | y", {"y": {"z": "hi"}}, "hi"),
+        ("x | y", {"x": "", "y": "hi"}, "hi"),
+        ("x | y", {"x": {"not": "text"}, "y": "hi"}, "hi"),
+        ("a[5]", {"a": ["x"]}, None),
+        ("a.b", {"a": "text"}, None),
+        ("[].t", [], None),
+    ],
+)
+def test_a_path_finds_its_text(path: str, value: Any, text: str | None) -> None:
+    piece = one(reply=path).answer(value)
+    assert (piece.text, bool(piece.error)) == ((text, False) if text else ("", True))
+
+
+def test_texts_of_an_array_are_joined_as_the_shape_says() -> None:
+    assert one(reply="[].t", join=", ").answer([{"t": "a"}, {"t": "b"}]).text == "a, b"
+
+
+def test_cumulative_texts_become_deltas() -> None:
+    reader = one(reply="t", stream={"mode": "last"}).reader()
+    assert [reader.piece("", {"t": t}).text for t in ("He", "Hell", "Hell", "Hello", "")] == ["He", "ll", "", "o", ""]
+
+
+def test_bare_strings_are_pieces_too() -> None:
+    reader = one(stream={"framing": "sse"}).reader()
+    assert [reader.piece("", d).text for d in ('"He"', "llo", " 42", "42", "true", "[DONE]")] == [
+        "He",
+        "llo",
+        " 42",
+        "42",
+        "true",
+        "",
+    ]
+    assert one(stream={"framing": "text"}).reader().piece("", b"[1]").text == "[1]"
+
+
+def test_an_event_that_is_not_json_is_an_error_where_json_is_expected() -> None:
+    assert SHAPES["ollama"].reader().piece("", "<html>").error == "an event of the upstream is not JSON"
+    assert SHAPES["gemini"].reader().piece("", "[DONE]").done, "but [DONE] is the end for everybody"
+
+
+def test_a_falsy_error_is_none_and_an_object_is_shown() -> None:
+    falsy: list[Any] = [None, "", False, {}, []]
+    for nothing in falsy:
+        assert one(reply="t").answer({"t": "x", "error": nothing}).error is None
+    assert one(reply="t").answer({"t": "x", "error": {"code": 5}}).error == 'error: {"code":5}'
+
+
+# What cannot be used stops the start, and says where
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (
+            {"request": {"messages": [{"role": "user", "content": "{promt}"}]}},
+            r"mine\.request\.messages\[0\]\.content: .*\{promt\}",
+        ),
+        ({"request": {"q": "{prompt"}}, r"mine\.request\.q: a single '\{'"),
+        ({"request": {"q": "prompt}"}}, r"mine\.request\.q: a single '\}'"),
+        ({"request": {"q": "{}"}}, r"mine\.request\.q: a single '\{'"),
+        ({"message": {"r": "{prompt}"}}, r"mine\.message\.r: .*\{prompt\}"),
+        ({"stream": {"request": {"q": "{nope}"}}}, r"mine\.stream\.request\.q: .*\{nope\}"),
+        ({"reply": "a[x]"}, r"mine\.reply: 'a\[x\]' cannot be read at '\[x\]'"),
+        ({"reply": "a..b"}, r"mine\.reply: 'a\.\.b' cannot be read at '\.\.b'"),
+        ({"reply": "a b"}, r"mine\.reply: 'a b' cannot be read at ' b'"),
+        ({"reply": ""}, r"mine\.reply: '' cannot be read"),
+        ({"reply": "a | "}, r"mine\.reply: '' cannot be read"),
+        ({"reply": 5}, r"mine\.reply: a string such as"),
+        ({"usage": {"prompt": "a + [b"}}, r"mine\.usage\.prompt: '\[b'"),
+        ({"usage": {"tokens": "a"}}, r"mine\.usage\.tokens: no such setting"),
+        ({"stream": {"done": "a[=1"}}, r"mine\.stream\.done: 'a\[' cannot be read"),
+        ({"stream": {"framing": "see"}}, r"mine\.stream: no framing 'see'"),
+        ({"stream": {"mode": "all"}}, r"mine\.stream: .* mode 'all'"),
+        ({"stream": "sse"}, r"mine\.stream: a table is expected"),
+        ({"replay": "a"}, r"mine\.replay: no such setting"),
+        ({"stream": {"pieces": "a"}}, r"mine\.stream\.pieces: no such setting"),
+        ({"like": "olama"}, r"mine\.like: no shape is called 'olama'"),
+    ],
+)
+def test_a_table_that_cannot_be_used_says_where(table: dict[str, Any], says: str) -> None:
+    with pytest.raises(ShapeError, match=says):
+        one(**table)
+
+
+def test_a_file_that_is_not_toml_says_so() -> None:
+    with pytest.raises(ShapeError, match="not TOML: Expected"):
+        load_shapes("[x")
+
+
+def test_a_reason_to_end_makes_a_stream_complete_without_done() -> None:
+    reader = SHAPES["openai"].reader()
+    reader.piece("", {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    assert reader.complete
+
+
+def test_only_a_status_of_an_error_is_taken_for_one() -> None:
+    for status, wanted in ((429, 429), (200, None), (7009, None), ("x", None), (True, None)):
+        assert one(reply="t", status="code").answer({"error": "e", "code": status}).error_status == wanted
+
+
+def test_a_shape_can_go_on_from_another() -> None:
+    mine = one(like="ollama", request={"keep_alive": "5m", "options": {"seed": "{nothing}"}}, reply="x")
+    body = mine.request(chat(seed=1, temperature=1))
+    assert (body["keep_alive"], body["options"], mine.framing) == ("5m", {"temperature": 1}, "ndjson")
+    assert mine.answer({"x": "hi", "message": {"content": "no"}}).text == "hi"
+
+
+def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
+    mine = load_shapes(
+        '[mine]\nrequest = { q = "{prompt}" }\nreply = "data.answer"\n[mine.stream]\nreply = "delta"\ndone = "end"'
+    )["mine"]
+    assert mine.request(chat()) == {"q": "and\nnow?"}
+    assert mine.answer({"data": {"answer": "hi"}}).text == "hi"
+    reader = mine.reader()
+    pieces = [reader.piece(*event) for event in events(sse({"delta": "a"}, {"delta": "b", "end": True}), False)]
+    assert [(p.text, p.done) for p in pieces] == [("a", False), ("b", True)]
+    assert reader.complete
