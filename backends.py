@@ -68,6 +68,9 @@ class Chat:
     backend: str = ""
     usage: dict[str, Any] | None = None
     headers: Headers = field(default_factory=list)  # for the answer to the client
+    own_id: bool = False  # the id is ours to choose, or that of the stored chat which goes on
+    new_messages: list[dict[str, Any]] | None = None  # of a stored chat that goes on: without what was said before
+    completion: dict[str, Any] | None = None  # once it is finished, where hooks or the store have asked for it
 
 
 @dataclass(slots=True)
@@ -507,7 +510,7 @@ class ChatURL:
 
     def checked(self, deltas: list[Delta], chat: Chat, value: Any) -> Iterator[Delta]:
         """What is said of the whole answer goes to the Chat; whole texts go on in portions."""
-        if isinstance(value, dict) and "choices" in value:
+        if isinstance(value, dict) and "choices" in value and not chat.own_id:
             chat.id = value["id"] if isinstance(value.get("id"), str) and value["id"] else chat.id
             chat.created = value["created"] if isinstance(value.get("created"), int) else chat.created
         for delta in deltas:

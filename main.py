@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from hashlib import sha256
 from multiprocessing import parent_process
 from secrets import token_hex
 from typing import Any
@@ -47,12 +48,20 @@ from backends import (
     usage,
     words,
 )
+from extras import keys
 from extras.anyshape import AnyShape
-from extras.checks import CHECKS, check_messages, invalid, missing, named, wrong_type
+from extras.checks import CHECKS, check_messages, check_metadata, invalid, missing, named, wrong_type
 from extras.config import BackendTable, read_config
+from extras.figures import figures
+from extras.hooks import load_hooks
+from extras.hooks import run as run_hooks
+from extras.limits import Gate, RateLimit
+from extras.limits import headers as limit_headers
 from extras.server import graceful, run
 from extras.settings import Settings
 from extras.shapes import shape_named, shape_of
+from extras.store import StoreDown, open_store
+from extras.stored import JSON, StoredCompletions
 from extras.transport import Transport
 
 __version__ = "0.1.0"
@@ -105,6 +114,15 @@ def parse_chat(body: bytes, default_model: str = "", path_model: str = "") -> Ch
         id=f"chatcmpl-{token_hex(15)}",
         created=int(time.time()),
     )
+
+
+def parse_metadata(body: bytes) -> dict[str, str]:
+    """A request that changes a stored completion: `{"metadata": {...}}`. Raises APIError."""
+    payload = parse_object(body)
+    if "metadata" not in payload:
+        raise missing("metadata")
+    check_metadata("metadata", payload["metadata"] or {})
+    return payload["metadata"] or {}
 
 
 def parse_ask(body: bytes, default_model: str) -> Chat:
@@ -225,50 +243,44 @@ class PlainText:
         """Plain text has no place for an error: the connection is cut, so that nobody takes the half for the whole."""
 
 
-async def completion(chat: Chat, deltas: Deltas) -> bytes:
-    """The `chat.completion` object, as JSON."""
+def completion(chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
+    """The `chat.completion` object."""
     choices: dict[int, dict[str, Any]] = {}
-    async for delta in deltas:
-        if delta.raw:
-            return delta.raw
-        choice = choices.get(delta.index)
-        if choice is None:
-            choice = choices[delta.index] = {"texts": [], "fields": {}, "logprobs": None, "finish_reason": "stop"}
+    texts: list[str] = []
+    for delta in deltas:
+        choice = choices.setdefault(delta.index, {"texts": [], "fields": {}, "logprobs": None, "finish": "stop"})
         choice["texts"].append(delta.content)
+        texts.append(delta.content)
         if delta.fields:
             merge(choice["fields"], delta.fields)
         if delta.logprobs:
             merge(choice, {"logprobs": delta.logprobs})
-        if delta.finish_reason:
-            choice["finish_reason"] = delta.finish_reason
-    texts = [text for choice in choices.values() for text in choice["texts"]]
+        choice["finish"] = delta.finish_reason or choice["finish"]
     counted(chat, texts)
-    return orjson.dumps(
-        {
-            "id": chat.id,
-            "object": "chat.completion",
-            "created": chat.created,
-            "model": chat.model,
-            "choices": [
-                {
-                    "index": index,
-                    "message": {
-                        "role": "assistant",
-                        "content": "".join(choice["texts"]) or (None if choice["fields"] else ""),
-                        "refusal": None,
-                        "annotations": [],
-                        **choice["fields"],
-                    },
-                    "logprobs": choice["logprobs"],
-                    "finish_reason": choice["finish_reason"],
-                }
-                for index, choice in sorted(choices.items())
-            ],
-            "usage": chat.usage,
-            "service_tier": "default",
-            "system_fingerprint": None,
-        }
-    )
+    return {
+        "id": chat.id,
+        "object": "chat.completion",
+        "created": chat.created,
+        "model": chat.model,
+        "choices": [
+            {
+                "index": index,
+                "message": {
+                    "role": "assistant",
+                    "content": "".join(choice["texts"]) or (None if choice["fields"] else ""),
+                    "refusal": None,
+                    "annotations": [],
+                    **choice["fields"],
+                },
+                "logprobs": choice["logprobs"],
+                "finish_reason": choice["finish"],
+            }
+            for index, choice in sorted(choices.items())
+        ],
+        "usage": chat.usage,
+        "service_tier": "default",
+        "system_fingerprint": None,
+    }
 
 
 def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
@@ -311,7 +323,7 @@ class ClientLeft(Exception):
 class Call:
     """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving."""
 
-    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "id", "left", "raw_send", "receive", "scope", "started", "status", "watcher", "working")  # fmt: skip
+    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "left", "raw_send", "receive", "scope", "started", "status", "watcher", "working")  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self.raw_send = scope, receive, send
@@ -321,6 +333,8 @@ class Call:
         self.status = 0
         self.error = ""
         self.chat: Chat | None = None
+        self.headers: list[tuple[bytes, bytes]] = []  # for whatever the answer will be
+        self.gate: Gate | None = None  # to be left at the end
         self.left = self.ending = False
         self.working: asyncio.Task[Any] | None = None
         self.watcher: asyncio.Task[None] | None = None
@@ -330,6 +344,10 @@ class Call:
             if key == name:
                 return str(value.decode("latin-1"))
         return ""
+
+    def address(self) -> str:
+        client = self.scope.get("client")
+        return str(client[0]) if client else ""
 
     async def body(self, most: int) -> bytes:
         """The request's body. Raises APIError where it is larger than `most` bytes, ClientLeft where it breaks off."""
@@ -391,7 +409,7 @@ class Call:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.first_byte = time.perf_counter()
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *self.headers]
         await self.raw_send(message)
 
     async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
@@ -453,7 +471,7 @@ class Front:
     It takes the place of Starlette's two error middlewares, whose wrappers cost 60 µs for a stream of 100 chunks.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: Any, settings: Settings) -> None:
         self.app, self.settings = app, settings
         self.access = AccessLog()
         self.logs_lines = log.isEnabledFor(logging.INFO)
@@ -484,6 +502,8 @@ class Front:
         try:
             if self.stopping:
                 raise stopping()
+            if self.foreign(call):
+                raise APIError(403, "This server does not answer to that Host.", reason="foreign Host")
             await self.app(scope, receive, call.send)
         except asyncio.CancelledError:
             if error := call.cancelled():
@@ -495,8 +515,20 @@ class Front:
         finally:
             self.calls.discard(call)
             call.unwatch()
+            if call.gate:
+                call.gate.leave()
             if self.logs_lines:
                 self.access(call.line())
+
+    def foreign(self, call: Call) -> bool:
+        """A Host that a web page could have made up (DNS rebinding): on a loopback, or where ALLOWED_HOSTS names others."""
+        scope, allowed = call.scope, self.settings.allowed_hosts
+        server = scope.get("server")
+        if not allowed and (server is None or server[0] not in LOOPBACK):
+            return False
+        host = call.header(b"host").lower()
+        name = host[: host.rfind(":")] if PORT.search(host) else host
+        return name not in LOOPBACK and name not in allowed and "*" not in allowed and scope["path"] != "/health"
 
     async def render_failure(self, call: Call, exc: Exception) -> None:
         error = self.api_error(call, exc)
@@ -512,6 +544,9 @@ class Front:
             status = self.settings.invalid_request_status
         await call.respond(status, JSON_TYPE + error.headers, body)
 
+    def methods(self, path: str) -> list[str]:
+        return sorted({m for route in self.app.routes if route.path_regex.match(path) for m in route.methods})
+
     def api_error(self, call: Call, exc: Exception) -> APIError:
         if isinstance(exc, APIError):
             return exc
@@ -520,10 +555,14 @@ class Front:
             return APIError(404, f"Invalid URL ({method} {path})", reason="unknown URL")
         if isinstance(exc, HTTPException) and exc.status_code == 405:
             hint = "(HINT: Perhaps you meant to use a different HTTP method?)"
-            allow = [(b"allow", (exc.headers or {}).get("Allow", "").encode())]
+            allow = [(b"allow", ", ".join(self.methods(call.scope["path"])).encode())]
             return APIError(405, f"Not allowed to {method} on {path}. {hint}", headers=allow, reason="wrong method")
         log.error("%s failed", call.id, exc_info=exc)
         return APIError(500, "The server had an error while processing your request.", type="server_error")
+
+
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
+PORT = re.compile(r":\d*$")
 
 
 def normal_path(path: str) -> str:
@@ -565,47 +604,117 @@ EXPOSED += [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "r
 
 
 class Gateway:
-    """Settings, the backend, and who may come in: what the routes share."""
+    """Settings, the backend, who may come in, and what is kept: what the routes share."""
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings, self.backend = settings, backend
-        self.default_model: str = settings.openai_model
         self.keys = [key.encode() for key in settings.api_keys]
+        self.open = not self.keys and not settings.secret_key
         self.debug = log.isEnabledFor(logging.DEBUG)
+        self.before, self.after = load_hooks(settings.hooks)
+        limit, most = settings.rate_limit_per_minute, settings.max_concurrent_requests
+        self.rate_limit = RateLimit(limit, settings.rate_limit_store_url) if limit else None
+        self.gate = Gate(most) if most else None
+        try:
+            self.store = open_store(settings.store_url, settings.store_max_age_days or None)
+        except ValueError as error:
+            raise ValueError(f"STORE_URL: {error}") from None
+        self.stored = StoredCompletions(self.store, StoreDown, self.owner, self.metadata, figures)
 
-    def authorize(self, call: Call) -> None:
-        """Ask for a key where keys are configured. Raises APIError 401."""
-        if not self.keys:
-            return
+    def authorize(self, call: Call) -> str:
+        """Who asks: the owner of what is stored for this key; "" where no keys are asked for. Raises APIError 401."""
+        if self.open:
+            return ""
         scheme, _, key = call.header(b"authorization").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" and key.strip() else call.header(b"api-key")
         if not key:
             message = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
-            raise APIError(401, message, headers=[(b"www-authenticate", b"Bearer")], reason="no key")
+            raise APIError(401, message, headers=BEARER, reason="no key")
         given = key.encode("latin-1")
-        if not any(hmac.compare_digest(given, known) for known in self.keys):
-            message = f"Incorrect API key provided: {masked(key)}."
-            raise APIError(401, message, code="invalid_api_key", headers=[(b"www-authenticate", b"Bearer")])
+        if any(hmac.compare_digest(given, known) for known in self.keys):
+            return f"key:{sha256(given).hexdigest()[:32]}"
+        if signed := keys.verify(self.settings.secret_key, key, revoked=self.settings.revoked_keys):
+            return f"user:{signed.user}"
+        raise APIError(401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key", headers=BEARER)
+
+    async def owner(self, request: Request) -> str:
+        """Who asks, by any route but those that talk; within the same limits."""
+        return await self.admit(request.scope["call"])
+
+    async def metadata(self, request: Request) -> dict[str, str]:
+        call: Call = request.scope["call"]
+        return parse_metadata(await call.body(self.settings.max_body_bytes))
+
+    async def admit(self, call: Call) -> str:
+        """Who asks, if there is room for it now. Raises APIError 401, 429, 503."""
+        owner = self.authorize(call)
+        if self.rate_limit:
+            verdict = await self.rate_limit.hit(owner or call.address())
+            call.headers += limit_headers(verdict)
+            if not verdict.allowed:
+                message = f"Rate limit reached for requests: {verdict.limit} a minute. Please try again later."
+                raise APIError(429, message, type="requests", code="rate_limit_exceeded")
+        return owner
 
     async def chat(self, call: Call, parse: Callable[..., Chat], *args: str) -> tuple[Chat, Deltas]:
-        """Who asks, what is asked, and the answer that begins with the first step of the Deltas."""
-        self.authorize(call)
+        """Who asks, what is asked, and the answer, which begins with the first step of the Deltas."""
+        owner = await self.admit(call)
+        if self.gate:
+            if not self.gate.enter():
+                again = [(b"retry-after", b"1")]
+                message = "The server is busy: too many requests at this moment."
+                raise APIError(503, message, type="server_error", headers=again, reason="too many requests")
+            call.gate = self.gate
         body = await call.body(self.settings.max_body_bytes)
         if self.debug:
-            log.debug("%s %s", call.id, loggable(body, [*self.settings.api_keys]))
+            log.debug("%s %s", call.id, loggable(body, self.settings.api_keys))
         chat = call.chat = parse(body, *args)
         chat.backend = self.backend.name
-        if not self.keys:  # a key for this server is none of the upstream's business
+        if self.open:  # a key for this server is none of the upstream's business
             chat.authorization = call.header(b"authorization")
         call.watch()
-        return chat, self.backend.stream(chat)
+        if not (self.before or self.after or chat.payload.get("store") or chat.payload.get("completion_id")):
+            return chat, self.backend.stream(chat)
+        return chat, await self.accompanied(call, chat, owner)
+
+    async def accompanied(self, call: Call, chat: Chat, owner: str) -> Deltas:
+        """The answer of a chat that is stored, goes on, or has hooks: parsed, so that it can be seen and kept."""
+        if chat.payload.get("completion_id"):
+            await self.stored.go_on(chat, owner)
+        stored = bool(chat.payload.get("store"))
+        chat.relay, chat.own_id = False, stored  # upstreams repeat their ids: what is stored has one of ours
+        if self.before:
+            await run_hooks(self.before, chat)
+            chat.body = b""
+        deltas = self.backend.stream(chat)
+        if stored:
+            return self.stored.kept(chat, deltas, owner, call.id, self.finished)
+        return self.seen(chat, deltas) if self.after and chat.stream else deltas
+
+    async def finished(self, chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
+        """The completion, after the hooks have seen it."""
+        whole = chat.completion = completion(chat, deltas)
+        await run_hooks(self.after, chat, whole)
+        return whole
+
+    async def seen(self, chat: Chat, deltas: Deltas) -> Deltas:
+        """The same Deltas; the hooks see their completion before the stream's end."""
+        all_of_them: list[Delta] = []
+        async with aclosing(deltas):
+            async for delta in deltas:
+                all_of_them.append(delta)
+                yield delta
+        await self.finished(chat, all_of_them)
+
+
+BEARER = [(b"www-authenticate", b"Bearer")]
 
 
 def masked(key: str) -> str:
     return f"{key[:3]}****{key[-4:]}" if len(key) >= 16 else "****"
 
 
-def loggable(body: bytes, secrets: list[str]) -> str:
+def loggable(body: bytes, secrets: tuple[str, ...]) -> str:
     """A payload for the debug log: keys masked, control characters escaped, bounded."""
     text = body[:10_000].decode("utf-8", "replace")
     for secret in secrets:
@@ -671,12 +780,16 @@ class ChatCompletions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope["call"]
         path_model = scope["path_params"].get("model", "")
-        chat, deltas = await self.gateway.chat(call, parse_chat, self.gateway.default_model, path_model)
+        chat, deltas = await self.gateway.chat(call, parse_chat, self.gateway.settings.openai_model, path_model)
         if chat.stream:
             await stream(call, chat, deltas, Chunks(chat))
             return
         async with aclosing(deltas):
-            body = await completion(chat, deltas)
+            found = [delta async for delta in deltas]
+        if len(found) == 1 and found[0].raw:
+            body = found[0].raw
+        else:
+            body = orjson.dumps(chat.completion or await self.gateway.finished(chat, found))
         call.unwatch()
         await call.respond(200, JSON_TYPE + chat.headers, body)
 
@@ -689,8 +802,7 @@ class Ask:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope["call"]
-        model = self.gateway.default_model or "default"
-        chat, deltas = await self.gateway.chat(call, parse_ask, model)
+        chat, deltas = await self.gateway.chat(call, parse_ask, self.gateway.settings.openai_model or "default")
         await stream(call, chat, deltas, PlainText(chat))
 
 
@@ -741,13 +853,6 @@ WEBSOCKET_NOTE = {
 }
 
 
-class JSON(Response):
-    media_type = "application/json"
-
-    def render(self, content: Any) -> bytes:
-        return orjson.dumps(content)
-
-
 def create_app(
     settings: Settings | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
@@ -771,15 +876,15 @@ def create_app(
 
     async def models(request: Request) -> Response:
         """GET /v1/models: the models of the backend."""
-        gateway.authorize(request.scope["call"])
-        rows = await gateway.backend.models(request.headers.get("authorization", "") if not gateway.keys else "")
+        await gateway.owner(request)
+        rows = await gateway.backend.models(request.headers.get("authorization", "") if gateway.open else "")
         return JSON({"object": "list", "data": rows})
 
     async def model(request: Request) -> Response:
         """GET /v1/models/{id}: one model."""
-        gateway.authorize(request.scope["call"])
+        await gateway.owner(request)
         id = request.path_params["id"]
-        for row in await gateway.backend.models(request.headers.get("authorization", "") if not gateway.keys else ""):
+        for row in await gateway.backend.models(request.headers.get("authorization", "") if gateway.open else ""):
             if row["id"] == id:
                 return JSON(row)
         raise no_such_model(id)
@@ -801,16 +906,19 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Rewrap) -> AsyncIterator[None]:
         if not announced and parent_process() is None:
-            log.info("rewrap %s: %s", __version__, who_answers(gateway.backend))
+            log.info("rewrap %s: %s%s", __version__, who_answers(gateway.backend), who_may(gateway))
+        await gateway.store.open()
         async with client, graceful(app.front.drain):
             yield
         app.front.access.flush()
+        await gateway.store.close()
 
     chat_completions = ChatCompletions(gateway)
     routes = [
         Route("/chat/completions", chat_completions, methods=["POST"]),
         Route("/openai/deployments/{model}/chat/completions", chat_completions, methods=["POST"]),
         Route("/ask", Ask(gateway), methods=["POST"]),
+        *gateway.stored.routes(),
         Route("/models", models),
         Route("/models/{id:path}", model),
         Route("/", health),
@@ -829,6 +937,10 @@ def who_answers(backend: Backend) -> str:
         rows = [f"{row.name}{bare(row)} for {', '.join(patterns)}" for row, patterns, _ in backend.rows]
         return "; ".join(rows)
     return f"{backend.name} answers{bare(backend)}, for every model name"
+
+
+def who_may(gateway: Gateway) -> str:
+    return "; open: no key is asked for" if gateway.open else "; with a key"
 
 
 def bare(backend: Backend) -> str:
@@ -855,7 +967,11 @@ def serve(settings: Settings) -> None:
     def announce(address: str) -> None:
         global announced
         announced = True
-        log.info("rewrap %s on %s: %s", __version__, address, who_answers(app.gateway.backend))
+        log.info("rewrap %s on %s: %s%s", __version__, address, who_answers(app.gateway.backend), who_may(app.gateway))
+        if app.gateway.open and settings.host not in LOOPBACK:
+            log.warning(
+                "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: whoever reaches it may chat.", settings.host
+            )
 
     run(
         app if settings.workers == 1 else "main:app",
@@ -870,4 +986,10 @@ def serve(settings: Settings) -> None:
 app = load_app()
 
 if __name__ == "__main__":
-    serve(app.settings)
+    match sys.argv[1:]:
+        case []:
+            serve(app.settings)
+        case ["key", *arguments]:
+            sys.exit(keys.run(arguments, app.settings.secret_key))
+        case _:
+            sys.exit("rewrap: main.py serves; main.py key USER [--days N] [--save] makes a key")

@@ -215,4 +215,5 @@ CHECKS: dict[str, Check] = {
     "user": typed(str),
     "metadata": check_metadata,
     "store": typed(bool),
+    "completion_id": typed(str),
 }

@@ -56,6 +56,7 @@ def run(
         ws="none",  # with `websockets` installed, a bad handshake would hang
     )
     sock = config.bind_socket()
+    sock.listen(config.backlog)  # who connects as soon as the start line is out waits, and is not refused
     name = f"[{host}]" if ":" in host else host
     announce(f"http://{name}:{sock.getsockname()[1]}")
     if workers > 1:

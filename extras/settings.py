@@ -31,6 +31,21 @@ class Settings:
     use_mock_api: bool = setting(False, "true: the mock answers, whatever else is set.")
     mock_words_per_second: float = setting(0.0, "How fast the mock speaks; 0: all at once.", least=0)
     api_keys: tuple[str, ...] = setting((), "Keys that clients must have one of, separated by commas.", secret=True)
+    secret_key: tuple[str, ...] = setting(
+        (),
+        "Secrets that keys are signed with; the first signs, all verify. Make keys with: ./rewrap key USER",
+        secret=True,
+    )
+    revoked_keys: tuple[str, ...] = setting((), "Ids of signed keys that are no longer good, with commas.")
+    rate_limit_per_minute: int = setting(0, "Requests a minute for each key, or address; 0: no limit.", least=0)
+    rate_limit_store_url: str = setting("", "Where several machines count together: redis://... or mongodb://...")
+    max_concurrent_requests: int = setting(
+        0, "Chats at the same moment, above which there is 503; 0: no limit.", least=0
+    )
+    hooks: str = setting("", "Functions of yours that see chats: mymodule:before,mymodule:after.")
+    store_url: str = setting("sqlite:///chat.db", "Stored completions: sqlite:///file.db, sqlite:// or mongodb://...")
+    store_max_age_days: float = setting(0.0, "Stored completions that are older are deleted; 0: never.", least=0)
+    allowed_hosts: tuple[str, ...] = setting((), "Names this server answers to (Host), beside localhost on a loopback.")
     allow_origins: tuple[str, ...] = setting((), "Origins of web pages that may call (CORS), with commas, or *.")
     host: str = setting("127.0.0.1", "The address to listen on.")
     port: int = setting(8000, "The port to listen on; 0: any free one.", least=0, most=65535)

@@ -1,0 +1,728 @@
+"""The contract of a store, held by every engine; and what is asked of SQLite and of MongoDB alone."""
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mongo_wire import MongoWire
+
+from extras import store as store_module
+from extras.store import Page, Store, StoreDown, listing, open_store
+
+pytestmark = pytest.mark.anyio
+ROOT = Path(__file__).parent.parent
+NUMBER = count()
+
+WRITERS = """
+import asyncio, os, sys
+from extras.store import open_store
+
+async def write(store, name):
+    for n in range(1_000_000):
+        id = f"{os.getpid()}-{name}-{n}"
+        messages = [{"role": "user", "content": id}, {"role": "assistant", "content": "x" * 1000}]
+        await store.put({"id": id, "created": 1000, "model": "m", "metadata": {"k": "v"}}, messages, owner="ann")
+        print(id, flush=True)
+
+async def main():
+    store = open_store(sys.argv[1])
+    await asyncio.gather(*(write(store, name) for name in range(8)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MongoWire]:
+    with MongoWire(tmp_path_factory.mktemp("mongo")) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite file", "sqlite memory", "mongodb wire"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite memory":
+        return "sqlite://"
+    if request.param == "sqlite file":
+        return f"sqlite:///{tmp_path}/chat.db"
+    return str(request.getfixturevalue("wire").url) + f"test{next(NUMBER)}"
+
+
+@asynccontextmanager
+async def opened(url: str, max_age_days: float | None = None) -> AsyncIterator[Store]:
+    store = open_store(url, max_age_days)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def chat(id: str, created: int = 1000, model: str | None = "m", **metadata: str) -> dict[str, Any]:
+    return {"id": id, "object": "chat.completion", "created": created, "model": model, "metadata": metadata}
+
+
+def said(*contents: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content} for content in contents]
+
+
+def ids(page: Page | None) -> list[str]:
+    assert page is not None
+    return [item["id"] for item in page.data]
+
+
+async def every(store: Store, limit: int, order: str, **filters: Any) -> list[str]:
+    """All ids, page by page, as an SDK's auto-paging asks for them."""
+    found: list[str] = []
+    page = await store.list("ann", limit=limit, order=order, **filters)
+    while True:
+        found += ids(page)
+        if not page.has_more:
+            return found
+        page = await store.list("ann", limit=limit, order=order, after=found[-1], **filters)
+
+
+# Every engine
+
+
+async def test_what_was_put_is_read_back_whole(url: str) -> None:
+    completion: dict[str, Any] = {
+        "id": "chatcmpl-ü\n1",
+        "created": 1_763_000_000,
+        "model": "grüße/模型",
+        "metadata": {"ключ.$x": "値 \x00 🎈", "": ""},
+        "seed": -9007199254740991,
+        "big": 2**63,
+        "choices": [{"message": {"content": None, "$set": {"a.b": [1.5, True, None]}}}],
+    }
+    message = {"role": "user", "content": "🎈\u2028é", "name": "Ann", "content_parts": [{"type": "text"}], "figure": {}}
+    async with opened(url) as store:
+        await store.put(completion, [message, {"role": "assistant", "content": None}], owner="ann", title="Títle")
+        assert await store.get("ann", completion["id"]) == {**completion, "title": "Títle"}
+        page = await store.list("ann", model="grüße/模型", metadata={"ключ.$x": "値 \x00 🎈", "": ""})
+        assert page == Page([{**completion, "title": "Títle"}], has_more=False)
+        blank = {"name": None, "content_parts": None}
+        assert await store.messages("ann", completion["id"]) == Page(
+            [
+                {"id": "chatcmpl-ü\n1-0", **message},
+                {"id": "chatcmpl-ü\n1-1", "role": "assistant", "content": None, **blank},
+            ],
+            has_more=False,
+        )
+
+
+async def test_a_completion_without_optional_fields_is_given_back_as_it_was(url: str) -> None:
+    async with opened(url) as store:
+        await store.put({"id": "a", "created": 0}, [], owner="ann")
+        assert await store.get("ann", "a") == {"id": "a", "created": 0}
+        assert await store.messages("ann", "a") == Page([], has_more=False)
+        assert await store.messages("ann", "b") is None
+
+
+async def test_pages_hold_each_of_250_items_once_in_either_order(url: str) -> None:
+    async with opened(url) as store:
+        names = [f"c{n}" for n in range(250)]
+        for n in range(0, 250, 50):  # three in each second: a tie is decided by insertion
+            for name in names[n : n + 50]:
+                await store.put(chat(name, int(name[1:]) // 3, parity=str(int(name[1:]) % 2)), [], owner="ann")
+        assert await every(store, 100, "asc") == names
+        assert await every(store, 37, "desc") == names[::-1]
+        assert await every(store, 20, "asc", metadata={"parity": "1"}) == names[1::2]
+        assert await every(store, 20, "desc", model="m", metadata={"parity": "0"}) == names[::2][::-1]
+
+
+async def test_the_list_follows_created_not_the_order_of_arrival(url: str) -> None:
+    async with opened(url) as store:
+        for created in (30, 10, 20):
+            await store.put(chat(f"c{created}", created), [], owner="ann")
+        assert ids(await store.list("ann")) == ["c10", "c20", "c30"]
+
+
+async def test_messages_are_paged_in_either_order(url: str) -> None:
+    async with opened(url) as store:
+        await store.put(chat("c"), said(*"abcde"), owner="ann")
+        first = await store.messages("ann", "c", limit=2)
+        assert (ids(first), first and first.has_more) == (["c-0", "c-1"], True)
+        rest = await store.messages("ann", "c", after="c-1", limit=3)
+        assert (ids(rest), rest and rest.has_more) == (["c-2", "c-3", "c-4"], False)
+        back = await store.messages("ann", "c", after="c-3", limit=2, order="desc")
+        assert back
+        assert [message["content"] for message in back.data] == ["c", "b"]
+        assert back.has_more
+        assert await store.messages("ann", "c", after="c-4") == Page([], has_more=False)
+        assert await store.messages("ann", "c", limit=0) == Page([], has_more=True)
+
+
+async def test_filters_combine(url: str) -> None:
+    async with opened(url) as store:
+        await store.put(chat("a", 1, "m1", x="1", y="1"), [], owner="ann")
+        await store.put(chat("b", 2, "m2", x="1", y="2"), [], owner="ann")
+        await store.put(chat("c", 3, "m1", x="1", y="2"), [], owner="ann")
+        await store.put(chat("d", 4, None, x="1=y"), [], owner="ann")
+        for filters, expected in (
+            ({"model": "m1"}, ["a", "c"]),
+            ({"metadata": {"x": "1"}}, ["a", "b", "c"]),
+            ({"metadata": {"x": "1", "y": "2"}}, ["b", "c"]),
+            ({"model": "m1", "metadata": {"x": "1", "y": "2"}}, ["c"]),
+            ({"model": "m2", "metadata": {"y": "1"}}, []),
+            ({"metadata": {"x=1": "y"}}, []),
+            ({"metadata": {"y": "1", "z": "1"}}, []),
+            ({"model": "m1", "metadata": {}}, ["a", "c"]),
+            ({}, ["a", "b", "c", "d"]),
+        ):
+            assert ids(await store.list("ann", **filters)) == expected, filters
+
+
+async def test_a_cursor_is_found_even_where_the_filters_exclude_it(url: str) -> None:
+    async with opened(url) as store:
+        for n in range(6):
+            await store.put(chat(f"c{n}", n, x=str(n % 2)), [], owner="ann")
+        assert ids(await store.list("ann", after="c2", metadata={"x": "1"})) == ["c3", "c5"]
+        assert ids(await store.list("ann", after="c2", metadata={"x": "1"}, order="desc")) == ["c1"]
+
+
+async def test_an_unknown_cursor_is_a_lookup_error(url: str) -> None:
+    async with opened(url) as store:
+        await store.put(chat("c"), said("a"), owner="ann")
+        await store.put(chat("b"), said("a"), owner="bob")
+        for after in ("x", "b", ""):
+            with pytest.raises(LookupError):
+                await store.list("ann", after=after)
+        for after in ("c-1", "c", "c--1", "c-00", "b-0", ""):
+            with pytest.raises(LookupError):
+                await store.messages("ann", "c", after=after)
+
+
+async def test_has_more_is_exact(url: str) -> None:
+    async with opened(url) as store:
+        assert await store.list("ann", limit=0) == Page([], has_more=False)
+        for n in range(4):
+            await store.put(chat(f"c{n}", n, x=str(n // 2)), [], owner="ann")
+        for limit, has_more in ((-1, True), (0, True), (3, True), (4, False), (10**30, False)):
+            page = await store.list("ann", limit=limit)
+            assert (len(page.data), page.has_more) == (max(0, min(limit, 4)), has_more)
+        assert not (await store.list("ann", limit=2, metadata={"x": "0"})).has_more
+        assert (await store.list("ann", limit=1, metadata={"x": "0"})).has_more
+
+
+async def test_no_page_is_unbounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "MAX_LIMIT", 2)
+    async with opened(url) as store:
+        for n in range(3):
+            await store.put(chat(f"c{n}", n), said("a", "b", "c"), owner="ann")
+        messages = await store.messages("ann", "c0", limit=10**9)
+        for page in (await store.list("ann", limit=10**9), messages):
+            assert page
+            assert len(page.data) == 2
+            assert page.has_more
+
+
+async def test_for_another_owner_a_completion_does_not_exist(url: str) -> None:
+    async with opened(url) as store:
+        await store.put(chat("c", x="1"), said("secret"), owner="ann")
+        await store.put(chat("c", x="2"), said("mine"), owner="bob")
+        for stranger in ("eve", "an", "ann\n", "", "bob\nc"):
+            assert await store.get(stranger, "c") is None
+            assert await store.update(stranger, "c", {"x": "0"}) is None
+            assert await store.delete(stranger, "c") is False
+            assert await store.messages(stranger, "c") is None
+            assert await store.list(stranger) == Page([], has_more=False)
+        assert await store.delete("bob", "c") is True
+        assert await store.get("bob", "c") is None
+        assert await store.get("ann", "c") == chat("c", x="1")
+        page = await store.messages("ann", "c")
+        assert page
+        assert [message["content"] for message in page.data] == ["secret"]
+
+
+async def test_an_update_replaces_the_metadata_and_what_filters_find(url: str) -> None:
+    async with opened(url) as store:
+        await store.put(chat("c", x="1", y="1"), said("a"), owner="ann", title="t")
+        changed = {**chat("c", x="2"), "title": "t"}
+        assert await store.update("ann", "c", {"x": "2"}) == changed
+        assert await store.get("ann", "c") == changed
+        assert ids(await store.list("ann", model="m", metadata={"x": "2"})) == ["c"]
+        assert (
+            ids(await store.list("ann", metadata={"x": "1"})) == ids(await store.list("ann", metadata={"y": "1"})) == []
+        )
+        assert ids(await store.messages("ann", "c")) == ["c-0"]
+        assert await store.update("ann", "nobody", {}) is None
+
+
+async def test_what_is_deleted_is_gone_with_its_messages(url: str) -> None:
+    async with opened(url) as store:
+        await store.put(chat("c", x="1"), said("a", "b"), owner="ann")
+        assert await store.delete("ann", "c") is True
+        assert await store.delete("ann", "c") is False
+        assert (await store.get("ann", "c"), await store.messages("ann", "c")) == (None, None)
+        assert (await store.list("ann", model="m", metadata={"x": "1"})).data == (await store.list("ann")).data == []
+        await store.put(chat("c"), said("new"), owner="ann")
+        page = await store.messages("ann", "c")
+        assert page
+        assert [message["content"] for message in page.data] == ["new"]
+
+
+async def test_a_continued_chat_grows_and_keeps_its_place_and_title(url: str) -> None:
+    async with opened(url) as store:
+        await store.put(chat("a", 1, "m1", x="1"), said("one", "two"), owner="ann", title="first")
+        await store.put(chat("b", 2), [], owner="ann")
+        await store.update("ann", "a", {"x": "9"})
+        await store.put(chat("a", 3, "m2", x="2"), said("three"), owner="ann", title="second")
+        assert await store.get("ann", "a") == {**chat("a", 3, "m2", x="2"), "title": "first"}
+        assert ids(await store.list("ann")) == ["a", "b"]
+        assert ids(await store.list("ann", model="m2", metadata={"x": "2"})) == ["a"]
+        assert ids(await store.list("ann", model="m1")) == ids(await store.list("ann", metadata={"x": "1"})) == []
+        page = await store.messages("ann", "a")
+        assert page
+        assert [message["content"] for message in page.data] == ["one", "two", "three"]
+        assert ids(page) == ["a-0", "a-1", "a-2"]
+
+
+async def test_continuations_at_once_lose_no_message(url: str) -> None:
+    async with opened(url) as store, opened(url) as other:
+        stores = [store, store] if url == "sqlite://" else [store, other]
+        turns = [stores[n % 2].put(chat("c"), said(f"{n} asks", f"{n} hears"), owner="ann") for n in range(20)]
+        await asyncio.gather(*turns)
+        page = await stores[1].messages("ann", "c", limit=100)
+        assert page
+        assert ids(page) == [f"c-{n}" for n in range(40)]
+        contents = [message["content"] for message in page.data]
+        assert sorted(contents[::2]) == sorted(f"{n} asks" for n in range(20))
+        assert [text.replace("asks", "hears") for text in contents[::2]] == contents[1::2]
+
+
+async def test_what_is_too_old_does_not_exist(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SWEEP_SECONDS", 1_000.0)
+    now = int(time.time())
+    async with opened(url, max_age_days=1) as store:
+        await store.put(chat("new", now - 80_000), [], owner="ann")  # the first sweep has nothing to find
+        await asyncio.sleep(0.05)
+        await store.put(chat("old", now - 90_000, x="1"), said("lost"), owner="ann", title="old")
+        assert ids(await store.list("ann")) == ["new"]
+        assert ids(await store.list("ann", order="desc", model="m")) == ["new"]
+        assert (await store.get("ann", "old"), await store.messages("ann", "old")) == (None, None)
+        assert await store.update("ann", "old", {}) is None
+        assert await store.delete("ann", "old") is False
+        with pytest.raises(LookupError):
+            await store.list("ann", after="old")
+        await store.put(chat("old", now), said("again"), owner="ann", title="new")
+        assert await store.get("ann", "old") == {**chat("old", now), "title": "new"}
+        page = await store.messages("ann", "old")
+        assert page
+        assert [message["content"] for message in page.data] == ["again"]
+
+
+async def test_what_is_too_old_is_removed_in_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "SWEEP_SECONDS", 0.05)
+    monkeypatch.setattr(store_module, "SWEEP_BATCH", 3)
+    async with opened(url, max_age_days=1) as store:
+        await store.put(chat("new", int(time.time())), said("kept"), owner="ann")
+        for n in range(10):
+            await store.put(chat(f"c{n}", n, x="1"), said("a"), owner="ann")
+        async with asyncio.timeout(5):
+            while await remaining(store) != 1:
+                await asyncio.sleep(0.05)
+        assert ids(await store.messages("ann", "new")) == ["new-0"]
+
+
+async def remaining(store: Store) -> int:
+    """How many completions lie in the store, too old or not; in SQLite no other table may hold more."""
+    if isinstance(store, store_module.SQLiteStore):
+
+        def count_all(db: sqlite3.Connection) -> int:
+            counts = [db.execute(f"SELECT count(DISTINCT seq) FROM {table}").fetchone()[0] for table in TABLES]
+            return int(max(counts))
+
+        return await store._writer.do(count_all)
+    assert isinstance(store, store_module.MongoStore)
+    return await store._chats.count_documents({})
+
+
+TABLES = ("completion", "metadata", "message")
+
+
+async def test_an_item_that_cannot_be_written_fails_alone(url: str) -> None:
+    async with opened(url) as store:
+        good = [store.put(chat(f"c{n}"), said("a"), owner="ann") for n in range(8)]
+        bad = store.put(chat("bad"), [{"role": "user", "content": object()}], owner="ann")
+        *kept, failed = await asyncio.gather(*good, bad, return_exceptions=True)
+        assert kept == [None] * 8
+        assert isinstance(failed, TypeError)
+        assert await store.get("ann", "bad") is None
+        assert len((await store.list("ann")).data) == 8
+
+
+async def test_a_caller_that_is_cancelled_does_not_break_the_store(url: str) -> None:
+    async with opened(url) as store:
+        for _ in range(5):
+            tasks = [asyncio.create_task(store.put(chat(f"x{n}"), said("a"), owner="ann")) for n in range(20)]
+            await asyncio.sleep(0.001)
+            for task in tasks[::2]:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            assert outcomes[1::2] == [None] * 10
+        async with asyncio.timeout(5):
+            assert set(ids(await store.list("ann", limit=50))) >= {f"x{n}" for n in range(1, 20, 2)}
+
+
+async def test_a_store_can_be_read_after_it_was_closed_and_opened(url: str) -> None:
+    async with opened(url) as store:
+        await store.put(chat("c"), said("a"), owner="ann")
+    async with opened(url) as store:
+        assert ids(await store.list("ann")) == ([] if url == "sqlite://" else ["c"])
+
+
+# URLs
+
+
+def test_a_url_that_is_no_store_is_refused_in_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for url in (
+        "",
+        "chat.db",
+        "sqlite://chat.db",
+        "sqlite:///chat.db?mode=ro",
+        "postgres://ann:hunter2@host/db",
+        "mongodb://ann:hunter2/x@host",
+        "mongodb://ann:hun/ter2@host/",
+        "mongodb://",
+    ):
+        with pytest.raises(ValueError, match="store") as caught:
+            open_store(url)
+        text = str(caught.value)
+        assert text.startswith("The store's "), text
+        assert not [part for part in ("\n", "hun") if part in text], text
+    monkeypatch.setitem(sys.modules, "pymongo", None)
+    with pytest.raises(ValueError, match="pip install pymongo"):
+        open_store("mongodb://host/")
+
+
+def test_relative_and_absolute_files_and_memory_are_told_apart() -> None:
+    paths = {"sqlite:///a/b.db": "a/b.db", "sqlite:////a/b.db": "/a/b.db", "sqlite://": "", "sqlite:///:memory:": ""}
+    for url, path in paths.items():
+        store = open_store(url)
+        assert isinstance(store, store_module.SQLiteStore)
+        assert store.path == path
+
+
+# SQLite
+
+
+async def test_the_file_is_made_when_first_needed_and_readable_by_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    mask = os.umask(0)
+    try:
+        async with opened(f"sqlite:///{path}", max_age_days=1) as store:
+            await asyncio.sleep(0.1)
+            assert not path.exists()
+            await store.put(chat("c"), [], owner="ann")
+            assert {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in os.listdir(tmp_path)} == {0o600}
+    finally:
+        os.umask(mask)
+
+
+async def test_writes_that_wait_together_share_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = store_module.transaction
+
+    def spy(db: sqlite3.Connection, begin: str, works: list[Any]) -> list[Any]:
+        sizes.append(len(works))
+        return real(db, begin, works)
+
+    monkeypatch.setattr(store_module, "transaction", spy)
+    async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
+        await asyncio.gather(*(store.put(chat(f"c{n}"), [], owner="ann") for n in range(200)))
+    assert sum(sizes) == 200
+    assert len(sizes) < 20
+
+
+async def test_each_list_walks_an_index_and_sorts_nothing() -> None:
+    async with opened("sqlite://") as store:
+        assert isinstance(store, store_module.SQLiteStore)
+        for others in (0, 1, 3):
+            for up in (True, False):
+                sql = f"EXPLAIN QUERY PLAN {listing(others, up)}"
+                parameters = ["x"] * (6 + 3 * others)
+                plan = await store._writer.do(lambda db, s=sql, p=parameters: [row[3] for row in db.execute(s, p)])  # type: ignore[misc]
+                text = "\n".join(plan)
+                assert not [bad for bad in ("SCAN", "TEMP B-TREE") if bad in text], text
+                assert "SEARCH lead USING PRIMARY KEY (owner=? AND key=? AND value=? AND seq>? AND seq<?)" in text, text
+
+
+async def test_listing_20_of_5000_costs_what_listing_20_of_100_costs(tmp_path: Path) -> None:
+    async def steps(size: int) -> list[int]:
+        """SQLite's instructions, in hundreds, for each kind of list."""
+        costs = []
+        async with opened(f"sqlite:///{tmp_path}/{size}.db") as store:
+            assert isinstance(store, store_module.SQLiteStore)
+            chats = [
+                chat(f"c{n}", n, f"m{n % 2}", odd=str(n % 2), k=str(n % 4), same="1", rare=str(n % (size // 20)))
+                for n in range(size)
+            ]
+            await asyncio.gather(*(store.put(each, [], owner="ann") for each in chats))
+            ticks = count()
+            await store._reader.do(lambda db: db.set_progress_handler(lambda: next(ticks) < 0, 100))
+            for filters in FILTERS:
+                before = next(ticks)
+                page = await store.list("ann", limit=20, order="desc", **filters)
+                assert len(page.data) >= 10 or (page.data == [] and filters == NONE)
+                costs.append(next(ticks) - before)
+        return costs
+
+    for small, large, filters in zip(await steps(100), await steps(5000), FILTERS, strict=True):
+        assert large <= 2 * small + 60, (filters, small, large)
+
+
+NONE = {"model": "m1", "metadata": {"odd": "0"}}  # many have each of them, none has both
+FILTERS: list[dict[str, Any]] = [
+    {},
+    {"model": "m1"},
+    {"metadata": {"k": "1"}},
+    {"model": "m1", "metadata": {"k": "1"}},
+    NONE,
+    {"metadata": {"same": "1", "rare": "3"}},
+    {"model": "m1", "metadata": {"same": "1", "rare": "3", "odd": "1"}},
+]
+
+
+async def test_a_locked_file_is_store_down_and_works_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.2)
+    async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
+        await store.put(chat("a"), [], owner="ann")
+        other = sqlite3.connect(tmp_path / "chat.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreDown):
+            await store.put(chat("b"), [], owner="ann")
+        assert ids(await store.list("ann")) == ["a"]  # readers go on
+        other.execute("COMMIT")
+        other.close()
+        await store.put(chat("c"), [], owner="ann")
+        assert ids(await store.list("ann")) == ["a", "c"]
+
+
+async def test_a_missing_folder_is_store_down_until_it_is_there(tmp_path: Path) -> None:
+    async with opened(f"sqlite:///{tmp_path}/later/chat.db") as store:
+        with pytest.raises(StoreDown) as caught:
+            await store.put(chat("a"), [], owner="ann")
+        assert str(tmp_path) not in str(caught.value)
+        with pytest.raises(StoreDown):
+            await store.get("ann", "a")
+        (tmp_path / "later").mkdir()
+        await store.put(chat("a"), [], owner="ann")
+        assert await store.get("ann", "a") == chat("a")
+
+
+async def test_a_file_that_is_no_database_does_not_stop_the_start(tmp_path: Path) -> None:
+    (tmp_path / "chat.db").write_bytes(b"something else" * 100)
+    async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
+        with pytest.raises(StoreDown):
+            await store.put(chat("a"), [], owner="ann")
+        (tmp_path / "chat.db").unlink()
+        await store.put(chat("a"), [], owner="ann")
+
+
+async def test_a_full_disk_is_store_down_and_works_again(tmp_path: Path) -> None:
+    async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
+        await store.put(chat("a"), [], owner="ann")
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # Python ignores SIGXFSZ: a write gives EFBIG
+        try:
+            with pytest.raises(StoreDown):
+                await store.put(chat("b"), said("x" * 1_000_000), owner="ann")
+            assert await store.get("ann", "a") == chat("a")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert await store.get("ann", "b") is None
+        await store.put(chat("b"), said("x" * 1_000_000), owner="ann")
+        assert ids(await store.list("ann")) == ["a", "b"]
+
+
+async def test_a_newer_schema_is_refused_at_the_start_in_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "chat.db"
+    async with opened(f"sqlite:///{path}") as store:
+        await store.put(chat("a"), [], owner="ann")
+    db = sqlite3.connect(path)
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert db.execute("PRAGMA user_version").fetchone() == (1,)
+    db.execute("PRAGMA user_version = 7")
+    db.close()
+    store = open_store(f"sqlite:///{path}")
+    with pytest.raises(ValueError, match="schema 7"):
+        await store.open()
+    await store.close()
+
+
+async def test_two_processes_over_one_file_see_each_others_completions(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/chat.db"
+    two = [writers(url), writers(url)]
+    seen = [acknowledged(process, 50) for process in two]
+    async with opened(url) as store:
+        for process, names in zip(two, seen, strict=True):
+            assert names
+            assert names[0].startswith(str(process.pid))
+            for name in names:
+                assert await store.get("ann", name), name
+        await store.put(chat("mine"), [], owner="ann")  # and a third one gets a turn between them
+        assert await store.get("ann", "mine") == chat("mine")
+    for process in two:
+        kill(process)
+
+
+async def test_what_sqlite_acknowledged_survives_kill_9_of_eight_writers(tmp_path: Path) -> None:
+    names: list[str] = []
+    for _ in range(3):
+        process = writers(f"sqlite:///{tmp_path}/chat.db")
+        names += acknowledged(process, 400)
+        names += kill(process)
+        db = sqlite3.connect(tmp_path / "chat.db")
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        db.close()
+        async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
+            for name in names:
+                assert await store.get("ann", name), name
+                page = await store.messages("ann", name)
+                assert page
+                assert [message["content"] for message in page.data] == [name, "x" * 1000]
+            assert len(set(await every(store, 1000, "asc", metadata={"k": "v"}))) >= len(names)
+
+
+def writers(url: str) -> subprocess.Popen[str]:
+    """A process with eight writers, which prints each id once it is acknowledged."""
+    return subprocess.Popen([sys.executable, "-c", WRITERS, url], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+
+
+def acknowledged(process: subprocess.Popen[str], number: int) -> list[str]:
+    assert process.stdout
+    return [process.stdout.readline().strip() for _ in range(number)]
+
+
+def kill(process: subprocess.Popen[str]) -> list[str]:
+    """Kill the writers; what they printed since, without a line that was cut."""
+    process.send_signal(signal.SIGKILL)
+    rest, _ = process.communicate()
+    return rest.rpartition("\n")[0].splitlines()
+
+
+# MongoDB
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """pymongo 4.20 leaves its monitor's socket to the garbage collector if the server dies: no other test should see it."""
+    yield
+    gc.collect()
+
+
+async def test_two_stores_over_one_mongodb_see_each_others_completions(wire: MongoWire) -> None:
+    url = f"{wire.url}test{next(NUMBER)}"
+    async with opened(url) as one, opened(url) as two:
+        await one.put(chat("a", 1), said("one"), owner="ann")
+        await two.put(chat("b", 2), [], owner="ann")
+        await two.put(chat("a", 1), said("two"), owner="ann")
+        assert ids(await one.list("ann")) == ids(await two.list("ann")) == ["a", "b"]
+        page = await one.messages("ann", "a")
+        assert page
+        assert [message["content"] for message in page.data] == ["one", "two"]
+
+
+async def test_mongodb_has_an_index_for_every_list(wire: MongoWire) -> None:
+    async with opened(f"{wire.url}test{next(NUMBER)}") as store:
+        assert isinstance(store, store_module.MongoStore)
+        keys = [tuple(index["key"]) for index in (await store._chats.index_information()).values()]
+        fields = {tuple(name for name, _ in key) for key in keys}
+        lists = {
+            ("owner", "seq"),
+            ("owner", "model", "seq"),
+            ("owner", "tags", "seq"),
+            ("owner", "model", "tags", "seq"),
+        }
+        assert fields == lists | {("seq",), ("_id",)}
+
+
+async def test_mongodb_is_asked_to_journal_on_a_majority(wire: MongoWire) -> None:
+    store = open_store(wire.url)
+    assert isinstance(store, store_module.MongoStore)
+    assert store._chats.write_concern.document == {"w": "majority", "wtimeout": 4_000, "j": True}
+    assert store._chats.read_concern.level == "majority"
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.usefixtures("collected")
+async def test_a_mongodb_that_is_down_is_store_down_soon_and_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SWEEP_SECONDS", 0.1)
+    with MongoWire(tmp_path) as wire:
+        wire.kill(signal.SIGTERM)
+        async with opened(wire.url) as store:  # the start does not fail
+            assert isinstance(store, store_module.MongoStore)
+            await expect_down(store, wire.port)
+            wire.start()
+            async with asyncio.timeout(5):
+                while store._indexes:  # made at last
+                    await asyncio.sleep(0.05)
+            await store.put(chat("a"), said("a"), owner="ann")
+            wire.kill()
+            await expect_down(store, wire.port)
+            wire.start()
+            assert await store.get("ann", "a") == chat("a")
+
+
+async def expect_down(store: Store, port: int) -> None:
+    start = time.monotonic()
+    asked = (store.put(chat("x"), [], owner="ann"), store.get("ann", "x"), store.list("ann"), store.delete("ann", "x"))
+    for outcome in await asyncio.gather(*asked, return_exceptions=True):
+        assert isinstance(outcome, StoreDown), outcome
+        assert str(port) not in str(outcome)
+        assert "127.0.0.1" not in str(outcome)
+    assert time.monotonic() - start < 3.5
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.usefixtures("collected")
+async def test_what_mongodb_acknowledged_survives_kill_9_under_eight_writers(tmp_path: Path) -> None:
+    names: list[str] = []
+
+    async def write(store: Store, writer: int) -> None:
+        for n in count():
+            name = f"{server.port}-{round}-{writer}-{n}"
+            await store.put(chat(name, k="v"), said(name, "x" * 1000), owner="ann")
+            names.append(name)
+
+    with MongoWire(tmp_path) as server:
+        for round in range(3):
+            async with opened(server.url) as store:
+                tasks = [asyncio.create_task(write(store, writer)) for writer in range(8)]
+                async with asyncio.timeout(20):
+                    while len(names) < 100 * (round + 1):
+                        await asyncio.sleep(0.01)
+                server.kill()
+                for task in tasks:
+                    task.cancel()
+                    with suppress(asyncio.CancelledError, StoreDown):
+                        await task
+            server.start()
+            async with opened(server.url) as store:
+                kept = await every(store, 1000, "asc", metadata={"k": "v"})
+                assert set(kept) >= set(names)
+                assert len(kept) == len(set(kept))
+                for name in names[round::3]:
+                    page = await store.messages("ann", name)
+                    assert page
+                    assert [message["content"] for message in page.data] == [name, "x" * 1000]
