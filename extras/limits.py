@@ -4,8 +4,7 @@ A key's minute starts with its first request (a fixed window): after `Retry-Afte
 counts in its memory. Several count together in a store, by the `limits` library: Redis (packages `limits` and `redis`)
 or MongoDB (`limits` and `pymongo`).
 
-Memory is not left to `limits`: its MemoryStorage visits every key at every hit (5.8.0: 9 ms with 50,000 keys). Nor is
-its async MongoDB storage used, which needs `motor`, retired in favour of pymongo: the blocking ones run in threads.
+Memory is not left to `limits`: its MemoryStorage visits every key at every hit (5.8.0: 9 ms with 50,000 keys).
 """
 
 import asyncio
@@ -14,19 +13,19 @@ import logging
 import math
 import time
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from limits.storage import Storage
+    from limits.aio.storage import Storage
 
 log = logging.getLogger(__name__)
 WINDOW_SECONDS = 60
 MAX_KEYS = 100_000  # in memory, some 30 MB: beyond them the oldest window is forgotten, and its key starts anew
+STORE_TIMEOUT_SECONDS = 1.0
 STORE_PAUSE_SECONDS = 5.0  # for so long a store that failed is not asked
-REDIS, MONGODB = ("redis", {"socket_timeout": 1}), ("pymongo", {"timeoutMS": 1000})  # seconds, milliseconds
-DRIVERS = {"redis": REDIS, "rediss": REDIS, "mongodb": MONGODB, "mongodb+srv": MONGODB}
+DRIVERS = {"redis": "redis", "rediss": "redis", "mongodb": "pymongo", "mongodb+srv": "pymongo"}  # scheme: package
 
 
 class Verdict(NamedTuple):
@@ -47,10 +46,9 @@ class RateLimit:
     """
 
     def __init__(self, per_minute: int, store_url: str = "") -> None:
-        self.per_minute, self.store_url = per_minute, store_url
+        self.per_minute = per_minute
         self.windows: OrderedDict[str, tuple[int, float]] = OrderedDict()  # key: (hits, end on the monotonic clock)
         self.store = open_store(store_url) if store_url else None
-        self.threads = ThreadPoolExecutor(8, "rate-limit")  # starts none until a store is asked
         self.retry_at = 0.0  # on the monotonic clock; 0: the store is up
 
     async def hit(self, key: str) -> Verdict:
@@ -71,33 +69,30 @@ class RateLimit:
 
     async def hit_store(self, key: str) -> tuple[int, float] | None:
         """The same from the store; None if there is none, or it is down."""
-        store = self.store
-        if not store or time.monotonic() < self.retry_at:
+        if not self.store or time.monotonic() < self.retry_at:
             return None
         from limits.errors import StorageError
 
         if self.retry_at:
             self.retry_at = time.monotonic() + STORE_PAUSE_SECONDS  # this request alone waits to see if it is back
         try:
-            answer = asyncio.get_running_loop().run_in_executor(self.threads, ask, store, key)
-            counted = await asyncio.wait_for(answer, timeout=1)
-        except (StorageError, TimeoutError, ValueError) as exc:
-            if store is self.store:  # of the requests that found it down, this is the first
-                if not self.retry_at:  # only the type: the words may hold the address
-                    reason = type(exc.__cause__ or exc).__name__
-                    log.warning("RATE_LIMIT_STORE_URL: the store failed (%s); each process counts for itself.", reason)
-                self.retry_at = time.monotonic() + STORE_PAUSE_SECONDS
-                self.close()
-                self.store = open_store(self.store_url)  # only a new one makes MongoDB's indexes, if they are missing
+            async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
+                hits = await self.store.incr(f"rewrap/{key}", WINDOW_SECONDS)
+                reset = await self.store.get_expiry(f"rewrap/{key}") - time.time()
+        except (StorageError, TimeoutError) as exc:
+            if not self.retry_at:  # only the type: the words may hold the address
+                reason = type(exc.__cause__ if isinstance(exc, StorageError) else exc).__name__
+                log.warning("RATE_LIMIT_STORE_URL: the store failed (%s); each process counts for itself.", reason)
+            self.retry_at = time.monotonic() + STORE_PAUSE_SECONDS
             return None
         self.retry_at = 0.0
-        return counted
+        return hits, min(max(0.0, reset), WINDOW_SECONDS)  # clocks of two machines differ
 
-    def close(self) -> None:
-        """Close the connections to the store, in a thread. (MongoDB's property `storage` would open them first.)"""
-        known = vars(self.store) if self.store else {}
-        if client := known.get("storage") or known.get("_storage"):
-            self.threads.submit(client.close)
+    async def close(self) -> None:
+        """Close the connections to the store."""
+        if self.store:
+            client: Any = getattr(self.store, "bridge", self.store)  # of Redis, of MongoDB
+            await client.storage.aclose()
 
 
 def open_store(url: str) -> "Storage":
@@ -105,25 +100,35 @@ def open_store(url: str) -> "Storage":
     scheme = url.partition("://")[0]
     if scheme not in DRIVERS:
         raise ValueError(f"RATE_LIMIT_STORE_URL must start with one of {', '.join(f'{name}://' for name in DRIVERS)}.")
-    driver, options = DRIVERS[scheme]
-    for package in ("limits", driver):
+    for package in ("limits", DRIVERS[scheme]):
         if not find_spec(package):
             raise ValueError(f"RATE_LIMIT_STORE_URL: {scheme} needs the package {package} (pip install {package}).")
-    from limits.errors import ConfigurationError
-    from limits.storage import Storage, storage_from_string
-
     try:
-        store = storage_from_string(url, wrap_exceptions=True, **options)
-    except (ConfigurationError, ValueError) as exc:  # whose words may hold a password: not even in the traceback
-        raise ValueError(f"RATE_LIMIT_STORE_URL cannot be used ({type(exc).__name__}).") from None
-    assert isinstance(store, Storage)
-    return store
+        if DRIVERS[scheme] == "pymongo":
+            return mongodb(url)
+        from limits.aio.storage import RedisStorage
+
+        return RedisStorage(f"async+{url}", wrap_exceptions=True, implementation="redispy")
+    except Exception as exc:  # of the driver; its words may hold a password: not even in the traceback
+        reason = type(exc).__name__
+        raise ValueError(f"RATE_LIMIT_STORE_URL cannot be used ({reason}): is it {scheme}://host:port?") from None
 
 
-def ask(store: "Storage", key: str) -> tuple[int, float]:
-    """Count one hit in the store: how many they are, and the seconds to the window's end by this machine's clock."""
-    hits = store.incr(f"rewrap/{key}", WINDOW_SECONDS)
-    return hits, min(max(0.0, store.get_expiry(f"rewrap/{key}") - time.time()), WINDOW_SECONDS)
+def mongodb(url: str) -> "Storage":
+    """The MongoDB storage of `limits`, which wants `motor`, over pymongo's own async client, which replaced it."""
+    import pymongo
+    from limits.aio.storage import MongoDBStorage
+
+    class Storage(MongoDBStorage):
+        dependencies: Any = {
+            "motor.motor_asyncio": SimpleNamespace(module=SimpleNamespace(AsyncIOMotorClient=pymongo.AsyncMongoClient)),
+            "pymongo": SimpleNamespace(module=pymongo),
+        }
+
+        def __del__(self) -> None:
+            """The parent's calls `close`, which is a coroutine here."""
+
+    return Storage(url, wrap_exceptions=True)
 
 
 def headers(verdict: Verdict) -> list[tuple[bytes, bytes]]:

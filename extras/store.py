@@ -343,11 +343,7 @@ class SQLiteStore(Store):
         return await self._reader.do(work)
 
     async def _count(self, owner: str, id: str) -> int | None:
-        def work(db: Connection) -> int | None:
-            found = find(db, owner, id, self._first())
-            return next_number(db, found[0]) if found else None
-
-        return await self._reader.do(work)
+        return await self._reader.do(lambda db: (it := find(db, owner, id, self._first())) and next_number(db, it[0]))
 
     async def _bodies(self, owner: str, id: str, start: int, count: int) -> Bodies:
         sql = "SELECT message.body FROM completion JOIN message USING (seq) WHERE owner = ? AND id = ? AND n >= ?"

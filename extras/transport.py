@@ -73,7 +73,7 @@ class Connection(asyncio.Protocol):
         self.buffered = 0
         self.overhead = 0  # bytes since the last of the body
         self.answering = self.head_done = self.complete = self.lingering = self.until_close = False
-        self.reusable = True
+        self.reusable = self.held = True  # held: until its reader gives it back by aclose()
         self.error: httpx.RequestError | None = None
         self.inflate: Any = None
         self.tail = b""
@@ -99,6 +99,10 @@ class Connection(asyncio.Protocol):
         if self.overhead > HEAD_BYTES and not self.complete:
             self.fail(httpx.RemoteProtocolError("The head of the answer is too large."))
         self.wake()
+
+    def on_message_begin(self) -> None:
+        if self.complete:  # more than the answer: nobody can tell what would come before the next one
+            self.abort()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.head_done:  # later ones are trailers, or of an answer that nobody asked for
@@ -141,7 +145,7 @@ class Connection(asyncio.Protocol):
         if not self.head_done or self.complete:
             return
         self.complete, self.answering = True, False
-        if self.lingering:
+        if self.lingering and not self.held:
             self.pool.release(self)
 
     def eof_received(self) -> None:
@@ -269,7 +273,10 @@ class Connection(asyncio.Protocol):
 
     async def aclose(self) -> None:
         """Give the connection back, or close it where the answer is not at its end."""
-        if self.complete and self.reusable and not self.closed:
+        if not self.held:
+            return
+        self.held = False
+        if self.complete:
             self.pool.release(self)
         elif not self.lingering:
             self.abort()
