@@ -481,8 +481,8 @@ class ChatURL:
     async def read(self, reply: Reply, chat: Chat) -> Deltas:
         """The Deltas of a good answer, whatever its framing."""
         kind, first = await framing(reply, self.shape.framing if chat.stream else "auto")
-        if kind == "json":
-            value = self.parsed(await self.whole(reply, first))
+        if kind in ("json", "json or text"):
+            value = self.parsed(await self.whole(reply, first), text=kind != "json")
             if not isinstance(value, Lines):
                 for delta in self.checked(self.shape.answer(value), chat, value):
                     yield delta
@@ -521,7 +521,7 @@ class ChatURL:
         for delta in deltas:
             if delta.usage:
                 chat.usage = delta.usage
-            if delta.whole and len(delta.content) > 4096:
+            if delta.whole and len(delta.content) > 4096 and delta.logprobs is None:
                 *most, last = portions(delta.content)
                 yield from (Delta(text, index=delta.index, whole=True) for text in most)
                 delta.content = last
@@ -533,23 +533,25 @@ class ChatURL:
         loop = asyncio.get_running_loop()
         parts, size, end = [first], len(first), loop.time() + self.limits.total
         while True:
+            if size > self.limits.reply_bytes:
+                raise unusable(TOO_LARGE, "too large", self.failure_status)
             reply.deadline = min(end, loop.time() + self.limits.stall)
             if not (data := await reply.read()):
                 return b"".join(parts)
             parts.append(data)
             size += len(data)
-            if size > self.limits.reply_bytes:
-                raise unusable(TOO_LARGE, "too large", self.failure_status)
 
-    def parsed(self, body: bytes) -> Any:
-        """A JSON value, or the Lines of a body that has one JSON value on each. Raises ValueError."""
+    def parsed(self, body: bytes, *, text: bool) -> Any:
+        """A JSON value, or the Lines of a body that has one on each; a text, if it may be one. Raises ValueError."""
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
             lines = body.strip().split(b"\n")
-            if len(lines) < 2 or not all(is_json(line) for line in lines):
-                raise
-            return Lines(len(body), body)
+            if len(lines) > 1 and all(is_json(line) for line in lines):
+                return Lines(len(body), body)
+            if text:
+                return body.decode("utf-8", "replace")
+            raise
 
     async def refusal(self, reply: Reply) -> Refused:
         """A status other than 2xx, with what the upstream says about it, if that can be read."""
@@ -599,7 +601,7 @@ FAILED = "The chat backend failed to answer."
 TOO_LARGE = "The chat backend's answer is too large."
 TOO_SLOW = "The chat backend did not answer in time."
 PASSED_ON = re.compile(rb"openai-processing-ms|openai-version|x-ratelimit-[a-z-]+")
-KEYLIKE = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key|Bearer)[-_ ][\w*.…-]{8,}")
+KEYLIKE = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key)[-_][\w*.…-]{8,}|\bBearer\s+\S+")
 
 
 class OpenAI(ChatURL):
@@ -680,25 +682,30 @@ class OpenAI(ChatURL):
                         raise unusable(TOO_LARGE, "event too large", self.failure_status)
                     if not data:
                         continue
-                if not data.startswith(b"data:") and b"data:" not in data:  # comments alone: alive, but no event
-                    if begun:
-                        yield Delta(raw=data)
-                    else:
-                        rest = data + rest
+                if not data.startswith(b"data:") and b"data:" not in data and begun:
+                    yield Delta(raw=data)  # comments alone: alive, but no event
                     continue
-                begun = True
-                reply.deadline = loop.time() + stall
                 if not data.isascii():
                     data.decode()  # raises UnicodeDecodeError: a client's reader would, too
                 if b'"error"' in data:
                     self.look_for_error(data)
                 if b'"usage":' in data and (found := USAGE.findall(data)):
                     chat.usage = orjson.loads(found[-1])
+                if not begun:
+                    if b'"delta"' not in data:  # nothing of a reply yet: the status can still be another
+                        if DONE.search(data) or len(data) > event_bytes:
+                            break
+                        rest = data + rest
+                        continue
+                    begun = True
+                reply.deadline = loop.time() + stall
                 finished += data.count(b'"finish_reason":"') or data.count(b'"finish_reason": "')
                 yield Delta(raw=data)
                 if b"[DONE]" in data and DONE.search(data):
                     reply.linger()
                     return
+            if not begun:
+                raise unusable("The chat backend gave no reply.", "no chunk", self.failure_status)
             if DONE.match(rest):
                 yield Delta(raw=rest.strip() + b"\n\n")
             elif finished < (chat.payload.get("n") or 1) or rest.strip():
@@ -710,8 +717,8 @@ class OpenAI(ChatURL):
         """A completion as it came, when it is one. Raises ValueError, Refused."""
         body = await self.whole(reply)
         value = orjson.loads(body)
-        if not isinstance(value, dict) or not self.shape.answer(value):
-            raise ValueError("no reply")
+        if not self.shape.answer(value) or "choices" not in value:
+            raise ValueError("no completion")
         chat.usage = value.get("usage")
         return body
 

@@ -5,6 +5,7 @@ Raises ValueError for what is none of these, and for an event larger than it may
 """
 
 import codecs
+import re
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -32,16 +33,24 @@ async def framing(reply: Readable, known: str = "auto") -> tuple[str, bytes]:
     start = first.lstrip()
     if not start:
         raise ValueError("empty answer")
-    if said.endswith(b"json") or (said in TEXTS and start[:1] in b'{["'):
-        line, newline, _ = start.partition(b"\n")
-        # Flask and others end one JSON value with a line break: it is a stream only if its length was not known.
-        lines = newline and b"content-length" not in reply.headers and is_json(line)
-        return ("ndjson" if lines else "json"), first
-    if said not in TEXTS or start.startswith(b"<"):
+    if not said.endswith(b"json") and said not in TEXTS:
         raise ValueError("neither JSON nor text")
+    whole = b"content-length" in reply.headers
+    if start[:1] in b'{["' or said.endswith(b"json"):
+        # Flask and others end one JSON value with a line break: it is a stream only if its length was not known.
+        line, newline, _ = start.partition(b"\n")
+        if newline and not whole and is_json(line):
+            return "ndjson", first
+        if said.endswith(b"json") or is_json(first):
+            return "json", first
+        if whole:
+            return "json or text", first
+    if MARKUP.match(start):
+        raise ValueError("a page for people")
     return ("sse" if start.startswith((b"data:", b"event:", b"id:", b": ")) else "text"), first
 
 
+MARKUP = re.compile(rb"<(?:!doctype|html|head|body|title|center|h1|p|div)\b", re.IGNORECASE)
 NDJSON = frozenset([b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"])
 NDJSON |= {b"application/stream+json", b"application/jsonlines", b"application/json-seq"}
 TEXTS = frozenset([b"", b"text/plain", b"text/html", b"text/markdown", b"application/octet-stream"])
@@ -91,6 +100,7 @@ class Events(Lines):
         super().__init__(event_bytes)
         self.name = ""
         self.data: list[bytes] = []
+        self.data_size = 0
         self.after_cr = self.begun = False
 
     def feed(self, data: bytes) -> list[Event]:
@@ -109,19 +119,17 @@ class Events(Lines):
             if not line:
                 if self.data or self.name:  # the standard drops an event without data: LangServe ends with one
                     events.append((self.name, b"\n".join(self.data)))
-                self.name, self.data = "", []
+                self.name, self.data, self.data_size = "", [], 0
             elif line.startswith(b"data:"):
                 self.data.append(line[6:] if line.startswith(b"data: ") else line[5:])
-                self.bound(line)
+                self.data_size += len(line)
+                if self.data_size > self.event_bytes:
+                    raise ValueError("event too large")
             elif line.startswith(b"event:"):
                 self.name = line[6:].strip().decode("utf-8", "replace")
             elif line == b"data":
                 self.data.append(b"")
         return events
-
-    def bound(self, line: bytes) -> None:
-        if len(self.data) > 1 and sum(map(len, self.data)) > self.event_bytes:
-            raise ValueError("event too large")
 
     def close(self) -> list[Event]:
         return self.feed(b"\n\n")

@@ -21,7 +21,9 @@ class Settings:
     """Each field is the environment variable of its name in capitals; the environment wins over `.env`."""
 
     chat_url: str = setting("", "The chat URL that answers. Unset, and OPENAI_API_BASE too: the mock does.", url=True)
-    chat_headers: dict[str, str] = setting({}, 'Headers for CHAT_URL, as JSON: {"Authorization": "Bearer ..."}.')
+    chat_headers: dict[str, str] = setting(
+        {}, 'Headers for CHAT_URL, as JSON: {"Authorization": "Bearer ..."}.', secret=True
+    )
     chat_shape: str = setting("", "The shape that CHAT_URL speaks, such as ollama or dify. Unset: it is found out.")
     chat_key: str = setting("", "The key for CHAT_URL, sent where its shape wants it.", secret=True)
     config: str = setting("", "A TOML file with several backends, in place of CHAT_URL and OPENAI_API_BASE.")
@@ -79,6 +81,12 @@ class Settings:
             raise ValueError("LOG_LEVEL must be debug, info, warning or error")
         return cls(**values)
 
+    def secrets(self) -> list[str]:
+        """What must never be read in a log."""
+        found = [getattr(self, spec.name) for spec in fields(self) if spec.metadata.get("secret")]
+        texts = [text for value in found for text in listed(value)]
+        return [text for text in texts if len(text) > 3]
+
 
 def cast(name: str, text: str, type: Any, limits: Any) -> Any:
     """A setting's text as its type. Raises ValueError; the text of a secret is not repeated."""
@@ -111,8 +119,24 @@ def cast(name: str, text: str, type: Any, limits: Any) -> Any:
             headers = orjson.loads(text)
         except ValueError:
             headers = None
-        good = isinstance(headers, dict) and all(isinstance(v, str) for v in headers.values())
-        if not good or re.search(r"[\r\n\0]", "".join([*headers, *headers.values()])):
-            raise ValueError(f'{name} must be a JSON object of strings: {{"Authorization": "Bearer ..."}}')
+        if not isinstance(headers, dict) or not all(map(is_header, headers.items())):
+            raise ValueError(f'{name} must be a JSON object of headers: {{"Authorization": "Bearer ..."}}')
         return headers
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not parts:
+        raise ValueError(f"{name} has commas, and nothing between them")
+    return parts
+
+
+def is_header(item: tuple[str, Any]) -> bool:
+    """A name and a value that HTTP can carry."""
+    name, value = item
+    named = re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
+    return bool(named) and isinstance(value, str) and re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value) is not None
+
+
+def listed(value: Any) -> list[str]:
+    """The texts of a setting: one, several, or those that headers end with (without a `Bearer`)."""
+    if isinstance(value, dict):
+        return [text.split()[-1] for text in value.values() if text.strip()]
+    return list(value) if isinstance(value, tuple) else [value]

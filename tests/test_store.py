@@ -376,7 +376,8 @@ async def test_a_caller_that_is_cancelled_does_not_break_the_store(url: str) -> 
             await asyncio.sleep(0.001)
             for task in tasks[::2]:
                 task.cancel()
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            async with asyncio.timeout(10):
+                outcomes = await asyncio.gather(*tasks, return_exceptions=True)
             assert outcomes[1::2] == [None] * 10
         async with asyncio.timeout(5):
             assert set(ids(await store.list("ann", limit=50))) >= {f"x{n}" for n in range(1, 20, 2)}
@@ -435,6 +436,14 @@ async def test_the_file_is_made_when_first_needed_and_readable_by_its_owner_only
             assert {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in os.listdir(tmp_path)} == {0o600}
     finally:
         os.umask(mask)
+
+
+async def test_each_commit_is_on_the_disk_before_it_is_acknowledged(tmp_path: Path) -> None:
+    async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
+        assert isinstance(store, store_module.SQLiteStore)
+        full = await store._writer.do(lambda db: db.execute("PRAGMA synchronous").fetchone())
+        assert full == (2,)
+        assert await store._writer.do(lambda db: db.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
 
 
 async def test_writes_that_wait_together_share_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -501,6 +510,14 @@ FILTERS: list[dict[str, Any]] = [
 ]
 
 
+async def test_stores_that_make_the_file_at_the_same_moment_all_succeed(tmp_path: Path) -> None:
+    for n in range(40):
+        stores = [open_store(f"sqlite:///{tmp_path}/{n}.db") for _ in range(3)]
+        await asyncio.gather(*(store.put(chat("c"), said("a"), owner="ann") for store in stores * 5))
+        assert len((await stores[0].messages("ann", "c") or Page([], True)).data) == 15
+        await asyncio.gather(*(store.close() for store in stores))
+
+
 async def test_a_locked_file_is_store_down_and_works_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.2)
     async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
@@ -538,19 +555,41 @@ async def test_a_file_that_is_no_database_does_not_stop_the_start(tmp_path: Path
 
 
 async def test_a_full_disk_is_store_down_and_works_again(tmp_path: Path) -> None:
+    for size in (10_000, 1_000_000):  # the disk is full at COMMIT; and before it
+        async with opened(f"sqlite:///{tmp_path}/{size}.db") as store:
+            await store.put(chat("first", 1), [], owner="ann")
+            kept = ["first"]
+            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # Python ignores SIGXFSZ: a write gives EFBIG
+            try:
+                with suppress(StoreDown):
+                    for n in range(100):
+                        await store.put(chat(f"c{n}", 2), said("x" * size), owner="ann")
+                        kept.append(f"c{n}")
+                assert len(kept) < 50
+                assert ids(await store.list("ann", limit=100)) == kept
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            await store.put(chat("last", 3), said("x" * size), owner="ann")
+            assert ids(await store.list("ann", limit=100)) == [*kept, "last"]
+
+
+async def test_a_transaction_that_cannot_be_ended_gives_up_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = store_module.transaction
+
+    def failing(db: sqlite3.Connection, begin: str, works: list[Any]) -> list[Any]:
+        monkeypatch.setattr(store_module, "transaction", real)
+        db.execute(begin)
+        raise sqlite3.OperationalError("disk I/O error")
+
     async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
-        await store.put(chat("a"), [], owner="ann")
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # Python ignores SIGXFSZ: a write gives EFBIG
-        try:
-            with pytest.raises(StoreDown):
-                await store.put(chat("b"), said("x" * 1_000_000), owner="ann")
-            assert await store.get("ann", "a") == chat("a")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert await store.get("ann", "b") is None
-        await store.put(chat("b"), said("x" * 1_000_000), owner="ann")
-        assert ids(await store.list("ann")) == ["a", "b"]
+        monkeypatch.setattr(store_module, "transaction", failing)
+        with pytest.raises(StoreDown):
+            await store.put(chat("a"), [], owner="ann")
+        await store.put(chat("b"), [], owner="ann")
+        assert ids(await store.list("ann")) == ["b"]
 
 
 async def test_a_newer_schema_is_refused_at_the_start_in_one_clear_line(tmp_path: Path) -> None:
