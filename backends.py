@@ -430,7 +430,8 @@ class ChatURL:
         self.targets: dict[tuple[str, bool], Any] = {}
         values = [value.split()[-1] for value in self.own_headers.values() if value.strip()]
         self.secrets = [secret for secret in (key, *values, url, httpx.URL(url).netloc.decode()) if len(secret) > 3]
-        self.target(url, False)  # a header that cannot be sent stops the start
+        # An address that is not whole stops the start, and so does a header that cannot be sent.
+        self.target(shape.url(url, Chat("m", [], {})), False)
 
     def target(self, url: str, stream: bool) -> Any:
         """Where a request goes, and the headers that all of them share: made once."""
@@ -470,8 +471,10 @@ class ChatURL:
                 if not 200 <= reply.status < 300:
                     raise await self.refusal(reply)
                 if dropped := dropped + self.shape.dropped(asked):
-                    chat.headers.append((b"x-dropped-params", ", ".join(dropped).encode("ascii", "replace")))
+                    names = UNPRINTABLE.sub("?", ", ".join(dropped))[:1000]  # they are the client's
+                    chat.headers.append((b"x-dropped-params", names.encode()))
                 chat.headers += [(k, v) for k, v in reply.headers.items() if PASSED_ON.fullmatch(k)]
+                chat.body = asked.body = body = b""  # of no more use: a long stream need not hold it
                 yield reply
             except Refused as refused:
                 raise self.failure(refused, own_key=not credentials) from None
@@ -600,6 +603,7 @@ def dumps(value: Any) -> bytes:
 FAILED = "The chat backend failed to answer."
 TOO_LARGE = "The chat backend's answer is too large."
 TOO_SLOW = "The chat backend did not answer in time."
+UNPRINTABLE = re.compile(r"[^ -~]")
 PASSED_ON = re.compile(rb"openai-processing-ms|openai-version|x-ratelimit-[a-z-]+")
 KEYLIKE = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key)[-_][\w*.…-]{8,}|\bBearer\s+\S+")
 
@@ -668,8 +672,8 @@ class OpenAI(ChatURL):
                 return
             loop, stall, event_bytes = asyncio.get_running_loop(), self.limits.stall, self.limits.event_bytes
             rest = b""
-            finished = 0
             begun = False
+            before, last = b"", b""  # the two reads before this one: what is said at the end may stand in three
             while data := await reply.read():
                 if rest:
                     data = rest + data
@@ -682,35 +686,40 @@ class OpenAI(ChatURL):
                         raise unusable(TOO_LARGE, "event too large", self.failure_status)
                     if not data:
                         continue
-                if not data.startswith(b"data:") and b"data:" not in data and begun:
-                    yield Delta(raw=data)  # comments alone: alive, but no event
-                    continue
                 if not data.isascii():
                     data.decode()  # raises UnicodeDecodeError: a client's reader would, too
-                if b'"error"' in data:
-                    self.look_for_error(data)
-                if b'"usage":' in data and (found := USAGE.findall(data)):
-                    chat.usage = orjson.loads(found[-1])
-                if not begun:
-                    if b'"delta"' not in data:  # nothing of a reply yet: the status can still be another
-                        if DONE.search(data) or len(data) > event_bytes:
-                            break
-                        rest = data + rest
-                        continue
+                if b'"error"' in data and (found := failed_event(data)):
+                    if begun or b'"delta"' in data[: found[0]]:
+                        yield Delta(raw=data[: found[0]])
+                    raise found[1]
+                if begun:
+                    if data.startswith(b"data:") or b"data:" in data:  # not comments alone: they are no event
+                        reply.deadline = loop.time() + stall
+                elif b'"delta"' in data:
                     begun = True
-                reply.deadline = loop.time() + stall
-                finished += data.count(b'"finish_reason":"') or data.count(b'"finish_reason": "')
+                    reply.deadline = loop.time() + stall
+                else:  # nothing of a reply yet: the status can still be another
+                    if DONE.search(data) or len(data) > event_bytes:
+                        break
+                    rest = data + rest
+                    continue
                 yield Delta(raw=data)
-                if b"[DONE]" in data and DONE.search(data):
+                if data.endswith(b"[DONE]\n\n") or data.rstrip().endswith(b"[DONE]"):
                     reply.linger()
-                    return
+                    break
+                before, last = last, data
             if not begun:
                 raise unusable("The chat backend gave no reply.", "no chunk", self.failure_status)
+            last = before + last + data
+            if counts := USAGE.findall(last):
+                chat.usage = orjson.loads(counts[-1])
             if DONE.match(rest):
                 yield Delta(raw=rest.strip() + b"\n\n")
-            elif finished < (chat.payload.get("n") or 1) or rest.strip():
+            elif rest.strip() or not (
+                DONE.search(last) or (FINISHED.search(last) and (chat.payload.get("n") or 1) == 1)
+            ):
                 raise unusable("The chat backend broke off.", "no [DONE]", self.failure_status)
-            else:
+            elif not DONE.search(last):
                 yield Delta(raw=b"data: [DONE]\n\n")
 
     async def completion(self, reply: Reply, chat: Chat) -> bytes:
@@ -722,13 +731,20 @@ class OpenAI(ChatURL):
         chat.usage = value.get("usage")
         return body
 
-    def look_for_error(self, data: bytes) -> None:
-        for _, event in Events(len(data) + 1).feed(data):
+
+def failed_event(data: bytes) -> tuple[int, Refused] | None:
+    """Where, in whole events, the first one stands that says an error."""
+    start = 0
+    for end in EVENT_END.finditer(data):
+        for _, event in Events(len(data)).feed(data[start : end.end()]):
             if event.startswith(b"{") and (error := orjson.loads(event).get("error")):
-                raise refused_in_200(error)
+                return start, refused_in_200(error)
+        start = end.end()
+    return None
 
 
 USAGE = re.compile(rb'"usage":\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
+FINISHED = re.compile(rb'"finish_reason":\s*"')
 DONE = re.compile(
     rb"(?:\A|[\r\n])data: ?\[DONE\]"
 )  # at the start of a line: in a reply's text, line breaks are escaped

@@ -855,7 +855,7 @@ async def stream(call: Call, chat: Chat, deltas: Deltas, rendering: Chunks | Pla
                 body = rendering(first)
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             async for delta in deltas:
-                if body := rendering(delta):
+                if body := delta.raw or rendering(delta):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
             end = rendering.end()
         except (APIError, asyncio.CancelledError) as exc:
@@ -950,6 +950,8 @@ def create_app(
             yield
         app.front.access.flush()
         await gateway.store.close()
+        if gateway.rate_limit:
+            await gateway.rate_limit.close()
 
     chat_completions = ChatCompletions(gateway)
     routes = [

@@ -1383,6 +1383,19 @@ async def test_what_concerns_the_request_keeps_its_status_and_openais_words(stat
         assert answer.headers.get("retry-after") == ("7" if status in (429, 503) else None)
 
 
+@pytest.mark.parametrize("make", [chat_url, openai])
+async def test_an_upstreams_words_go_on_without_our_secrets(make: Any) -> None:
+    own = (
+        {"chat_headers": {"X-Bot-Key": "hunter2hunter2"}} if make is chat_url else {"openai_api_key": "hunter2hunter2"}
+    )
+    told = f"Too long for hunter2hunter2 at {CHAT_URL} or {API_BASE}, host bot.internal:9000, llm.internal:8080."
+    some, _ = make(httpx.Response(400, json={"error": {"message": told}}), **own)
+    message = envelope(await some.post(CHAT, json=ASKED))["message"]
+    assert message.startswith("Too long for ")
+    assert "hunter2" not in message
+    assert ("bot.internal" if make is chat_url else "llm.internal") not in message
+
+
 async def test_a_refused_key_is_told_to_the_client_whose_it_was() -> None:
     refusal = httpx.Response(401, json={"error": {"message": "Incorrect API key provided: sk-client-0123456789."}})
     some, _ = openai(refusal)

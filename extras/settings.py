@@ -40,12 +40,18 @@ class Settings:
     )
     revoked_keys: tuple[str, ...] = setting((), "Ids of signed keys that are no longer good, with commas.")
     rate_limit_per_minute: int = setting(0, "Requests a minute for each key, or address; 0: no limit.", least=0)
-    rate_limit_store_url: str = setting("", "Where several machines count together: redis://... or mongodb://...")
+    rate_limit_store_url: str = setting(
+        "",
+        "Where several machines count together, with the packages limits and redis, or limits and pymongo: redis://host:6379 or mongodb://...",
+    )
     max_concurrent_requests: int = setting(
         0, "Chats at the same moment, above which there is 503; 0: no limit.", least=0
     )
     hooks: str = setting("", "Functions of yours that see chats: mymodule:before,mymodule:after.")
-    store_url: str = setting("sqlite:///chat.db", "Stored completions: sqlite:///file.db, sqlite:// or mongodb://...")
+    store_url: str = setting(
+        "sqlite:///chat.db",
+        "Stored completions: sqlite:///file.db, sqlite:// (memory), or mongodb://... with the package pymongo.",
+    )
     store_max_age_days: float = setting(0.0, "Stored completions that are older are deleted; 0: never.", least=0)
     allowed_hosts: tuple[str, ...] = setting((), "Names this server answers to (Host), beside localhost on a loopback.")
     allow_origins: tuple[str, ...] = setting((), "Origins of web pages that may call (CORS), with commas, or *.")

@@ -16,8 +16,8 @@ from uuid import uuid4
 
 import orjson
 
+from backends import APIError, Delta, Refused
 from backends import Chat as Request
-from backends import Delta, Refused
 
 Chat = Mapping[str, Any]  # {"model", "messages", "stream", and every field that the client sent}
 Path = tuple[str | int | None, ...]  # None is `[]`
@@ -51,6 +51,10 @@ MESSAGE = {"role": "{role}", "content": "{content}"}
 
 class ShapeError(ValueError):
     """A shape, template, path or URL that cannot be used; the text says where."""
+
+
+class UnfitName(ShapeError):
+    """A name in a request that cannot stand in a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +268,12 @@ class Shape:
             path = parts.path[: len(parts.path) - len(ending)] + path.rpartition("}")[2]
         elif parts.path.strip("/"):
             path, query = parts.path, ""
-        for name in {"model", "user", "session"} & set(re.findall(r"\{(\w+)\}", path)):
+        slots = set(re.findall(r"\{(\w+)\}", path))
+        if unknown := sorted(slots - {"model", "user", "session"}):
+            raise ShapeError(f"{self.name}: the URL must be whole, with its own {unknown[0]}: {path}")
+        for name in slots:
             if any(part in ("", ".", "..") for part in str(values[name] or "").split("/")):
-                raise ShapeError(f"url: a {name} like this cannot stand in a URL")
+                raise UnfitName(f"The {name} of this request cannot stand in a URL.")
         safe = {name: quote(str(values[name]), "/@:") for name in ("model", "user", "session")}
         query = "&".join(filter(None, (parts.query, query)))
         return urlunsplit((parts.scheme, parts.netloc, str(fill(path or "/", safe, "url")), query, ""))
@@ -463,8 +470,8 @@ class Shaped:
     def url(self, url: str, chat: Request) -> str:
         try:
             return self.shape.url(url, asked(chat))
-        except ShapeError as exc:
-            raise Refused(400, str(exc)) from None
+        except UnfitName as exc:
+            raise APIError(400, str(exc)) from None
 
     def headers(self, key: str, stream: bool) -> dict[str, str]:
         return self.shape.headers(key or None, stream)

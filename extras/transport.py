@@ -51,6 +51,8 @@ class Target:
 class Connection(asyncio.Protocol):
     """One connection to an origin; its owner sends a request, reads the answer to its end, and sends the next one."""
 
+    __slots__ = ("abandoned", "answering", "buffered", "chunks", "closed", "complete", "deadline", "drained", "error", "head_done", "headers", "held", "idle_since", "inflate", "linger_timer", "lingering", "loop", "origin", "overhead", "parser", "paused", "pool", "reusable", "status", "tail", "timer", "transport", "until_close", "used", "waiter", "write_paused")  # fmt: skip
+
     def __init__(self, pool: "Transport", origin: Origin) -> None:
         self.pool, self.origin = pool, origin
         self.loop = pool.loop

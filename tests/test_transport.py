@@ -422,7 +422,9 @@ async def test_every_form_of_an_answer_is_understood(name: str) -> None:
     parts, expected, again = ANSWERS[name]
     async with Upstream(sends(lambda r: parts, close if name == "until close" else None)) as up, pooled() as pool:
         for _ in range(3):
-            assert await ask(pool, up.url) == expected
+            reply = await begin(pool, up.url)
+            assert b"link" not in reply.headers  # of a head before the head
+            assert (reply.status, await rest(reply)) == expected
         assert up.connections == (1 if again else 3)
 
 

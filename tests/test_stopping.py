@@ -1,0 +1,376 @@
+"""The end of a real process: open streams finish within the grace, the rest are told, the exit code is 0; and one worker of two dies.
+
+As `python main.py`, as PID 1 of its own namespace (where the kernel has no default for signals), and as `uvicorn main:app`.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+from serving import ASKED, ROOT, Process
+from upstreams import DONE, TEXT, Request, Upstream, chunk, chunked, hold, make, send
+
+pytestmark = pytest.mark.anyio
+
+CHAT, ASK = "/v1/chat/completions", "/ask"
+WAYS = {"CHAT_URL": "/chat", "OPENAI_API_BASE": "/v1"}
+SECONDS = 3.0  # that a slow stream takes
+SOON = 2.5  # seconds for what should be at once, on a busy machine
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Command(Process):
+    """Any command that serves, with its address in its log. `pid` is whom signals go to."""
+
+    def __init__(self, command: list[str], **environment: str) -> None:
+        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+        self.child = subprocess.Popen(
+            command,
+            cwd=ROOT / "tests",
+            env=kept | {"PORT": "0", "PYTHONUNBUFFERED": "1", "STORE_URL": "sqlite://"} | environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self.pid = self.child.pid
+        self.lines: list[str] = []
+        self.reader = Thread(target=self.collect, daemon=True)
+        self.reader.start()
+        self.url = self.address()
+
+    def signal(self, number: int = signal.SIGTERM) -> float:
+        os.kill(self.pid, number)
+        return time.monotonic()
+
+    async def exit_code(self, seconds: float) -> int:
+        async with asyncio.timeout(seconds):
+            while self.child.poll() is None:
+                await asyncio.sleep(0.01)
+        self.reader.join(5)
+        assert isinstance(self.child.returncode, int)
+        return self.child.returncode
+
+
+PYTHON = [sys.executable, str(ROOT / "main.py")]
+UVICORN = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(ROOT), "--port", "0"]
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@asynccontextmanager
+async def running(command: list[str] | None = None, **environment: str) -> AsyncIterator[Command]:
+    """A Command, ended with the test whatever became of it, its children too."""
+    process = await asyncio.to_thread(Command, command or PYTHON, **environment)
+    try:
+        yield process
+    finally:
+        if process.child.poll() is None:
+            os.killpg(process.child.pid, signal.SIGKILL)
+        process.child.wait()
+        process.reader.join(5)
+
+
+async def upstream(request: Request, reader: Any, writer: Any) -> None:
+    """What it does stands in the first message."""
+    said = request.json()["messages"][0]["content"]
+    if said == "slow":
+        await make("sse_openai", TEXT, pause_s=SECONDS / 12)(request, reader, writer)
+    elif said == "endless":
+        await make("sse_openai", TEXT, gate=asyncio.Event())(request, reader, writer)
+    elif said == "flood":
+        event = orjson.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 10_000}}]})
+        await send(writer, chunked("text/event-stream", [])[:1])
+        while True:
+            await send(writer, [chunk(b"data: %b\n\n" % event)] * 10)
+    elif said == "silent":
+        await hold(writer)
+    await make("sse_openai" if request.sse else "openai_json", TEXT)(request, reader, writer)
+
+
+def asked(what: str, stream: bool = True) -> dict[str, Any]:
+    return ASKED | {"messages": [{"role": "user", "content": what}], "stream": stream}
+
+
+def client(process: Process) -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=500, max_keepalive_connections=0)
+    return httpx.AsyncClient(base_url=process.url, trust_env=False, verify=False, timeout=20, limits=limits)
+
+
+class Stream:
+    """A request whose answer has begun, and is read on in a task of its own; `body` so far."""
+
+    def __init__(self, way: httpx.AsyncClient, what: str, path: str = CHAT) -> None:
+        self.body = b""
+        self.begun = asyncio.Event()
+        self.task = asyncio.create_task(self.read(way, what, path))
+
+    async def read(self, way: httpx.AsyncClient, what: str, path: str) -> str:
+        """How it ended: "done", "error" (an event with one) or "cut"."""
+        try:
+            async with way.stream("POST", path, json=asked(what)) as response:
+                assert response.status_code == 200
+                async for piece in response.aiter_raw():
+                    self.body += piece
+                    self.begun.set()
+        except httpx.RemoteProtocolError:
+            return "cut"
+        finally:
+            self.begun.set()
+        *_, last = [event for event in self.body.decode().split("\n\n") if event]
+        if last == f"data: {DONE}":
+            assert "error" not in self.body.decode()
+            return "done"
+        error = orjson.loads(last.removeprefix("data: "))["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["type"] == "server_error"
+        assert DONE not in self.body.decode()
+        return "error"
+
+
+async def begun(streams: list[Stream]) -> list[Stream]:
+    async with asyncio.timeout(10):
+        for stream in streams:
+            await stream.begun.wait()
+    return streams
+
+
+async def ends(streams: list[Stream]) -> list[str]:
+    return await asyncio.gather(*(stream.task for stream in streams))
+
+
+CUT = "ERROR:    ASGI callable returned without completing response."  # how uvicorn cuts a plain text
+
+
+def clean(process: Process) -> None:
+    assert "Traceback" not in process.log, process.log
+    assert "ERROR" not in process.log.replace(CUT, ""), process.log
+
+
+async def drains(way: str, command: list[str] | None = None, find: Callable[[int], int] = int) -> None:
+    """50 streams that need 3 s finish; 10 endless ones end with an event; new ones get 503; the exit code is 0."""
+    async with Upstream(upstream) as up:
+        environment = {way: up.url + WAYS[way], "GRACE_SECONDS": str(SECONDS + 1)}
+        async with running(command, **environment) as process, client(process) as asking:
+            process.pid = find(process.child.pid)
+            slow = [Stream(asking, "slow") for _ in range(50)]
+            endless = [Stream(asking, "endless") for _ in range(10)]
+            plain = Stream(asking, "endless", ASK)
+            whole = asyncio.create_task(asking.post(CHAT, json=asked("silent", stream=False)))
+            await begun([*slow, *endless, plain])
+            started = process.signal()
+            await asyncio.sleep(0.3)
+            for path in (CHAT, ASK, "/v1/models", "/health"):
+                refused = await asking.request("GET" if "m" in path[-6:] else "POST", path, json=asked("good"))
+                if path != "/health":
+                    check_stopping(refused, path)
+            assert await ends(slow) == ["done"] * 50
+            assert time.monotonic() - started < SECONDS + 0.9
+            assert await ends([*endless, plain]) == ["error"] * 10 + ["cut"]
+            assert SECONDS + 0.8 < time.monotonic() - started < SECONDS + 1 + SOON
+            check_stopping(await whole, CHAT)
+            assert await process.exit_code(SOON) == 0
+            clean(process)
+
+
+def check_stopping(response: httpx.Response, path: str) -> None:
+    assert response.status_code == 503
+    assert int(response.headers["retry-after"]) >= 1
+    assert response.headers["connection"] == "close"
+    if path == ASK:
+        assert response.json()["role"] == "assistant"
+    else:
+        assert response.json()["error"]["type"] == "server_error"
+
+
+def as_pid_1() -> list[str]:
+    """A command to be PID 1 with; or none."""
+    command = ["unshare", "--fork", "--pid", "--mount-proc"]
+    if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
+        return command
+    return []
+
+
+async def test_at_sigterm_50_streams_finish_and_10_endless_ones_are_told() -> None:
+    await asyncio.gather(*map(drains, WAYS))
+
+
+async def test_uvicorn_with_our_app_ends_as_gently() -> None:
+    await drains("CHAT_URL", UVICORN)
+
+
+async def test_as_pid_1_it_ends_as_gently() -> None:
+    if not (unshare := as_pid_1()):
+        pytest.skip("no PID namespaces here")
+    await drains("OPENAI_API_BASE", [*unshare, *PYTHON], lambda pid: children(pid)[0])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_with_nothing_open_it_ends_at_once_with_code_0(number: int, workers: str) -> None:
+    async with running(WORKERS=workers) as process, client(process) as asking:
+        assert (await asking.get("/health")).status_code == 200
+        process.signal(number)
+        assert await process.exit_code(SOON) == 0
+        clean(process)
+
+
+async def test_a_signal_as_soon_as_the_address_is_out_ends_it_with_code_0() -> None:
+    async with running() as process:
+        process.signal()
+        assert await process.exit_code(SOON) == 0
+        clean(process)
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.7])
+async def test_the_grace_is_as_long_as_it_is_set(grace: float) -> None:
+    async with Upstream(upstream) as up:
+        async with running(OPENAI_API_BASE=f"{up.url}/v1", GRACE_SECONDS=str(grace)) as process:
+            async with client(process) as asking:
+                streams = await begun([Stream(asking, "endless"), Stream(asking, "slow")])
+                started = process.signal(signal.SIGINT)
+                assert await ends(streams) == ["error"] * 2
+                assert grace <= time.monotonic() - started < grace + 1
+                assert await process.exit_code(SOON) == 0
+                clean(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_the_second_signal_ends_it_at_once(number: int, workers: str) -> None:
+    async with Upstream(upstream) as up:
+        async with running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS=workers) as process, client(process) as asking:
+            streams = await begun([Stream(asking, "endless"), Stream(asking, "flood"), Stream(asking, "flood")])
+            process.signal(number)
+            await asyncio.sleep(0.8)
+            assert process.child.poll() is None
+            process.signal(number)
+            await process.exit_code(SOON)
+            await ends(streams)
+            assert "Traceback" not in process.log, process.log
+
+
+async def test_those_who_do_not_read_or_do_not_send_cannot_hold_it_back() -> None:
+    async with Upstream(upstream) as up:
+        async with running(CHAT_URL=f"{up.url}/chat", GRACE_SECONDS="0.3") as process:
+            host, port = process.url.removeprefix("http://").split(":")
+            head = f"POST {CHAT} HTTP/1.1\r\nhost: x.localhost\r\ncontent-length: %d\r\n\r\n".replace("x.", "").encode()
+            body = orjson.dumps(asked("flood"))
+            sent = {
+                "does not read": head % len(body) + body,
+                "half a body": head % len(body) + body[:-9],
+                "half a head": head[:20],
+                "nothing": b"",
+                "idle after an answer": b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n",
+            }
+            ways = {name: await asyncio.open_connection(host, int(port)) for name in sent}
+            for name, (reader, writer) in ways.items():
+                writer.write(sent[name])
+                if name == "does not read":
+                    writer.transport.pause_reading()
+                elif name.startswith("idle"):
+                    await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(1)
+            process.signal()
+            assert await process.exit_code(2 + SOON) == 0
+            assert "Traceback" not in process.log, process.log
+            for _, writer in ways.values():
+                writer.close()
+
+
+# ---- several workers
+
+
+def workers(process: Process) -> list[int]:
+    """The pids of those that serve."""
+    found = []
+    for pid in children(process.pid):
+        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            found.append(pid)
+    return found
+
+
+def sockets(pid: int) -> int:
+    return sum(
+        os.readlink(link).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()
+    )
+
+
+async def served_by_two(process: Process, asking: httpx.AsyncClient) -> list[int]:
+    """Wait until both workers serve; their pids."""
+    async with asyncio.timeout(15):
+        while True:
+            pids = workers(process)
+            if len(pids) == 2 and all(sockets(pid) > 3 for pid in pids):
+                assert (await asking.get("/health")).status_code == 200
+                await asyncio.sleep(0.3)
+                return pids
+            await asyncio.sleep(0.05)
+
+
+async def spread(asking: httpx.AsyncClient, pids: list[int], what: str) -> tuple[list[Stream], dict[int, int]]:
+    """Streams until each worker has some; how many each has."""
+    idle = {pid: sockets(pid) for pid in pids}
+    streams: list[Stream] = []
+    for _ in range(20):
+        streams += await begun([Stream(asking, what) for _ in range(10)])
+        counts = {pid: (sockets(pid) - idle[pid]) // 2 for pid in pids}  # one to the client, one to the upstream
+        assert sum(counts.values()) == len(streams)
+        if all(counts.values()):
+            return streams, counts
+    pytest.skip("the kernel gave all connections to one worker")
+
+
+async def test_a_worker_killed_in_mid_stream_loses_its_own_streams_alone_and_is_replaced() -> None:
+    async with Upstream(upstream) as up:
+        async with running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process, client(process) as asking:
+            pids = await served_by_two(process, asking)
+            streams, counts = await spread(asking, pids, "slow")
+            os.kill(pids[0], signal.SIGKILL)
+            answers = await asyncio.gather(*(asking.post(CHAT, json=asked("good", stream=False)) for _ in range(30)))
+            assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == [TEXT] * 30
+            found = await ends(streams)
+            assert (found.count("cut"), found.count("done")) == (counts[pids[0]], counts[pids[1]])
+            replaced = await served_by_two(process, asking)
+            assert pids[1] in replaced
+            assert pids[0] not in replaced
+            streams, _ = await spread(asking, replaced, "slow")
+            process.signal()
+            assert await ends(streams) == ["done"] * len(streams)
+            assert await process.exit_code(SOON) == 0
+            clean(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_two_workers_drain_too_even_if_the_terminal_signals_all_of_them(number: int) -> None:
+    environment = {"WORKERS": "2", "GRACE_SECONDS": str(SECONDS + 1)}
+    async with Upstream(upstream) as up, running(OPENAI_API_BASE=f"{up.url}/v1", **environment) as process:
+        async with client(process) as asking:
+            slow, _ = await spread(asking, await served_by_two(process, asking), "slow")
+            endless = await begun([Stream(asking, "endless") for _ in range(10)])
+            if number == signal.SIGINT:  # as Ctrl-C does
+                os.killpg(process.child.pid, number)
+            else:
+                process.signal(number)
+            assert await ends(slow) == ["done"] * len(slow)
+            assert await ends(endless) == ["error"] * 10
+            assert await process.exit_code(SOON) == 0
+            clean(process)
