@@ -1,0 +1,341 @@
+"""Everything's way in, pure ASGI around the router: Host, path, CORS, failures, and a line in the log for each request.
+
+A Call is one request on its way: its id, and the watch for its client's leaving. Does not know what the routes do.
+Raises nothing: whatever the router raises becomes an answer.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from random import Random, SystemRandom
+from typing import Any
+
+import orjson
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backends import APIError, Chat
+
+log = logging.getLogger("rewrap")
+
+IDS = Random(SystemRandom().getrandbits(256))
+
+
+def random_hex() -> str:
+    """32 hex digits that are nobody's secret, only never the same: 0.3 µs, where asking the system for them was 2."""
+    return f"{IDS.getrandbits(128):032x}"
+
+
+class ClientLeft(Exception):
+    """Nobody is there to answer any more."""
+
+
+class Call:
+    """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving."""
+
+    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "left", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope, self.receive, self.raw_send = scope, receive, send
+        self.send_start: Send = self.send  # by way of CORS, where there is any
+        self.id = f"req_{random_hex()}"
+        self.started = time.perf_counter()
+        self.first_byte = 0.0
+        self.status = 0
+        self.error = ""
+        self.chat: Chat | None = None
+        self.headers: list[tuple[bytes, bytes]] = []  # for whatever the answer will be
+        self.gate: Any = None  # to be left at the end
+        self.left = self.ending = False
+        self.working: asyncio.Task[Any] | None = None
+        self.watcher: asyncio.Task[None] | None = None
+
+    def header(self, name: bytes) -> str:
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return str(value.decode("latin-1"))
+        return ""
+
+    def address(self) -> str:
+        client = self.scope.get("client")
+        return str(client[0]) if client else ""
+
+    async def body(self, most: int) -> bytes:
+        """The request's body. Raises APIError where it is larger than `most` bytes, ClientLeft where it breaks off."""
+        too_large = APIError(413, f"The request is too large: this server takes {most} bytes at most.")
+        length = self.header(b"content-length")
+        if length.isdecimal() and int(length) > most:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            part = message.get("body", b"")
+            if not message.get("more_body") and not parts:
+                parts = [part]
+                size = len(part)
+            else:
+                parts.append(part)
+                size += len(part)
+            if size > most:
+                raise too_large
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def watch(self) -> None:
+        """From here on, the client's leaving cancels what is being done for it."""
+        self.working = asyncio.current_task()
+        self.watcher = asyncio.get_running_loop().create_task(self.until_left())
+
+    async def until_left(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        if self.watcher is not None and self.working is not None and not self.ending:
+            self.left = True
+            self.working.cancel()
+
+    def end(self) -> None:
+        """The server stops: what is being done for this client ends with an error that says so."""
+        if self.watcher is not None and self.working is not None and not self.left:
+            self.ending = True
+            self.working.cancel()
+
+    def cancelled(self) -> APIError | None:
+        """Why our work was cancelled: None if the client left. Raises CancelledError if neither it nor we did that."""
+        if not self.left and not self.ending:
+            raise asyncio.CancelledError
+        if self.working is not None:
+            self.working.uncancel()
+        return stopping() if self.ending else None
+
+    def unwatch(self) -> None:
+        if self.watcher is not None:
+            watcher, self.watcher = self.watcher, None
+            watcher.cancel()
+
+    async def send(self, message: Message) -> None:
+        """Start the answer with the request's id; everything else goes as it is."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.first_byte = time.perf_counter()
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *self.headers]
+        await self.raw_send(message)
+
+    async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        length = (b"content-length", b"%d" % len(body))
+        await self.send_start({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+        await self.raw_send({"type": "http.response.body", "body": body})
+
+    def line(self) -> str:
+        """The access line: method, path, model, backend, status, seconds, tokens, id."""
+        now = time.perf_counter()
+        first = (self.first_byte or now) - self.started
+        chat = self.chat
+        told = ""
+        if chat is not None:
+            counts = chat.usage or {}
+            tokens = f"{counts.get('prompt_tokens', '-')}+{counts.get('completion_tokens', '-')}"
+            told = f" model={printable(chat.model)} backend={chat.backend} tokens={tokens}"
+        error = f" error={self.error}" if self.error else ""
+        seconds = f"first_byte={first * 1e3:.1f}ms total={(now - self.started) * 1e3:.1f}ms"
+        path = printable(self.scope["original_path"])
+        return f"{self.scope['method']} {path} {499 if self.left else self.status} {seconds}{told}{error} id={self.id}"
+
+
+def printable(text: str) -> str:
+    """Text for a log line: control characters escaped, so that nobody can forge a line; bounded."""
+    return text if text.isascii() and text.isprintable() and len(text) < 200 else ascii(text[:200])[1:-1]
+
+
+class AccessLog:
+    """A line a request, written in batches: a line by itself through `logging` cost 15 µs, in a batch 2."""
+
+    SECONDS = 0.1
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def __call__(self, line: str) -> None:
+        if not self.lines:
+            asyncio.get_running_loop().call_later(self.SECONDS, self.flush)
+        self.lines.append(line)
+
+    def flush(self) -> None:
+        lines, self.lines = self.lines, []
+        if lines:
+            log.info("\n".join(lines))
+
+
+JSON_TYPE = [(b"content-type", b"application/json")]
+
+
+def stopping() -> APIError:
+    again = [(b"retry-after", b"1"), (b"connection", b"close")]
+    return APIError(503, "The server is stopping.", type="server_error", headers=again, reason="stopping")
+
+
+class Front:
+    """Everything's way in: the path put right, failures rendered, a line logged. Pure ASGI around the router.
+
+    It takes the place of Starlette's two error middlewares, whose wrappers cost 60 µs for a stream of 100 chunks.
+    """
+
+    def __init__(self, router: Any, settings: Any) -> None:
+        self.router, self.settings = router, settings
+        self.inner: ASGIApp = self.guarded
+        if origins := settings.allow_origins:
+            self.inner = CORS(
+                self.guarded,
+                allow_origins=["*"] if "*" in origins else list(origins),
+                allow_credentials="*" not in origins,  # together they would let every page use its visitor's cookies
+                allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+                allow_headers=["*"],
+                expose_headers=EXPOSED,
+            )
+        self.access = AccessLog()
+        self.logs_lines = log.isEnabledFor(logging.INFO)
+        self.calls: set[Call] = set()
+        self.stopping = False
+
+    async def drain(self) -> None:
+        """Answer 503 from now on; end when all calls have, the last of them with an error after GRACE_SECONDS."""
+        self.stopping = True
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.settings.grace_seconds
+        while self.calls and loop.time() < deadline:
+            await asyncio.sleep(0.05)
+        for call in list(self.calls):
+            call.end()
+        while self.calls and loop.time() < deadline + 1:
+            await asyncio.sleep(0.02)
+        self.access.flush()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.router(scope, receive, send)
+            return
+        call = scope["call"] = Call(scope, receive, send)
+        scope["original_path"] = path = scope["path"]
+        scope["path"] = NORMAL.get(path) or normal_path(path)
+        self.calls.add(call)
+        try:
+            await self.inner(scope, receive, call.send)
+        finally:
+            self.calls.discard(call)
+            call.unwatch()
+            if call.gate:
+                call.gate.leave()
+            if self.logs_lines:
+                self.access(call.line())
+
+    async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The router; whatever it raises becomes an answer."""
+        call: Call = scope["call"]
+        call.send_start = send
+        try:
+            if self.stopping:
+                raise stopping()
+            if self.foreign(call):
+                raise APIError(403, "This server does not answer to that Host.", reason="foreign Host")
+            await self.router(scope, receive, send)
+        except asyncio.CancelledError:
+            if error := call.cancelled():
+                await self.render_failure(call, error)
+        except ClientLeft:
+            call.left = True
+        except Exception as exc:
+            await self.render_failure(call, exc)
+
+    def foreign(self, call: Call) -> bool:
+        """A Host that a web page could have made up (DNS rebinding): on a loopback, or where ALLOWED_HOSTS names others."""
+        scope, allowed = call.scope, self.settings.allowed_hosts
+        server = scope.get("server")
+        if not allowed and (server is None or server[0] not in LOOPBACK):
+            return False
+        host = call.header(b"host").lower()
+        name = host[: host.rfind(":")] if PORT.search(host) else host
+        return name not in LOOPBACK and name not in allowed and "*" not in allowed and scope["path"] != "/health"
+
+    async def render_failure(self, call: Call, exc: Exception) -> None:
+        error = self.api_error(call, exc)
+        call.error = error.reason
+        if call.status:  # the answer has begun: uvicorn cuts the connection of one that does not end
+            return
+        status, body = error.status, orjson.dumps(error.body)
+        if call.scope["path"] == "/ask":
+            status = 500 if error.reason.startswith("upstream") or status in (502, 504) else status
+            said = {"role": "assistant", "content": error.message, "error": error.type}
+            body = orjson.dumps(said | {"details": error.code or error.param})
+        elif status == 400 and error.type == "invalid_request_error":
+            status = self.settings.invalid_request_status
+        await call.respond(status, JSON_TYPE + error.headers, body)
+
+    def methods(self, path: str) -> list[str]:
+        return sorted({m for route in self.router.routes if route.path_regex.match(path) for m in route.methods})
+
+    def api_error(self, call: Call, exc: Exception) -> APIError:
+        if isinstance(exc, APIError):
+            return exc
+        method, path = call.scope["method"], printable(call.scope["original_path"])
+        if isinstance(exc, HTTPException) and exc.status_code == 404:
+            return APIError(404, f"Invalid URL ({method} {path})", reason="unknown URL")
+        if isinstance(exc, HTTPException) and exc.status_code == 405:
+            hint = "(HINT: Perhaps you meant to use a different HTTP method?)"
+            allow = [(b"allow", ", ".join(self.methods(call.scope["path"])).encode())]
+            return APIError(405, f"Not allowed to {method} on {path}. {hint}", headers=allow, reason="wrong method")
+        log.error("%s failed", call.id, exc_info=exc)
+        return APIError(500, "The server had an error while processing your request.", type="server_error")
+
+
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
+PORT = re.compile(r":\d*$")
+
+
+def normal_path(path: str) -> str:
+    """`/v1/models`, `//v1/models`, `/v1/v1/models/` and `/models` are one; so is Azure's `/openai/v1`."""
+    path = re.sub(r"/{2,}", "/", path)
+    path = re.sub(r"^(?:/openai)?(?:/v1)+(?=/|$)", "", path)
+    return path.rstrip("/") or "/"
+
+
+NORMAL = {f"{prefix}{path}": path for prefix in ("", "/v1") for path in ("/chat/completions", "/models", "/ask")}
+
+
+class CORS(CORSMiddleware):
+    """Starlette's, with OpenAI's envelope where it refuses a preflight."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        body = orjson.dumps(APIError(400, bytes(response.body).decode()).body)
+        return Response(body, 400, {"vary": "Origin"}, "application/json")
+
+
+EXPOSED = ["x-request-id", "retry-after", "x-dropped-params", "openai-processing-ms"]
+EXPOSED += [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+
+
+def masked(key: str) -> str:
+    return f"{key[:3]}****{key[-4:]}" if len(key) >= 16 else "****"
+
+
+def loggable(body: bytes, secrets: list[str]) -> str:
+    """A payload for the debug log: keys masked, control characters escaped, bounded."""
+    text = body[:10_000].decode("utf-8", "replace")
+    for secret in secrets:
+        text = text.replace(secret, "****")
+    text = SECRET.sub(r"\1****", text)
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+SECRET = re.compile(
+    r"""((?:api[_-]?key|authorization|password|secret|token)["']?\s*[:=]\s*["']?(?:Bearer\s+)?|\bBearer\s+)[^"',\s]{4,}|\b[sp]k-[\w.-]{6,}""",
+    re.IGNORECASE,
+)

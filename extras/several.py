@@ -1,0 +1,107 @@
+"""Backends made of others: several, picked by the model's name, with fallbacks; and a function of one's own.
+
+Takes the plain types from backends; asks nobody itself.
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from contextlib import aclosing
+from fnmatch import fnmatchcase
+from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
+from typing import Any
+
+from backends import APIError, Backend, Chat, Delta, Deltas, model_card, no_such_model
+
+log = logging.getLogger("rewrap")
+
+
+class Several:
+    """Several backends: the name of the model picks one; others stand in where that fails before its first Delta.
+
+    `rows` are (backend, patterns of model names, names of its fallbacks); an exact name goes before a pattern, a longer
+    pattern before a shorter one.
+    """
+
+    name = "several"
+
+    def __init__(self, rows: list[tuple[Backend, list[str], list[str]]]) -> None:
+        self.rows = rows
+        named = {backend.name: backend for backend, _, _ in rows}
+        self.fallbacks = {backend.name: [named[name] for name in names] for backend, _, names in rows}
+
+    def pick(self, model: str) -> list[Backend]:
+        """Who is asked, in turn. Raises APIError 404 where no pattern matches."""
+        found: list[tuple[bool, int, Backend]] = []
+        for backend, patterns, _ in self.rows:
+            hits = [pattern for pattern in patterns if fnmatchcase(model, pattern)]
+            found += [(pattern == model, len(pattern), backend) for pattern in hits]
+        if not found:
+            raise no_such_model(model)
+        first = max(found, key=lambda row: row[:2])[2]
+        return [first, *self.fallbacks[first.name]]
+
+    async def models(self, authorization: str) -> list[dict[str, Any]]:
+        """The names in the file, and of each backend's own list those that it is asked for."""
+        cards: dict[str, dict[str, Any]] = {}
+        for backend, patterns, _ in self.rows:
+            names = [pattern for pattern in patterns if not GLOB.search(pattern)]
+            cards |= {name: model_card(name, owned_by=backend.name) for name in names if name not in cards}
+            if len(names) < len(patterns):
+                for card in await backend.models(authorization):
+                    if card["id"] not in cards and self.pick(card["id"])[0] is backend:
+                        cards[card["id"]] = card
+        return list(cards.values())
+
+    async def stream(self, chat: Chat) -> Deltas:
+        backends = self.pick(chat.model)
+        for backend in backends:
+            chat.backend, chat.headers = backend.name, []
+            async with aclosing(backend.stream(chat)) as deltas:
+                try:
+                    first = await anext(deltas, None)
+                except APIError as error:
+                    if backend is backends[-1] or (error.status < 500 and error.status != 429):
+                        raise
+                    log.warning("backend %s failed (%s): asking the next", backend.name, error.reason)
+                    continue
+                if first is not None:
+                    yield first
+                async for delta in deltas:
+                    yield delta
+                return
+
+
+GLOB = re.compile(r"[*?\[]")
+
+
+class Function:
+    """A backend of one's own: a function of the Chat that returns a text, or yields pieces of one; plain or async.
+
+    A plain function is called in a thread, and so may take its time; a plain generator must not.
+    """
+
+    def __init__(self, function: Callable[[Chat], Any], name: str = "") -> None:
+        self.function = function
+        self.name = name or getattr(function, "__name__", "function")
+
+    async def models(self, authorization: str) -> list[dict[str, Any]]:
+        return [model_card(self.name)]
+
+    async def stream(self, chat: Chat) -> Deltas:
+        if iscoroutinefunction(self.function) or isasyncgenfunction(self.function):
+            said = self.function(chat)
+        else:
+            said = await asyncio.to_thread(self.function, chat)
+        if hasattr(said, "__aiter__"):
+            async with aclosing(said) as pieces:
+                async for text in pieces:
+                    yield Delta(text)
+            yield Delta(finish_reason="stop")
+        elif isinstance(said := await said if isawaitable(said) else said, str):
+            yield Delta(said, "stop", whole=True)
+        else:
+            for text in said:
+                yield Delta(text)
+            yield Delta(finish_reason="stop")
