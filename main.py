@@ -42,20 +42,22 @@ from backends import (
     usage,
     words,
 )
-from extras import keys
+from extras import keys, probe
 from extras.anyshape import AnyShape
 from extras.checks import CHECKS, check_messages, check_metadata, invalid, missing, named, wrong_type
 from extras.config import BackendTable, read_config
+from extras.docs import docs_routes
 from extras.figures import figures
 from extras.front import JSON_TYPE, LOOPBACK, Call, Front, loggable, masked, random_hex
 from extras.hooks import load_hooks
 from extras.hooks import run as run_hooks
 from extras.limits import Gate, RateLimit
 from extras.limits import headers as limit_headers
+from extras.openapi import document
 from extras.server import graceful, run
 from extras.settings import Settings
 from extras.several import Function, Several
-from extras.shapes import shape_named, shape_of
+from extras.shapes import known_shapes, shape_named, shape_of
 from extras.store import StoreDown, open_store
 from extras.stored import JSON, StoredCompletions
 from extras.transport import Transport
@@ -642,6 +644,7 @@ def create_app(
         Route("/health", health),
         Route("/info", info),
         Route("/docs/websocket", websocket_note),
+        *docs_routes(document(__version__), assets=settings.docs_assets_url, theme=THEME),
     ]
     return Rewrap(settings, gateway, routes=routes, lifespan=lifespan)
 
@@ -708,5 +711,9 @@ if __name__ == "__main__":
             serve(app.settings)
         case ["key", *arguments]:
             sys.exit(keys.run(arguments, app.settings.secret_key))
+        case ["probe", *arguments]:
+            sys.exit(probe.run(arguments, known_shapes(), AnyShape(), shape_of))
         case _:
-            sys.exit("rewrap: main.py serves; main.py key USER [--days N] [--save] makes a key")
+            sys.exit(
+                "rewrap: main.py serves; main.py key USER makes a key; main.py probe URL finds out what a URL speaks"
+            )

@@ -14,6 +14,7 @@ words_per_second (mock); first_byte_, stall_ and total_timeout_seconds. Does not
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any, get_origin
 
 KINDS = ("openai", "chat", "mock")
+PARAMS = {"rename": dict, "defaults": dict, "drop": list, "roles": dict}
+HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,17 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
         raise ValueError(f"{where}: it has no name")
     if (kind := table.get("kind", "chat")) not in KINDS:
         raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}")
-    if kind != "mock" and not str(table.get("url", "")).startswith(("http://", "https://")):
-        raise ValueError(f"{where}: url must begin with http:// or https://")
+    if kind != "mock" and not re.match(r"https?://[^\s/?#]", table.get("url", "")):
+        raise ValueError(f"{where}: url must begin with http:// or https://, and name a host")
+    for name, value in table.get("headers", {}).items():
+        if not HEADER.fullmatch(f"{name}: {value}"):
+            raise ValueError(f"{where}: headers: {name!r} is none that can be sent")
+    for name, value in table.get("params", {}).items():
+        if name not in PARAMS:
+            raise ValueError(f"{where}: params may have {', '.join(PARAMS)}")
+        items = value.values() if isinstance(value, dict) else value
+        if not isinstance(value, PARAMS[name]) or (name != "defaults" and not all(isinstance(i, str) for i in items)):
+            raise ValueError(f"{where}: params: {name} must be a {PARAMS[name].__name__} of strings")
     if table.get("shape") and table.get("mapping"):
         raise ValueError(f"{where}: shape and mapping are two ways to say one thing")
     variable = table.get("key_env")

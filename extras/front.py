@@ -328,10 +328,10 @@ def masked(key: str) -> str:
 
 def loggable(body: bytes, secrets: list[str]) -> str:
     """A payload for the debug log: keys masked, control characters escaped, bounded."""
-    text = body[:10_000].decode("utf-8", "replace")
+    text = body[:100_000].decode("utf-8", "replace")
     for secret in secrets:
         text = text.replace(secret, "****")
-    text = SECRET.sub(r"\1****", text)
+    text = SECRET.sub(r"\1****", text)[:10_000]  # masked before it is cut: half a key is one, too
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 

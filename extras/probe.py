@@ -1,16 +1,16 @@
 """`python main.py probe URL`: finds out what a chat URL speaks, and prints the configuration to paste.
 
-Sends one short message in the likely shapes, one after the other, until one gets a reply, and then asks for a stream. Where the
-reply stands at a place that no shape knows, the outcome is a mapping. Asks through backends, so that what works here works
-when it is served. Does not follow redirects, look for other addresses, or write files.
+Sends one short message in the likely shapes until one gets a reply, then asks for a stream; a reply at a place that no shape
+knows makes a mapping. It asks through backends: what works here works when served. Follows no redirects, writes no files.
 """
 
 import argparse
 import asyncio
+import json
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import aclosing
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any
 
 import httpx
@@ -18,123 +18,155 @@ import orjson
 
 from backends import APIError, Chat, ChatURL, Client, Delta, Limits, Shape
 
-PROMPT, MODEL, MOST_REQUESTS, MOST_BYTES, SHOWN = "Say OK.", "gpt-4o-mini", 30, 2**20, 300
+Table = Mapping[str, Any]  # a shape, as in shapes.toml
+Try = tuple[str, str, Table]  # name of a shape, URL, table; "" and {}: the shape of any URL
+PROMPT, MODEL, MOST_REQUESTS = "Say OK.", "gpt-4o-mini", 28
 ANY_REQUEST = {name: f"{{{name}}}" for name in ("model", "messages", "temperature", "max_tokens")}
+KEPT = {"key", "headers", "roles", "message", "turn", "request"}  # what a mapping takes over from a shape
 SLOT = re.compile(r"\{\w+\}")
-SECRETS = [  # what looks like one: (pattern, what stays)
-    (re.compile(r'(?i)("[\w-]*(?:key|token|secret|password|authorization)"\s*:\s*")[^"]+'), r"\1***"),
-    (re.compile(r"(?i)([?&][\w-]*(?:key|token|code|sig|signature|secret|password)=)[^&#\s\"']+"), r"\1***"),
-    (re.compile(r"(?<=://)[^/@\s]+(?=@)|\beyJ[\w-]{8,}[\w.-]*"), "***"),
-    (re.compile(r"(?i)(?<![\w-])(?:sk|pk|key|token|bearer|basic)[-_ ][\w.~+/=*-]{6,}"), "***"),
-]
-NO_REPLY = re.compile(  # names of members that hold no reply
+SECRET = re.compile(  # what looks like one; the first group stays
+    r'(?i)("[\w-]*(?:key|token|secret|password|authorization)"\s*:\s*"|[?&][\w-]*(?:key|token|code|sig|secret|password)=)'
+    r'[^"&#\s]+|(?<=://)[^/@\s]+(?=@)|\beyJ[\w-]{8,}[\w.-]*|\b(?:(?:sk|pk)[-_]|(?:bearer|basic) )[\w.~+/=*-]{6,}'
+)
+NO_REPLY = re.compile(  # names of members that hold no reply, or cannot stand in a path
     r"(?i:(?:.*[_-])?(?:ids?|uuid|hash|at|time\w*|date|created|model|role|object|type|kind|status|state|name|errors?|detail"
     r"|reason|version|urls?|lang\w*|trace|code|finish\w*|user|author|sender|session|event|usage|question|prompt|query"
-    r"|inputs?|request|success|level|source))|.*[a-z](?:Id|At|Name|Type)"
+    r"|inputs?|request|success|level|source))|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
 )
-Try = tuple[str, str, dict[str, Any]]  # name of a shape, URL, a mapping; "" and {}: the shape of any URL
 
 
-class Recorder(httpx.AsyncBaseTransport):
-    """Another transport, and what went through it last: `sent`, `got`, and the `body` of the answer, bounded."""
-
-    def __init__(self, transport: httpx.AsyncBaseTransport, seconds: float) -> None:
-        self.transport, self.seconds, self.requests = transport, seconds, 0
-        self.sent: httpx.Request | None = None
-        self.got: httpx.Response | None = None
-        self.body = b""
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        self.sent, self.got, self.body, self.requests = request, None, b"", self.requests + 1
-        if self.requests > MOST_REQUESTS:
-            raise httpx.TransportError("too many requests")
-        async with asyncio.timeout(self.seconds):
-            self.got = got = await self.transport.handle_async_request(request)
-            async with aclosing(got.aiter_bytes()) as pieces:
-                async for piece in pieces:
-                    self.body += piece
-                    if len(self.body) > MOST_BYTES:
-                        break
-            await got.aclose()
-        headers = [(name, value) for name, value in got.headers.raw if name.lower() != b"content-encoding"]
-        return httpx.Response(got.status_code, headers=headers, stream=httpx.ByteStream(self.body))
-
-    async def aclose(self) -> None:
-        await self.transport.aclose()
-
-
+@dataclass
 class Probe:
-    """A chat URL in question; no secret stands in what is `shown`."""
+    """A chat URL in question. `shapes` are those of the file, by name; `shape_of` compiles a table for backends."""
 
-    def __init__(self, recorder: Recorder, headers: Mapping[str, str], key: str, model: str) -> None:
-        self.recorder, self.client = recorder, Client(recorder, recorder.seconds)
-        self.headers, self.key, self.model, self.why = headers, key, model, ""
-        values = [key, *headers.values(), *(value.split()[-1] for value in headers.values() if value.strip())]
-        self.secrets = sorted({value for value in values if len(value) > 3}, key=len, reverse=True)
+    url: str
+    shapes: Mapping[str, Any]
+    anyshape: Shape
+    shape_of: Callable[[Table, str], Shape]
+    headers: Mapping[str, str]
+    key: str = ""
+    model: str = MODEL
+    timeout_seconds: float = 30.0
+    transport: httpx.AsyncBaseTransport | None = None
+    write: Callable[[str], None] = print
+    why: str = ""  # the last request got no reply
+    got: httpx.Response | None = None  # by the last request
 
-    async def ask(self, shape: Shape, url: str, stream: bool = False) -> list[Delta]:
+    async def found(self) -> bool:
+        """Whether a reply was found; all else is written."""
+        later, before = list[Try](), ""
+        self.client = Client(self.transport or httpx.AsyncHTTPTransport(), self.timeout_seconds)
+        self.client.event_hooks = {"response": [self.keep]}
+        async with self.client:
+            for name, url, table in islice(chain(tries(self.url, self.shapes), later), MOST_REQUESTS):
+                if said := await self.ask(url, table):
+                    self.tell(f"A reply{' as ' * bool(name)}{name}: {self.shown(''.join(d.content for d in said))}")
+                    await self.configure(name, url, table)
+                    return True
+                self.tell(f"No reply as {name or 'any chat URL'}.")
+                if reason := self.hopeless(before):
+                    self.write(reason)
+                    return False
+                before = self.came()
+                if "reply" not in table and self.got and self.got.is_success and (path := reply_path(self.got.content)):
+                    known = self.shapes[name].table if name else {"request": ANY_REQUEST}
+                    later.append((name, url, {k: v for k, v in known.items() if k in KEPT} | {"reply": path}))
+        self.write(
+            "Nothing answers. Where the path has an id, give the whole URL; where a model is asked for, --model."
+        )
+        return False
+
+    async def keep(self, response: httpx.Response) -> None:
+        self.got = response
+        await response.aread()  # within the time-out, as it is part of the request
+
+    async def ask(self, url: str, table: Table, stream: bool = False) -> list[Delta]:
         """The Deltas of a reply; none, and `why`, if there is no text."""
-        payload = {"model": self.model, "messages": [{"role": "user", "content": PROMPT}]}
-        payload |= {"stream": True} if stream else {}
-        limits = Limits(reply_bytes=2 * MOST_BYTES, event_bytes=2 * MOST_BYTES)
-        backend = ChatURL(self.client, url, shape, key=self.key, headers=self.headers, limits=limits)
-        self.why, self.recorder.got, self.recorder.body = "no text", None, b""
+        messages = [{"role": "user", "content": PROMPT}]
+        payload = {"model": self.model, "messages": messages, **({"stream": True} if stream else {})}
+        chat = Chat(self.model, messages, payload, stream=stream)
+        shape, limits = self.shape_of(table, "probe") if table else self.anyshape, Limits(self.timeout_seconds)
+        self.got, self.why = None, "no text"
         try:
-            async with aclosing(backend.stream(Chat(self.model, payload["messages"], payload, stream=stream))) as said:
-                deltas = [delta async for delta in said]
+            backend = ChatURL(self.client, url, shape, key=self.key, headers=self.headers, limits=limits)
+            deltas = [delta async for delta in backend.stream(chat)]
         except APIError as error:
             self.why = error.reason
             return []
         return deltas if any(delta.content.strip() for delta in deltas) else []
 
-    def shown(self, text: str) -> str:
-        """A text for the terminal: without secrets, on one line."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        for pattern, rest in SECRETS:
-            text = pattern.sub(rest, text)
-        return "".join(c if c.isprintable() else " " for c in text)
+    def tell(self, outcome: str) -> None:
+        """What was sent, and what came back."""
+        sent = self.got.request if self.got else None
+        own = "".join(f", {name}: ***" for name in [*self.headers, *["key"][: len(self.key)]])
+        lines = [f"  sent  {self.shown(f'{sent.url} {sent.content.decode()}')}{own}"] if sent else []
+        self.write("\n".join([outcome, *lines, f"  got   {self.came()}"]))
 
     def came(self) -> str:
         """What came back: status, type, where it leads to, the first characters."""
-        if (got := self.recorder.got) is None:
+        if self.got is None or not self.got.is_closed:
             return self.why
-        where = f", to {got.headers['location']}" if "location" in got.headers else ""
-        text = self.shown(self.recorder.body.decode("utf-8", "replace"))
-        text = f"{text[:SHOWN]}…" if len(text) > SHOWN else text
-        return f"{got.status_code} {self.shown(got.headers.get('content-type', 'of no type') + where)}: {text}"
+        headers = self.got.headers
+        where = f" to {headers['location']}" if "location" in headers else ""
+        return self.shown(f"{self.got.status_code} {headers.get('content-type', 'of no type')}{where}: {self.got.text}")
 
-    def value(self) -> Any:
-        try:
-            return orjson.loads(self.recorder.body)
-        except orjson.JSONDecodeError:
-            return None
+    def shown(self, text: str, most: int = 300) -> str:
+        """A text for the terminal: no secrets, on one line, shortened."""
+        values = {self.key, *self.headers.values(), *(v.split()[-1] for v in self.headers.values() if v.strip())}
+        for secret in sorted(values, key=len, reverse=True):
+            text = text.replace(secret, "***") if len(secret) > 3 else text
+        text = SECRET.sub(lambda match: f"{match[1] or ''}***", text)
+        text = "".join(c if c.isprintable() else " " for c in text)
+        return f"{text[:most]}…" if len(text) > most else text
 
     def hopeless(self, before: str) -> str:
-        """Why it is of no use to go on, if it is none; `before` is what the last one but this said."""
-        status = self.recorder.got.status_code if self.recorder.got else 0
+        """Why it is of no use to go on, if it is none; `before` is what came before."""
+        status = self.got.status_code if self.got else 0
         if "Connect" in self.why or status == 429:
             return "It has had enough of requests: try again later." if status else "It cannot be reached."
         if status in (401, 403) and before.startswith(str(status)) and not (self.key or self.headers):
             return "It wants a key: --key KEY, or --header 'Name: value'."
         return "It is too slow: --timeout SECONDS." if "Timeout" in self.why and "Timeout" in before else ""
 
+    async def configure(self, name: str, url: str, table: Table) -> None:
+        """Whether it streams, and the lines to paste; where a secret was, a name in capitals."""
+        pieces = await self.ask(url, table, stream=True)
+        how = "the reply comes whole" if pieces else f"asked for a stream, it fails: {self.came()}"
+        self.write(f"  streams: {'yes' if any(d.content and not d.whole for d in pieces) else how}\n")
+        base, found, _ = str(self.got.request.url if self.got else "").partition("/chat/completions")
+        url, key, headers = (
+            self.shown(url, 9999),
+            "YOUR-KEY" if self.key else "",
+            dict.fromkeys(self.headers, "YOUR-VALUE"),
+        )
+        env = {"CHAT_URL": url, "CHAT_SHAPE": name, "CHAT_KEY": key, "CHAT_HEADERS": headers and json.dumps(headers)}
+        where = "Into .env:\n"
+        if "reply" in table:
+            mine = {"name": "mine", "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
+            rows = ["[[backend]]", *(f"{k} = {toml(v)}" for k, v in mine.items() if v), "[backend.mapping]"]
+            self.write("\n".join(["Into backends.toml:\n", *rows, *(f"{k} = {toml(v)}" for k, v in table.items()), ""]))
+            env, where = {"CONFIG": "backends.toml", "CHAT_KEY": key}, "Into the environment:\n"
+        elif name == "openai" and found and not headers and "?" not in url:
+            env = {"OPENAI_API_BASE": self.shown(base, 9999), "OPENAI_API_KEY": key}
+        env["OPENAI_MODEL"] = self.model if self.model != MODEL else ""
+        self.write("\n".join([where, *(f"{k}={v}" for k, v in env.items() if v)]))
 
-def tries(url: httpx.URL, shapes: Mapping[str, Any]) -> list[Try]:
+
+def tries(address: str, shapes: Mapping[str, Any]) -> list[Try]:
     """In what order to ask: shapes whose path this is, those below it, any, all others. One that needs an id is left out."""
-    path, ranked, tables = url.path.rstrip("/"), [(3 if url.path.strip("/") else 6, ("", str(url), {}))], list[Any]()
+    path, tables = httpx.URL(address).path.rstrip("/"), list[Any]()
+    ranked: list[tuple[int, Try]] = [(3 if path else 6, ("", address, {}))]
     for name, shape in shapes.items():
-        known, one = shape.path.partition("?")[0], (name, str(url), {"like": name})
-        pattern = ".+".join(map(re.escape, SLOT.split(known)))
-        if shape.table in tables:  # the same by another name
-            continue
-        tables.append(shape.table)
-        if path and known and re.search(f"{pattern}$", path):
-            ranked.append((1 - len(known), one))  # the longest first
+        known, to, rank = shape.path.partition("?")[0], address, 4 if shape.path else 5
+        if path and known and re.search(".+".join(map(re.escape, SLOT.split(known))) + "$", path):
+            rank = -len(known)  # the longest first
         elif path and known.startswith(f"{path}/") and not SLOT.search(known):
-            ranked.append((2, (name, str(url.copy_with(path=known)), {"like": name})))
-        elif path or not set(SLOT.findall(known)) - {"{model}", "{user}", "{session}"}:
-            ranked.append((4 if known else 5, one))
+            rank, to = 2, str(httpx.URL(address).copy_with(path=known))
+        elif not path and set(SLOT.findall(known)) - {"{model}", "{user}", "{session}"}:
+            continue
+        if shape.table not in tables:  # or it is the same by another name
+            tables.append(shape.table)
+            ranked.append((rank, (name, to, {"like": name})))
     return [one for _, one in sorted(ranked, key=lambda row: row[0])]
 
 
@@ -142,30 +174,43 @@ def texts(value: Any, path: str = "", depth: int = 12) -> Iterator[tuple[str, st
     """The texts in a JSON value that may be a reply: (path, text)."""
     if isinstance(value, dict) and depth:
         for name, inner in value.items():
-            if re.fullmatch(r"[^\s.\[\]{}|=]+", name) and not NO_REPLY.fullmatch(name):
+            if not NO_REPLY.fullmatch(name):
                 yield from texts(inner, f"{path}.{name}" if path else name, depth - 1)
     elif isinstance(value, list) and depth:
         for index, inner in enumerate(value[:20]):
             yield from texts(inner, f"{path}[{index}]", depth - 1)
-    elif isinstance(value, str) and value and value != PROMPT:
+    elif isinstance(value, str) and value.strip() and value != PROMPT:
         yield path or ".", value
 
 
-def only_text(value: Any) -> str | None:
-    """The path of the reply in a JSON value of unknown form, if there is but one that it can be."""
-    found = list(texts(value))
+def reply_path(body: bytes) -> str | None:
+    """The path of the reply in JSON of unknown form, if there is but one place where it can be."""
+    try:
+        found = list(texts(orjson.loads(body)))
+    except orjson.JSONDecodeError:
+        return None
     likely = [path for path, text in found if re.search(r"\bok\b", text, re.I)] or [path for path, _ in found]
     return likely[0] if len(likely) == 1 else None
 
 
-def wanted(value: Any) -> dict[str, str]:
-    """A request with the members that a validation misses (FastAPI's `detail[].loc`)."""
-    found = {}
-    for row in value["detail"] if isinstance(value, dict) and isinstance(value.get("detail"), list) else []:
-        where = row.get("loc") if isinstance(row, dict) and str(row.get("type")).endswith("missing") else None
-        if isinstance(where, list) and len(where) == 2 and where[0] == "body":
-            name = str(where[1])
-            known = re.search(r"(?i)model|history|messages", name)
-            session = re.search(r"(?i)session|user|conversation|thread|id$", name)
-            found[name] = f"{{{known[0].lower()}}}" if known else "{session}" if session else "{prompt}"
-    return found
+def toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()) + " }"
+    return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+def run(argv: list[str], shapes: Mapping[str, Any], anyshape: Shape, shape_of: Callable[[Table, str], Shape]) -> int:
+    """The command; its exit status."""
+    parser = argparse.ArgumentParser("python main.py probe", description="Find out what a chat URL speaks.")
+    parser.add_argument("url", metavar="URL")
+    parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
+    parser.add_argument("--key", default="")
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    told = parser.parse_args(argv)
+    pairs = [re.fullmatch(r"([\w-]+):\s*([ -~]*?)\s*", line, re.ASCII) for line in told.header]
+    if not re.match(r"https?://[^/\s]", told.url) or not all(pairs):
+        parser.error("a URL begins with http:// or https://, a header is 'Name: value'")
+    headers = {pair[1]: pair[2] for pair in pairs if pair}
+    probe = Probe(told.url, shapes, anyshape, shape_of, headers, told.key, told.model, told.timeout)
+    return 0 if asyncio.run(probe.found()) else 1

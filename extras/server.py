@@ -1,39 +1,46 @@
 """How the app is served: uvicorn, told once what is right here, and a gentle end at SIGTERM.
 
-Does not know the app: `graceful` takes what it drains by two callables.
+Does not know the app: `graceful` takes what drains it by a callable.
 """
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from multiprocessing import parent_process
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 log = logging.getLogger("rewrap")
 
+ENDS = (signal.SIGTERM, signal.SIGINT)
+UNSENT_SECONDS = 1.0  # at least, for what a client has yet to read when everything is answered
 BAD_REQUEST = (
     b'{"error":{"message":"This is not an HTTP request.","type":"invalid_request_error","param":null,"code":null}}'
 )
 
 
-def http_protocol() -> Any:
-    """uvicorn's protocol on httptools, with OpenAI's envelope where a request cannot be parsed; "auto" without httptools."""
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError:
-        return "auto"
+class Protocol(HttpToolsProtocol):
+    """uvicorn's on httptools, with OpenAI's envelope where a request cannot be parsed."""
 
-    class Protocol(HttpToolsProtocol):
-        def send_400_response(self, msg: str) -> None:
-            head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            self.transport.write(head + b"content-length: %d\r\n\r\n" % len(BAD_REQUEST) + BAD_REQUEST)
-            self.transport.close()
+    def send_400_response(self, msg: str) -> None:
+        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(BAD_REQUEST) + BAD_REQUEST)
+        self.transport.close()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Java asks for HTTP/2 with every request: no reason for two lines in the log."""
+
+
+def http_protocol() -> type[asyncio.Protocol]:
     return Protocol
 
 
@@ -41,6 +48,8 @@ def run(
     app: Any, *, host: str, port: int, workers: int, forwarded_allow_ips: str, announce: Callable[[str], None]
 ) -> None:
     """Serve until a signal. `app` is the app, or "module:name" where there are workers; `announce` gets the address."""
+    for number in ENDS:  # until uvicorn hears them: PID 1 would ignore one that comes as early as this
+        signal.signal(number, lambda *_: sys.exit(0))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))  # each stream is two descriptors
     config = uvicorn.Config(
@@ -48,7 +57,7 @@ def run(
         host=host,
         port=port,
         workers=workers,
-        http=http_protocol() if workers == 1 else "auto",
+        http=Protocol,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -60,41 +69,71 @@ def run(
     name = f"[{host}]" if ":" in host else host
     announce(f"http://{name}:{sock.getsockname()[1]}")
     if workers > 1:
-        from uvicorn.supervisors.multiprocess import Multiprocess
-
-        Multiprocess(config, sockets=[sock]).run()
+        serve_by_workers(config, sock)
     else:
         uvicorn.Server(config).run(sockets=[sock])
     sys.exit(0)
 
 
+def serve_by_workers(config: uvicorn.Config, sock: Any) -> None:
+    """Processes that share the socket; one that dies is replaced. Exits with uvicorn's code where they cannot start."""
+    from uvicorn.supervisors.multiprocess import Multiprocess
+
+    class Supervisor(Multiprocess):
+        def join_all(self) -> None:
+            """Wait for the workers, and hand a second signal on: uvicorn's would hear no more."""
+            while living := [process for process in self.processes if process.process.is_alive()]:
+                if self.signal_queue:
+                    self.signal_queue.clear()
+                    for process in living:
+                        os.kill(process.process.pid, signal.SIGTERM)
+                time.sleep(0.05)
+
+    supervisor = Supervisor(config, sockets=[sock])
+    supervisor.run()
+    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+        sys.exit(STARTUP_FAILURE)
+
+
 @asynccontextmanager
-async def graceful(drain: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 0.0) -> AsyncIterator[None]:
     """At SIGTERM or SIGINT let `drain` end what is open, then let uvicorn stop, with exit code 0. A second signal is at once.
 
-    uvicorn alone closes its socket first and raises the signal again at its end, which is exit code 143.
+    uvicorn alone closes its socket first, waits without end for who does not read, and raises the signal again at its end,
+    which is exit code 143. `grace_seconds` from the signal on is what a client has to read what was sent.
     """
     loop = asyncio.get_running_loop()
     previous: dict[int, Any] = {}
-    drains: list[asyncio.Future[None]] = []
+    stops: list[asyncio.Task[None]] = []
+
+    def cut(server: Any) -> None:
+        server.should_exit = True
+        for connection in list(server.server_state.connections):  # their requests end as those of clients that left
+            connection.transport.abort()
 
     async def stop(server: Any) -> None:
+        end = loop.time() + grace_seconds
         await drain()
         server.should_exit = True
+        await asyncio.sleep(max(end - loop.time(), UNSENT_SECONDS))
+        cut(server)
 
     def begin(server: Any) -> None:
-        if drains:
-            server.should_exit = server.force_exit = True
+        if stops:
+            cut(server)
         else:
-            drains.append(asyncio.ensure_future(stop(server)))
+            stops.append(loop.create_task(stop(server)))
 
     def on_signal(number: int, frame: Any) -> None:
-        server = previous[number].__self__
-        loop.call_soon_threadsafe(begin, server)
+        loop.call_soon_threadsafe(begin, previous[number].__self__)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDS:
         handler = signal.getsignal(number)
         if isinstance(getattr(handler, "__self__", None), uvicorn.Server):  # not in tests, nor other servers
             previous[number] = handler
             signal.signal(number, on_signal)
+    if previous and parent_process():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; ours is the parent's word
     yield
+    for task in stops:
+        task.cancel()

@@ -54,7 +54,12 @@ class Settings:
     )
     store_max_age_days: float = setting(0.0, "Stored completions that are older are deleted; 0: never.", least=0)
     allowed_hosts: tuple[str, ...] = setting((), "Names this server answers to (Host), beside localhost on a loopback.")
-    allow_origins: tuple[str, ...] = setting((), "Origins of web pages that may call (CORS), with commas, or *.")
+    allow_origins: tuple[str, ...] = setting(
+        (), "Origins of web pages that may call (CORS), with commas, or *. ALLOWED_ORIGIN does, too."
+    )
+    docs_assets_url: str = setting(
+        "https://cdn.jsdelivr.net/npm", "Where /docs and /redoc get their scripts: a mirror."
+    )
     host: str = setting("127.0.0.1", "The address to listen on.")
     port: int = setting(8000, "The port to listen on; 0: any free one.", least=0, most=65535)
     workers: int = setting(1, "Processes that serve, where there are more cores.", least=1, most=256)

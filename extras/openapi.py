@@ -1,0 +1,45 @@
+"""The OpenAPI 3.1 document: every route, parameter and error, with examples.
+
+What it says stands in openapi.json, beside this file. Here only what repeats is put in: an operation names the statuses of its
+`errors`, each of which is described once. Does not look at the app: a test holds the two together.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+Document = dict[str, Any]
+
+
+def document(version: str) -> Document:
+    """The whole document, for this `version` of the server. Reads a file: call it once."""
+    whole: Document = orjson.loads(Path(__file__).with_suffix(".json").read_bytes())
+    whole["info"] |= {"version": version, "description": "\n".join(whole["info"]["description"])}
+    errors, responses = whole.pop("errors"), whole["components"]["responses"]
+    responses |= {status: failure(error, "Error") for status, error in errors.items()}
+    answers = []
+    for path, item in whole["paths"].items():
+        for operation in (item[method] for method in ("get", "post", "delete") if method in item):
+            for status in operation.pop("errors"):
+                name = str(status)
+                if path == "/ask":
+                    name = f"ask.{status}"
+                    responses[name] = failure(errors[str(status)], "AskError")
+                operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
+            answers.append(operation["responses"]["200"])
+    for response in [*responses.values(), *answers]:
+        if "$ref" not in response:
+            response.setdefault("headers", {})["x-request-id"] = {"$ref": "#/components/headers/x-request-id"}
+    return whole
+
+
+def failure(error: Document, schema: str) -> Document:
+    """The response of one status, in OpenAI's envelope (Error) or in the form of /ask (AskError)."""
+    message, kind, param, code = error["error"]
+    body: Document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    if schema == "AskError":
+        body = {"role": "assistant", "content": message, "error": kind, "details": code or param}
+    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in error.get("headers", ())}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": body}}
+    return {"description": error["description"], "headers": headers, "content": content}

@@ -1,0 +1,483 @@
+"""Bad input is never a 5xx, always OpenAI's envelope (or the form of /ask), and leaves no traceback in the log.
+
+REWRAP_EXAMPLES=100000 tries so many bodies, and a tenth as many of the rest; the default is a few hundred.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from serving import ASKED, Process, served, started
+
+from extras.checks import CHECKS, ROLES
+from extras.openapi import document
+from extras.settings import Settings
+from main import create_app
+
+EXAMPLES = int(os.environ.get("REWRAP_EXAMPLES", "400"))
+CHAT, ASK, AZURE, ONE = (
+    "/v1/chat/completions",
+    "/ask",
+    "/openai/deployments/m/chat/completions",
+    "/v1/chat/completions/x",
+)
+POSTS = (CHAT, ASK, AZURE, ONE)
+APP = create_app(Settings(store_url="sqlite://", log_level="error"))
+LOOP = asyncio.new_event_loop()  # one for all examples: to make one takes longer than to answer
+Headers = list[tuple[bytes, bytes]]
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[bytes, bytes]
+    body: bytes
+    whole: bool  # the app said that this is the end
+
+
+class Tracebacks(logging.Handler):
+    """Whatever is logged with an exception, or by a task that nobody asked for its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info or record.levelno >= logging.ERROR:
+            self.found.append(self.format(record))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tracebacks() -> Iterator[Tracebacks]:
+    handler = Tracebacks()
+    logging.getLogger().addHandler(handler)
+    yield handler
+    logging.getLogger().removeHandler(handler)
+    LOOP.close()
+    assert handler.found == []
+
+
+def ask(method: str, target: str, body: bytes = b"", headers: Headers | None = None) -> Answer:
+    """The app's answer to one request, which a server would have given it so (ASGI); the target is percent-encoded."""
+    path, _, query = target.partition("?")
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(path),
+        "raw_path": path.encode("ascii"),
+        "query_string": query.encode("ascii"),
+        "root_path": "",
+        "headers": [(b"host", b"127.0.0.1"), *(headers or [])],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 8000),
+    }
+    return LOOP.run_until_complete(answered(scope, body))
+
+
+async def answered(scope: dict[str, Any], body: bytes) -> Answer:
+    sent: list[Any] = []
+    parts: list[Any] = [{"type": "http.request", "body": body}]
+
+    async def receive() -> Any:
+        if not parts:
+            await asyncio.sleep(3600)  # the client stays
+        return parts.pop()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await APP(scope, receive, send)
+    text = b"".join(message.get("body", b"") for message in sent[1:])
+    return Answer(sent[0]["status"], dict(sent[0]["headers"]), text, not sent[-1].get("more_body"))
+
+
+def complaints(answer: Answer, path: str) -> str:
+    """What is wrong with an answer, in a word; "" where nothing is."""
+    if answer.status >= 500 or not answer.whole:
+        return f"status {answer.status}, whole: {answer.whole}"
+    if b"x-request-id" not in answer.headers:
+        return "no request id"
+    if answer.status == 200:
+        kind = answer.headers[b"content-type"].partition(b";")[0]
+        if kind == b"text/event-stream":
+            *events, last = answer.body.decode().removesuffix("\n\n").split("\n\n")
+            broken = [event for event in events if "error" in json.loads(event.removeprefix("data: "))]
+            return f"events: {broken}" if broken or last != "data: [DONE]" else ""
+        if kind == b"application/json":
+            json.loads(answer.body)
+        return ""
+    return wrong_envelope(json.loads(answer.body), path)
+
+
+def wrong_envelope(body: Any, path: str) -> str:
+    error, names = body, ["role", "content", "error", "details"]
+    if path != ASK:
+        error, names = body.get("error"), ["message", "type", "param", "code"]
+        if list(body) != ["error"]:
+            return f"no envelope: {body}"
+    texts = [error.get(name) for name in names[:3]] if path == ASK else [error.get("message"), error.get("type")]
+    rest = [error.get(name) for name in names[len(texts) :]]
+    good = list(error) == names and all(isinstance(text, str) and text for text in texts)
+    return "" if good and all(isinstance(value, str | None) for value in rest) else f"not all members: {body}"
+
+
+# What people send, and what they do not.
+
+TEXT = st.text(max_size=8) | st.sampled_from(
+    ["", "\x00", "\ud800", "\u2028", "😀", "user", "text", "data: [DONE]\n\n", "\r\nx: y"]
+)
+NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 2**53, 2**63, 2**64, 10**400, 1e308, -0.0])
+LEAVES = st.none() | st.booleans() | NUMBERS | TEXT
+ANYTHING = st.recursive(
+    LEAVES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4), max_leaves=8
+)
+PARTS = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "image_url", "file"]) | ANYTHING}, optional={"text": TEXT | ANYTHING}
+)
+CONTENT = TEXT | st.lists(PARTS | ANYTHING, max_size=3) | ANYTHING
+CALLS = st.lists(st.fixed_dictionaries({"id": TEXT, "type": TEXT, "function": ANYTHING}) | ANYTHING, max_size=2)
+MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(ROLES) | ANYTHING, "content": CONTENT},
+    optional={
+        "tool_calls": CALLS | ANYTHING,
+        "tool_call_id": TEXT,
+        "parts": st.lists(PARTS) | ANYTHING,
+        "name": ANYTHING,
+        "id": ANYTHING,
+    },
+)
+GOOD = {
+    "temperature": st.floats(0, 2),
+    "n": st.integers(1, 3),
+    "max_tokens": st.integers(0, 9),
+    "max_completion_tokens": st.integers(0, 9),
+    "stop": TEXT | st.lists(TEXT, max_size=4),
+    "logprobs": st.booleans(),
+    "top_logprobs": st.integers(0, 20),
+    "stream": st.booleans(),
+    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans() | ANYTHING}),
+    "tools": st.lists(
+        st.fixed_dictionaries({"type": st.just("function"), "function": st.fixed_dictionaries({"name": TEXT})}),
+        max_size=2,
+    ),
+    "tool_choice": st.sampled_from(["none", "auto", "required"]) | ANYTHING,
+    "response_format": st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "json_object", "json_schema"]) | ANYTHING}, optional={"json_schema": ANYTHING}
+    ),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "metadata": st.dictionaries(TEXT, TEXT, max_size=3),
+    "store": st.booleans(),
+}
+FIELDS = {name: GOOD.get(name, LEAVES) | ANYTHING for name in CHECKS}
+PAYLOADS = st.fixed_dictionaries(
+    {"model": st.just("m") | TEXT | ANYTHING, "messages": st.lists(MESSAGE, min_size=1, max_size=3) | ANYTHING},
+    optional={**FIELDS, "parts": ANYTHING, "figure": ANYTHING},
+)
+
+
+@st.composite
+def bodies(draw: Any) -> bytes:
+    """A payload as JSON, as some program or other writes it; one in four broken on the way."""
+    value = draw(st.one_of(PAYLOADS, PAYLOADS, ANYTHING))
+    text = json.dumps(value, ensure_ascii=draw(st.booleans()))
+    body = text.encode(draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig"])), "surrogatepass")
+    if draw(st.integers(0, 3)) == 0:
+        cut = draw(st.integers(0, len(body)))
+        body = body[:cut] + draw(st.binary(max_size=4)) + body[draw(st.integers(cut, len(body))) :]
+    return body
+
+
+def tries(share: float = 1.0) -> Any:
+    checks_off = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    return settings(
+        max_examples=max(50, int(EXAMPLES * share)), deadline=None, database=None, suppress_health_check=checks_off
+    )
+
+
+@tries()
+@given(st.sampled_from(POSTS), bodies() | st.binary(max_size=40))
+def test_no_body_breaks_the_server(path: str, body: bytes) -> None:
+    assert complaints(ask("POST", path, body), path) == ""
+
+
+HEADER_NAMES = st.sampled_from(
+    [
+        b"authorization",
+        b"api-key",
+        b"content-type",
+        b"content-length",
+        b"accept",
+        b"cookie",
+        b"x-forwarded-for",
+        b"origin",
+        b"expect",
+        b"x-request-id",
+    ]
+)
+HEADER_VALUES = st.binary(max_size=30) | st.sampled_from(
+    [b"Bearer ", b"Bearer \xff\xfe", b"99999999999999999999", b"-1", b"\xb2", b"a\r\nb: c"]
+)
+
+
+@tries(0.25)
+@given(st.sampled_from(POSTS), st.lists(st.tuples(HEADER_NAMES, HEADER_VALUES), max_size=5))
+def test_no_headers_break_the_server(path: str, headers: Headers) -> None:
+    answer = ask("POST", path, json.dumps(ASKED | {"metadata": {}}).encode(), headers)
+    assert complaints(answer, path) == ""
+
+
+TARGETS = st.lists(
+    st.sampled_from(
+        [
+            "/",
+            "//",
+            "v1",
+            "chat",
+            "completions",
+            "models",
+            "openai",
+            "deployments",
+            "messages",
+            "plots",
+            "plot",
+            "ask",
+            "docs",
+            "..",
+        ]
+    )
+    | st.sampled_from(
+        ["%00", "%0d%0a", "%ff", "%", "%2f", "%zz", "%f0%9f%98%80", "x" * 5000, "-1", "x-99999999999999999999", "x-0"]
+    )
+    | st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), max_size=5),
+    max_size=12,
+).map(lambda parts: "/" + "/".join(parts))
+QUERIES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["limit", "after", "order", "model", "metadata[a]", "metadata[]", "metadata%5Ba%5D", "api-version"]
+        ),
+        st.sampled_from(["", "0", "-1", "²", "%ff", "%00", "9" * 50, "asc", "null"]),
+    ),
+    max_size=4,
+).map(lambda pairs: "&".join(f"{name}={value}" for name, value in pairs if value.isascii()))
+METHODS = st.sampled_from(["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", "TRACE", "get", "\x7f"])
+
+
+@tries(0.5)
+@given(METHODS, TARGETS, QUERIES)
+def test_no_path_breaks_the_server(method: str, path: str, query: str) -> None:
+    answer = ask(method, f"{path}?{query}", b"{}")
+    if method != "HEAD" or answer.status != 200:
+        assert complaints(answer, ASK if path.rstrip("/") == ASK else path) == ""
+
+
+# What the document calls good and bad, from the document alone.
+
+SCHEMA = schemathesis.openapi.from_dict(document("0.0.0"))
+OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
+MODES = schemathesis.GenerationMode
+CASES = [
+    (op, mode)
+    for op in OPERATIONS
+    for mode in MODES
+    if mode is MODES.POSITIVE or op.body or op.query or op.path_parameters
+]
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[tuple[str, requests.Session]]:
+    with served(store_url="sqlite://") as url, requests.Session() as session:
+        yield url, session
+
+
+@pytest.mark.parametrize(
+    ("operation", "mode"), CASES, ids=lambda value: getattr(value, "label", value.value if value in MODES else None)
+)
+def test_every_operation_answers_as_the_document_says(
+    operation: Any, mode: schemathesis.GenerationMode, live: Any
+) -> None:
+    url, session = live
+
+    @tries(0.05)
+    @given(operation.as_strategy(mode))
+    def call(case: Any) -> None:
+        case.call_and_validate(base_url=url, session=session)
+
+    call()
+
+
+# The nasty ones, each by its name, over a real socket.
+
+DEEP = 100_000
+GOOD_BODY = json.dumps(ASKED).encode()
+
+
+def saying(content: bytes, more: bytes = b"") -> bytes:
+    return b'{"model":"m","messages":[{"role":"user","content":%b}]%b}' % (content, more)
+
+
+BODIES = {
+    "empty": b"",
+    "spaces": b" \n\t ",
+    "null": b"null",
+    "true": b"true",
+    "a number": b"7",
+    "a string": b'"Hello"',
+    "an array": b"[]",
+    "an array of requests": b"[" + GOOD_BODY + b"]",
+    "an empty object": b"{}",
+    "cut": GOOD_BODY[:-3],
+    "two objects": GOOD_BODY + GOOD_BODY,
+    "a comment": b"/* */" + GOOD_BODY,
+    "single quotes": GOOD_BODY.replace(b'"', b"'"),
+    "a form": b"model=m&messages=Hello",
+    "a BOM": b"\xef\xbb\xbf" + GOOD_BODY,
+    "UTF-16": GOOD_BODY.decode().encode("utf-16"),
+    "UTF-32": GOOD_BODY.decode().encode("utf-32"),
+    "invalid UTF-8": saying(b'"\xff\xfe"'),
+    "overlong UTF-8": saying(b'"\xc0\x80"'),
+    "half a character": saying(b'"\xf0\x9f\x98"'),
+    "a lone surrogate": saying(rb'"\ud800"'),
+    "surrogates the wrong way round": saying(rb'"\udc00\ud800"'),
+    "a lone surrogate as UTF-8": saying(b'"\xed\xa0\x80"'),
+    "a lone surrogate as a key": saying(b'"Hi"', rb',"\ud800":1'),
+    "NUL, escaped": saying(rb'"\u0000"'),
+    "NUL, bare": saying(b'"\x00"'),
+    "NULs": b"\x00" * 1000,
+    "NaN": saying(b'"Hi"', b',"temperature":NaN'),
+    "Infinity": saying(b'"Hi"', b',"temperature":-Infinity'),
+    "1e999": saying(b'"Hi"', b',"temperature":1e999'),
+    "a huge integer": saying(b'"Hi"', b',"seed":' + b"9" * 5000),
+    "an integer over 64 bits": saying(b'"Hi"', b',"n":18446744073709551617'),
+    "an integer over 64 bits below": saying(b'"Hi"', b',"max_tokens":-18446744073709551617'),
+    "duplicate keys": saying(b'"Hi"', b',"model":7,"messages":[],"messages":null'),
+    "deep arrays": b"[" * DEEP + b"]" * DEEP,
+    "deep objects": b'{"a":' * DEEP + b"1" + b"}" * DEEP,
+    "deep arrays, open": b"[" * DEEP,
+    "deep content": saying(b"[" * 900 + b"]" * 900),
+    "deep extra": saying(b'"Hi"', b',"extra":' + b"[" * 900 + b"]" * 900),
+    "deep tools": saying(
+        b'"Hi"',
+        b',"tools":[{"type":"function","function":{"name":"f","parameters":'
+        + b'{"a":' * 300
+        + b"1"
+        + b"}" * 302
+        + b"]",
+    ),
+    "deep tools, stored": saying(
+        b'"Hi"',
+        b',"store":true,"tools":[{"type":"function","function":{"name":"f","parameters":'
+        + b'{"a":' * 300
+        + b"1"
+        + b"}" * 302
+        + b"]",
+    ),
+    "deep message, stored": b'{"model":"m","store":true,"messages":[{"role":"user","content":"Hi","extra":'
+    + b"[" * 900
+    + b"]" * 900
+    + b"}]}",
+    "deep metadata": saying(b'"Hi"', b',"metadata":' + b'{"a":' * 300 + b"1" + b"}" * 300),
+    "many messages": b'{"model":"m","messages":[' + b",".join([b'{"role":"user","content":"Hi"}'] * 20_000) + b"]}",
+    "a long model": json.dumps(ASKED | {"model": "m" * 100_000}).encode(),
+    "a model with a line break": json.dumps(ASKED | {"model": "m\r\nset-cookie: a=b"}).encode(),
+    "a model that is an object": json.dumps(ASKED | {"model": {}}).encode(),
+    "metadata with a NUL, stored": json.dumps(ASKED | {"store": True, "metadata": {"\x00": "\x00"}}).encode(),
+    "no role": b'{"model":"m","messages":[{}]}',
+    "a role that is a list": b'{"model":"m","messages":[{"role":[],"content":"Hi"}]}',
+    "a completion that is not stored": json.dumps(ASKED | {"completion_id": "x\x00/../y"}).encode(),
+    "stop of nothing": json.dumps(ASKED | {"stop": [""]}).encode(),
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Process]:
+    """The server as people start it; what it has written is looked at afterwards."""
+    with started(USE_MOCK_API="true", STORE_URL="sqlite://", LOG_LEVEL="debug") as process:
+        yield process
+        process.stop()
+        assert "Traceback" not in process.log
+        assert " ERROR " not in process.log
+
+
+def told(server: Process, request: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer to these bytes."""
+    url = urlsplit(server.url)
+    with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
+        connection.sendall(request)
+        received = b""
+        while part := connection.recv(65536):
+            received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    if b"transfer-encoding: chunked" in head.lower():
+        chunks, body = body, b""
+        while (size := int(chunks.partition(b"\r\n")[0] or b"-1", 16)) > 0:
+            chunks = chunks.partition(b"\r\n")[2]
+            body, chunks = body + chunks[:size], chunks[size + 2 :]
+        assert size == 0, "the answer was cut"
+    return int(head.split(b" ")[1]), body
+
+
+def request(method: bytes, target: bytes, body: bytes = b"", *headers: bytes) -> bytes:
+    lines = [
+        b"%b %b HTTP/1.1" % (method, target),
+        b"host: 127.0.0.1",
+        b"connection: close",
+        b"content-length: %d" % len(body),
+        *headers,
+    ]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("path", POSTS)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_no_nasty_body_is_too_nasty(server: Process, path: str, body: bytes) -> None:
+    status, answer = told(server, request(b"POST", path.encode(), body, b"content-type: application/json"))
+    assert status < 500
+    if status != 200:
+        assert wrong_envelope(json.loads(answer), path) == ""
+
+
+NASTY = {
+    "a long path": request(b"GET", b"/" + b"x" * 20_000),
+    "many slashes": request(b"GET", b"/" * 20_000 + b"nothing"),
+    "many prefixes": request(b"GET", b"/v1" * 5_000 + b"/models/x"),
+    "NUL in the path": request(b"GET", b"/v1/models/%00"),
+    "a line break in the path": request(b"GET", b"/v1/models/x%0d%0aset-cookie:%20a=b"),
+    "a percent sign alone": request(b"GET", b"/v1/models/%"),
+    "bytes that are not UTF-8": request(b"GET", b"/v1/models/%ff%fe"),
+    "a surrogate": request(b"GET", b"/v1/chat/completions/%ed%a0%80"),
+    "two dots": request(b"GET", b"/../../../../etc/passwd"),
+    "two dots, escaped": request(b"GET", b"/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd"),
+    "another host's URL": request(b"GET", b"http://example.com/v1/nothing"),
+    "a star": request(b"OPTIONS", b"*"),
+    "a filter of NULs": request(b"GET", b"/v1/chat/completions?metadata[%00]=%00&limit=%ff"),
+    "many filters": request(b"GET", b"/v1/chat/completions?" + b"&".join(b"metadata[%d]=x" % n for n in range(500))),
+    "a limit of digits that are no digits": request(b"GET", b"/v1/chat/completions?limit=%C2%B2"),
+    "a message that cannot be": request(b"GET", b"/v1/chat/completions/x/messages/x-99999999999999999999/plots"),
+    "a key of bytes": request(b"POST", b"/v1/chat/completions", b"{}", b"authorization: Bearer \xff\xfe"),
+    "a length of digits that are no digits": b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: \xb2\r\n\r\n",
+    "a length below nothing": b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",
+    "a method of no one": request(b"BREW", b"/v1/chat/completions"),
+    "a header without a name": b"GET /v1/nothing HTTP/1.1\r\n: x\r\nconnection: close\r\n\r\n",
+    "NUL in the request line": b"GET /\x00 HTTP/1.1\r\nconnection: close\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", NASTY.values(), ids=NASTY)
+def test_no_nasty_request_is_too_nasty(server: Process, sent: bytes) -> None:
+    status, answer = told(server, sent)
+    assert 400 <= status < 500
+    assert wrong_envelope(json.loads(answer), "") == ""

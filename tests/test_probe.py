@@ -1,0 +1,355 @@
+"""`main.py probe`: what it finds on local servers, whether its lines work when they are pasted; and the examples."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from serving import ASKED, ROOT, served
+from shape_servers import WIRES, ShapeServer, has, shape_server
+from upstreams import Request, Upstream, closed_port, hold, says, sends
+
+from extras.anyshape import AnyShape
+from extras.config import read_config
+from extras.probe import MOST_REQUESTS, reply_path, run
+from extras.settings import Settings
+from extras.shapes import known_shapes, shape_of
+
+BARE = set(WIRES) - {"flowise", "langflow", "n8n", "langserve", "cloudflare", "botpress", "triton"}
+SECRETS = ["sk-our-own-key-123", "header-secret-456"]
+Speaks = Callable[..., AbstractContextManager[ShapeServer]]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of its own, and no setting in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for spec in fields(Settings):
+        monkeypatch.delenv(spec.name.upper(), raising=False)
+
+
+@pytest.fixture(scope="module")
+def portal() -> Iterator[BlockingPortal]:
+    with start_blocking_portal() as portal:
+        yield portal
+
+
+@pytest.fixture
+def speaks(portal: BlockingPortal) -> Speaks:
+    """A server that speaks a shape, on a loop beside the test; `wire` changes how."""
+
+    @contextmanager
+    def server(name: str = "openai", **wire: Any) -> Iterator[ShapeServer]:
+        with portal.wrap_async_context_manager(shape_server(name)) as shaped:
+            shaped.wire = replace(shaped.wire, **wire)
+            yield shaped
+
+    return server
+
+
+def probe(*argv: str) -> int:
+    return run([*argv], known_shapes(), AnyShape(), shape_of)
+
+
+@contextmanager
+def pasted(told: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server with exactly the settings that stand in what the probe told; secrets are put back."""
+    given = told.replace("YOUR-KEY", SECRETS[0]).replace("YOUR-VALUE", SECRETS[1])
+    if "Into backends.toml:\n" in given:
+        file, environment = given.split("Into backends.toml:\n")[1].split("Into the environment:\n")
+        Path("backends.toml").write_text(file)
+        for line in environment.split():
+            monkeypatch.setenv(*line.split("=", 1))
+    else:
+        Path(".env").write_text(given.split("Into .env:\n")[1])
+    with served(**vars(Settings.load()) | {"log_level": "warning"}) as url:
+        yield url
+
+
+def replies(url: str) -> tuple[str, str]:
+    """The text of a completion, and that of a stream."""
+    with httpx.Client(trust_env=False, verify=False, timeout=10) as client:
+        whole = client.post(f"{url}/v1/chat/completions", json=ASKED)
+        plain = client.post(f"{url}/v1/chat/completions", json=ASKED | {"stream": True})
+    *events, done = plain.text.removesuffix("\n\n").split("\n\n")
+    assert done == "data: [DONE]", plain.text
+    choices = [choice for event in events for choice in json.loads(event.removeprefix("data: "))["choices"]]
+    return whole.json()["choices"][0]["message"]["content"], "".join(c["delta"].get("content") or "" for c in choices)
+
+
+# ---- what it finds
+
+
+@pytest.mark.parametrize("name", WIRES)
+def test_the_lines_that_it_prints_work_when_pasted(
+    name: str, speaks: Speaks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with speaks(name) as up:
+        assert probe(up.url + up.wire.whole) == 0
+        assert len(up.requests) <= MOST_REQUESTS
+        told = capsys.readouterr().out
+        assert f"as {name if name != 'triton' else 'kserve'}:" in told
+        assert (" streams: yes" in told) == bool(up.wire.stream)
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == (up.wire.text, up.wire.text)
+
+
+@pytest.mark.parametrize("name", sorted(BARE))
+def test_a_bare_address_is_enough_for_most(
+    name: str, speaks: Speaks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with speaks(name) as up:
+        assert probe(up.url) == 0
+        with pasted(capsys.readouterr().out, monkeypatch) as url:
+            assert replies(url) == (up.wire.text, up.wire.text)
+
+
+def test_the_path_above_is_enough_too(speaks: Speaks, capsys: pytest.CaptureFixture[str]) -> None:
+    with speaks("dify") as up:
+        assert probe(f"{up.url}/v1/") == 0
+        assert f"CHAT_URL={up.url}/v1/chat-messages\nCHAT_SHAPE=dify\n" in capsys.readouterr().out
+        assert len(up.requests) < 5
+
+
+def test_an_openai_compatible_upstream_is_named_as_one(speaks: Speaks, capsys: pytest.CaptureFixture[str]) -> None:
+    with speaks("openai") as up:
+        assert probe(up.url, "--model", "small", "--key", "sk-1234") == 0
+        told = capsys.readouterr().out
+        assert told.endswith(f"OPENAI_API_BASE={up.url}/v1\nOPENAI_API_KEY=YOUR-KEY\nOPENAI_MODEL=small\n")
+        assert {body["model"] for _, _, body in up.requests} == {"small"}
+
+
+def test_a_chat_url_of_the_usual_kind_needs_no_shape(speaks: Speaks, capsys: pytest.CaptureFixture[str]) -> None:
+    with speaks(path="/ask", answer={"reply": "OK."}, stream=[]) as up:
+        assert probe(f"{up.url}/ask") == 0
+        told = capsys.readouterr().out
+        assert told.startswith("A reply: OK.\n")
+        assert told.endswith(f"CHAT_URL={up.url}/ask\n")
+        assert len(up.requests) == 2, "the first that was asked, and one for a stream"
+
+
+DEEP = {"id": "x-1", "data": {"out": [{"words": "OK, then."}], "model": "m9", "trace_id": "OK"}, "createdAt": "now"}
+
+
+@pytest.mark.parametrize(
+    ("valid", "request_line"),
+    [
+        (has(messages=list, model=str), '"messages" = "{messages}"'),
+        (has(question=str), '"question" = "{prompt}"'),
+        (has(text_input=str), '"text_input" = "{conversation}"'),
+    ],
+)
+def test_a_reply_at_a_place_of_its_own_becomes_a_mapping(
+    valid: Any, request_line: str, speaks: Speaks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with speaks(path="/api/ask", valid=valid, answer=DEEP, stream=[]) as up:
+        assert probe(f"{up.url}/api/ask", "--key", SECRETS[0], "--header", f"X-Own: {SECRETS[1]}") == 0
+        told = capsys.readouterr().out
+        assert 'reply = "data.out[0].words"' in told
+        assert request_line in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK, then.", "OK, then.")
+        _, headers, _ = up.requests[-1]
+        assert (headers["authorization"], headers["x-own"]) == (f"Bearer {SECRETS[0]}", SECRETS[1])
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"a": {"b": "Sure."}}, "a.b"),
+        ({"a": {"b": "OK."}, "c": "something else"}, "a.b"),
+        ({"a": "one", "b": "two"}, None),
+        ({"id": "1", "error": "OK?", "x": 5}, None),
+        ([{"t": ["Hi"]}], "[0].t[0]"),
+        ({"a b": "OK", "a.b": "OK"}, None),
+        ({"echo": "Say OK.", "said": "ok"}, "said"),
+        ({}, None),
+        ("Hi", "."),
+    ],
+)
+def test_a_reply_is_found_where_it_alone_can_be(value: Any, path: str | None) -> None:
+    assert reply_path(json.dumps(value).encode()) == path
+
+
+def test_a_body_that_is_no_json_has_no_path() -> None:
+    assert reply_path(b"<html>") is None
+    assert reply_path(b"[" * 900 + b'"x"' + b"]" * 900) is None
+
+
+def test_a_url_that_fails_when_it_is_asked_to_stream_says_so(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def answer(request: Request, reader: Any, writer: Any) -> None:
+        bad, good = says(400, b'{"detail": "no streams"}'), says(200, b'{"reply": "OK"}')
+        await (bad if request.sse else good)(request, reader, writer)
+
+    with portal.wrap_async_context_manager(Upstream(answer)) as up:
+        assert probe(f"{up.url}/x") == 0
+    assert 'streams: asked for a stream, it fails: 400 application/json: {"detail": "no streams"}' in (
+        capsys.readouterr().out
+    )
+
+
+# ---- secrets
+
+
+def test_no_secret_is_shown(speaks: Speaks, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = ["sk-theirs-abcdefgh", "eyJhbGciOiJIUzI1NiJ9.payload", "their-token-99"]
+    answer = {"answer": f"OK {SECRETS[0]} {theirs[0]}", "saw": f"Bearer {SECRETS[1]}", "jwt": theirs[1]}
+    answer["access_token"] = theirs[2]
+    with speaks("dify", answer=answer, path="/v1/chat-messages.*") as up:
+        url = f"{up.url}/v1/chat-messages?api_key=query-secret-789".replace("//", "//me:password-1@")
+        assert probe(url, "--key", SECRETS[0], "--header", f"Authorization: Bearer {SECRETS[1]}") == 0
+        told = capsys.readouterr().out
+        assert "api_key=query-secret-789" in up.requests[0][0], "what was given went there"
+    for secret in [*SECRETS, *theirs, "query-secret-789", "password-1"]:
+        assert secret not in told
+    assert "OK *** ***" in told
+    assert 'CHAT_KEY=YOUR-KEY\nCHAT_HEADERS={"Authorization": "YOUR-VALUE"}\n' in told
+
+
+def test_a_key_and_a_header_have_a_place_in_the_lines(
+    speaks: Speaks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with speaks("anthropic", headers=("x-api-key", "x-own", "anthropic-version")) as up:
+        assert probe(up.url, "--key", SECRETS[0], "--header", f"X-Own:{SECRETS[1]}") == 0
+        with pasted(capsys.readouterr().out, monkeypatch) as url:
+            assert replies(url)[0] == "Hello world!"
+        _, headers, _ = up.requests[-1]
+        assert (headers["x-api-key"], headers["x-own"]) == (SECRETS[0], SECRETS[1])
+
+
+def test_control_characters_of_an_answer_do_not_reach_the_terminal(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(says(200, b'{"reply": "OK \\u001b[2J\\r\\nCHAT_URL=x"}'))) as up:
+        assert probe(f"{up.url}/x") == 0
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert told.startswith("A reply: OK  [2J  CHAT_URL=x\n")
+
+
+# ---- nothing found
+
+
+def test_nothing_found_shows_what_was_tried_and_what_came_back(
+    speaks: Speaks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with speaks("openai", path="/nowhere") as up:
+        up.wire = replace(up.wire, refused={"error": "x" * 5000})
+        assert probe(f"{up.url}/elsewhere") == 1
+        told = capsys.readouterr().out
+        assert 10 < len(up.requests) <= MOST_REQUESTS
+        assert told.count("No reply as ") == told.count("  got   404 application/json: {") == len(up.requests)
+        assert f"No reply as any chat URL.\n  sent  {up.url}/elsewhere {{" in told
+    assert max(map(len, told.split("\n"))) < 500
+    assert "--model" in told.split("\n")[-2]
+
+
+def test_an_address_where_nobody_listens_is_asked_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert probe(f"http://127.0.0.1:{closed_port()}/x") == 1
+    told = capsys.readouterr().out
+    assert told.count("No reply as") == 1
+    assert told.endswith("  got   ConnectError\nIt cannot be reached.\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "requests", "says_so"),
+    [
+        (401, [], 2, "It wants a key"),
+        (403, [], 2, "It wants a key"),
+        (401, ["--key", "sk-wrong"], 20, "Nothing answers"),
+        (429, [], 1, "It has had enough"),
+    ],
+)
+def test_it_does_not_go_on_where_that_is_of_no_use(
+    status: int, options: list[str], requests: int, says_so: str, speaks: Speaks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with speaks("openai") as up:
+        up.mode = status  # type: ignore[assignment]
+        assert probe(f"{up.url}/x", *options) == 1
+        assert len(up.requests) in (requests, requests + 1)
+        assert capsys.readouterr().out.split("\n")[-2].startswith(says_so)
+
+
+def test_a_url_that_is_too_slow_is_asked_twice(portal: BlockingPortal, capsys: pytest.CaptureFixture[str]) -> None:
+    with portal.wrap_async_context_manager(Upstream(sends(lambda r: [], hold))) as up:
+        assert probe(f"{up.url}/x", "--timeout", "0.05") == 1
+        assert len(up.requests) == 2
+    assert capsys.readouterr().out.endswith("It is too slow: --timeout SECONDS.\n")
+
+
+def test_a_redirect_is_shown_and_not_followed(portal: BlockingPortal, capsys: pytest.CaptureFixture[str]) -> None:
+    redirect = says(307, b"", "location: /elsewhere?token=abcdef")
+    with portal.wrap_async_context_manager(Upstream(redirect)) as up:
+        assert probe(f"{up.url}/x") == 1
+        assert {request.path for request in up.requests} == {"/x"}
+    assert "  got   307 application/json to /elsewhere?token=***" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [("text/html", b"<!doctype html><p>OK</p>"), ("application/json", b'{"status": "ok"}'), ("application/json", b"{")],
+)
+def test_a_page_or_a_status_is_no_reply(
+    kind: str, data: bytes, portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(says(200, data, content_type=kind))) as up:
+        assert probe(f"{up.url}/x") == 1
+    assert f"  got   200 {kind}: {data.decode()}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", [[], ["ftp://x"], ["x.example"], ["http://x", "--header", "none"]])
+def test_a_command_that_makes_no_sense_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        probe(*argv)
+    assert ended.value.code == 2
+    assert "usage: python main.py probe" in capsys.readouterr().err
+
+
+# ---- the examples
+
+
+def own_backend() -> None:
+    from examples.own_backend import app
+
+    async def replies() -> list[str]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            asked = [ASKED | {"stream": stream} for stream in (False, True)]
+            return [(await client.post("/v1/chat/completions", json=one)).text for one in asked]
+
+    whole, streamed = asyncio.run(replies())
+    assert '"content":"olleH "' in whole
+    assert '"content":"olleH "' in streamed
+    assert streamed.endswith("data: [DONE]\n\n")
+
+
+def backends_toml() -> None:
+    keys = {"CLOUD_API_KEY": "k1", "DIFY_KEY": "k2"}
+    tables = read_config(str(ROOT / "examples" / "backends.toml"), keys)
+    assert [(table.name, table.key) for table in tables] == [("cloud", "k1"), ("bot", "k2"), ("mock", "")]
+
+
+def redact() -> None:
+    from backends import Chat
+    from examples.redact import before
+
+    chat = Chat("m", [{"role": "user", "content": "I am me@example.com"}], {})
+    before(chat)
+    assert chat.messages == [{"role": "user", "content": "I am [e-mail]"}]
+
+
+EXAMPLES = {"own_backend.py": own_backend, "backends.toml": backends_toml, "redact.py": redact}
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "examples").iterdir() if p.is_file()))
+def test_each_example_runs_and_is_short(name: str) -> None:
+    EXAMPLES[name]()
+    assert len((ROOT / "examples" / name).read_text().splitlines()) < 30
