@@ -1,7 +1,7 @@
 """`python main.py probe URL`: finds out what a chat URL speaks, and prints the configuration to paste.
 
 Sends one short message in the likely shapes until one gets a reply, then asks for a stream; a reply at a place that no shape
-knows makes a mapping. It asks through backends: what works here works when served. Follows no redirects, writes no files.
+knows makes a mapping. It asks through backends: what works here works when served. It follows no redirect, writes no file.
 """
 
 import argparse
@@ -29,9 +29,9 @@ SECRET = re.compile(  # what looks like one; the first group stays
     r'[^"&#\s]+|(?<=://)[^/@\s]+(?=@)|\beyJ[\w-]{8,}[\w.-]*|\b(?:(?:sk|pk)[-_]|(?:bearer|basic) )[\w.~+/=*-]{6,}'
 )
 NO_REPLY = re.compile(  # names of members that hold no reply, or cannot stand in a path
-    r"(?i:(?:.*[_-])?(?:ids?|uuid|hash|at|time\w*|date|created|model|role|object|type|kind|status|state|name|errors?|detail"
-    r"|reason|version|urls?|lang\w*|trace|code|finish\w*|user|author|sender|session|event|usage|question|prompt|query"
-    r"|inputs?|request|success|level|source))|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
+    r"(?i:(?:.*[_-])?(?:ids?|uuid|hash|at|time\w*|date|created|model|role|type|kind|status|state|name|errors?|detail|reason"
+    r"|version|urls?|lang\w*|trace|code|finish\w*|user|sender|session|event|usage|question|prompt|query|inputs?|request"
+    r"|object|success|level|source))|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
 )
 
 
@@ -47,7 +47,6 @@ class Probe:
     key: str = ""
     model: str = MODEL
     timeout_seconds: float = 30.0
-    transport: httpx.AsyncBaseTransport | None = None
     write: Callable[[str], None] = print
     why: str = ""  # the last request got no reply
     got: httpx.Response | None = None  # by the last request
@@ -55,7 +54,7 @@ class Probe:
     async def found(self) -> bool:
         """Whether a reply was found; all else is written."""
         later, before = list[Try](), ""
-        self.client = Client(self.transport or httpx.AsyncHTTPTransport(), self.timeout_seconds)
+        self.client = Client(httpx.AsyncHTTPTransport(), self.timeout_seconds)
         self.client.event_hooks = {"response": [self.keep]}
         async with self.client:
             for name, url, table in islice(chain(tries(self.url, self.shapes), later), MOST_REQUESTS):
@@ -71,9 +70,7 @@ class Probe:
                 if "reply" not in table and self.got and self.got.is_success and (path := reply_path(self.got.content)):
                     known = self.shapes[name].table if name else {"request": ANY_REQUEST}
                     later.append((name, url, {k: v for k, v in known.items() if k in KEPT} | {"reply": path}))
-        self.write(
-            "Nothing answers. Where the path has an id, give the whole URL; where a model is asked for, --model."
-        )
+        self.write("Nothing answers. If its path has an id in it, give the whole URL; if it wants a model, --model.")
         return False
 
     async def keep(self, response: httpx.Response) -> None:
@@ -90,8 +87,8 @@ class Probe:
         try:
             backend = ChatURL(self.client, url, shape, key=self.key, headers=self.headers, limits=limits)
             deltas = [delta async for delta in backend.stream(chat)]
-        except APIError as error:
-            self.why = error.reason
+        except (APIError, ValueError) as error:
+            self.why = error.reason if isinstance(error, APIError) else str(error)
             return []
         return deltas if any(delta.content.strip() for delta in deltas) else []
 
@@ -134,11 +131,8 @@ class Probe:
         how = "the reply comes whole" if pieces else f"asked for a stream, it fails: {self.came()}"
         self.write(f"  streams: {'yes' if any(d.content and not d.whole for d in pieces) else how}\n")
         base, found, _ = str(self.got.request.url if self.got else "").partition("/chat/completions")
-        url, key, headers = (
-            self.shown(url, 9999),
-            "YOUR-KEY" if self.key else "",
-            dict.fromkeys(self.headers, "YOUR-VALUE"),
-        )
+        url, key = self.shown(url, 9999), "YOUR-KEY" if self.key else ""
+        headers = dict.fromkeys(self.headers, "YOUR-VALUE")
         env = {"CHAT_URL": url, "CHAT_SHAPE": name, "CHAT_KEY": key, "CHAT_HEADERS": headers and json.dumps(headers)}
         where = "Into .env:\n"
         if "reply" in table:
@@ -154,7 +148,7 @@ class Probe:
 
 def tries(address: str, shapes: Mapping[str, Any]) -> list[Try]:
     """In what order to ask: shapes whose path this is, those below it, any, all others. One that needs an id is left out."""
-    path, tables = httpx.URL(address).path.rstrip("/"), list[Any]()
+    path = httpx.URL(address).path.rstrip("/")
     ranked: list[tuple[int, Try]] = [(3 if path else 6, ("", address, {}))]
     for name, shape in shapes.items():
         known, to, rank = shape.path.partition("?")[0], address, 4 if shape.path else 5
@@ -164,9 +158,7 @@ def tries(address: str, shapes: Mapping[str, Any]) -> list[Try]:
             rank, to = 2, str(httpx.URL(address).copy_with(path=known))
         elif not path and set(SLOT.findall(known)) - {"{model}", "{user}", "{session}"}:
             continue
-        if shape.table not in tables:  # or it is the same by another name
-            tables.append(shape.table)
-            ranked.append((rank, (name, to, {"like": name})))
+        ranked.append((rank, (name, to, {"like": name})))
     return [one for _, one in sorted(ranked, key=lambda row: row[0])]
 
 
@@ -204,9 +196,8 @@ def run(argv: list[str], shapes: Mapping[str, Any], anyshape: Shape, shape_of: C
     parser = argparse.ArgumentParser("python main.py probe", description="Find out what a chat URL speaks.")
     parser.add_argument("url", metavar="URL")
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
-    parser.add_argument("--key", default="")
-    parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS")
+    for name, default in {"--key": "", "--model": MODEL, "--timeout": 30.0}.items():
+        parser.add_argument(name, default=default, type=type(default))
     told = parser.parse_args(argv)
     pairs = [re.fullmatch(r"([\w-]+):\s*([ -~]*?)\s*", line, re.ASCII) for line in told.header]
     if not re.match(r"https?://[^/\s]", told.url) or not all(pairs):

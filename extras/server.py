@@ -5,7 +5,6 @@ Does not know the app: `graceful` takes what drains it by a callable.
 
 import asyncio
 import logging
-import os
 import resource
 import signal
 import sys
@@ -86,7 +85,7 @@ def serve_by_workers(config: uvicorn.Config, sock: Any) -> None:
                 if self.signal_queue:
                     self.signal_queue.clear()
                     for process in living:
-                        os.kill(process.process.pid, signal.SIGTERM)
+                        process.process.terminate()
                 time.sleep(0.05)
 
     supervisor = Supervisor(config, sockets=[sock])
@@ -133,7 +132,9 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
             previous[number] = handler
             signal.signal(number, on_signal)
     if previous and parent_process():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; ours is the parent's word
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # Ctrl-C reaches a terminal's processes all; workers obey the parent
     yield
     for task in stops:
         task.cancel()
