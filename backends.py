@@ -63,6 +63,7 @@ class Chat:
     authorization: str = ""  # the client's own, where it may go on to the upstream
     id: str = ""
     created: int = 0
+    until: float = 0.0  # loop time by which an answer that is no stream must be whole
     backend: str = ""
     usage: dict[str, Any] | None = None
     headers: Headers = field(default_factory=list)  # for the answer to the client
@@ -432,8 +433,10 @@ class ChatURL:
         credentials = self.credentials(chat)
         with upstream_errors(self.failure_status):
             target = self.target(self.shape.url(self.url, asked), asked.stream)
-            now = asyncio.get_running_loop().time()
-            reply = await self.client.ask(target, credentials, body, now + self.limits.first_byte)
+            now, limits = asyncio.get_running_loop().time(), self.limits
+            chat.until = now + limits.total
+            deadline = now + (limits.first_byte if chat.stream else min(limits.first_byte, limits.total))
+            reply = await self.client.ask(target, credentials, body, deadline)
             try:
                 if not 200 <= reply.status < 300:
                     raise await self.refusal(reply)
@@ -452,7 +455,7 @@ class ChatURL:
         """The Deltas of a good answer, whatever its framing."""
         kind, first = await framing(reply, self.shape.framing if chat.stream else "auto")
         if kind in ("json", "json or text"):
-            value = self.parsed(await self.whole(reply, first), text=kind != "json")
+            value = self.parsed(await self.whole(reply, first, chat.until), text=kind != "json")
             if not isinstance(value, Lines):
                 for delta in self.checked(self.shape.answer(value), chat, value):
                     yield delta
@@ -498,10 +501,10 @@ class ChatURL:
             if delta.content or delta.finish_reason or delta.fields:
                 yield delta
 
-    async def whole(self, reply: Reply, first: bytes = b"") -> bytes:
-        """A body to its end, bounded in time and size."""
+    async def whole(self, reply: Reply, first: bytes = b"", until: float = 0.0) -> bytes:
+        """A body to its end, bounded in size, and in time: `until`, in loop time."""
         loop = asyncio.get_running_loop()
-        parts, size, end = [first], len(first), loop.time() + self.limits.total
+        parts, size, end = [first], len(first), until or loop.time() + self.limits.total
         while True:
             if size > self.limits.reply_bytes:
                 raise unusable(TOO_LARGE, "too large", self.failure_status)
@@ -691,11 +694,12 @@ class OpenAI(ChatURL):
 
     async def completion(self, reply: Reply, chat: Chat) -> bytes:
         """A completion as it came, when it is one. Raises ValueError, Refused."""
-        body = await self.whole(reply)
+        body = await self.whole(reply, until=chat.until)
         value = orjson.loads(body)
-        if not self.shape.answer(value) or "choices" not in value:
+        if not isinstance(value, dict) or not self.shape.answer(value) or "choices" not in value:
             raise ValueError("no completion")
-        chat.usage = value.get("usage")
+        counts = value.get("usage")
+        chat.usage = counts if isinstance(counts, dict) else None
         return body
 
 
@@ -712,9 +716,8 @@ def failed_event(data: bytes) -> tuple[int, Refused] | None:
 
 USAGE = re.compile(rb'"usage":\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 FINISHED = re.compile(rb'"finish_reason":\s*"')
-DONE = re.compile(
-    rb"(?:\A|[\r\n])data: ?\[DONE\]"
-)  # at the start of a line: in a reply's text, line breaks are escaped
+# At the start of a line alone: in the text of a reply, line breaks are escaped.
+DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
 EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 
 

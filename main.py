@@ -470,8 +470,6 @@ def backend_from(table: BackendTable, client: Client, common: dict[str, Any]) ->
     where = f"CONFIG: backend {table.name!r}"
     names = ("first_byte", "stall", "total")
     seconds = {name: value for name in names if (value := getattr(table, f"{name}_timeout_seconds"))}
-    if set(table.params) - {"rename", "defaults", "drop", "roles"}:
-        raise ValueError(f"{where}: params may have rename, defaults, drop and roles")
     options = common | {
         "name": table.name,
         "key": table.key,
