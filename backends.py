@@ -8,10 +8,12 @@ import asyncio
 import logging
 import re
 import time
+from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
 
 import httpx
 import orjson
@@ -268,6 +270,8 @@ class Client(httpx.AsyncClient):
     def target(self, method: str, url: str, headers: Mapping[str, str]) -> Any:
         """What is the same for all requests to a URL, made once."""
         headers = {"accept-encoding": "identity", "user-agent": "rewrap"} | {k.lower(): v for k, v in headers.items()}
+        if (user := httpx.URL(url).userinfo) and "authorization" not in headers:
+            headers["authorization"] = f"Basic {b64encode(unquote_to_bytes(user)).decode()}"
         if self.direct:
             return self.direct.target(method, httpx.URL(url), headers)
         return method, url, headers

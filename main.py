@@ -55,7 +55,7 @@ from extras.limits import Gate, RateLimit
 from extras.limits import headers as limit_headers
 from extras.openapi import document
 from extras.server import graceful, run
-from extras.settings import Settings
+from extras.settings import Settings, variables
 from extras.several import Function, Several
 from extras.shapes import known_shapes, shape_named, shape_of
 from extras.store import StoreDown, open_store
@@ -258,6 +258,10 @@ def completion(chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
         if delta.logprobs:
             merge(choice, {"logprobs": delta.logprobs})
         choice["finish"] = delta.finish_reason or choice["finish"]
+    for choice in choices.values():
+        for call in choice["fields"].get("tool_calls") or ():
+            if isinstance(call, dict):
+                call.pop("index", None)  # it is of pieces alone; some upstreams refuse to hear it
     counted(chat, texts)
     return {
         "id": chat.id,
@@ -451,7 +455,7 @@ def backend_of(settings: Settings, client: Client) -> Backend:
     if settings.use_mock_api:
         return Mock(settings.mock_words_per_second)
     if settings.config:
-        rows = [(backend_from(table, client, common), table) for table in read_config(settings.config)]
+        rows = [(backend_from(table, client, common), table) for table in read_config(settings.config, variables())]
         return Several([(backend, table.models, table.fallbacks) for backend, table in rows])
     common["model"] = settings.openai_model
     if settings.chat_url:

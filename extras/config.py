@@ -13,7 +13,6 @@ Also: shape = "dify", or [backend.mapping] with a shape of one's own; headers; p
 words_per_second (mock); first_byte_, stall_ and total_timeout_seconds. Does not make backends: main.py does.
 """
 
-import os
 import re
 import tomllib
 from collections.abc import Mapping
@@ -48,7 +47,7 @@ class BackendTable:
     total_timeout_seconds: float = 0.0
 
 
-def read_config(path: str, environ: Mapping[str, str] = os.environ) -> list[BackendTable]:
+def read_config(path: str, environ: Mapping[str, str]) -> list[BackendTable]:
     """The backends of a file, in its order. Raises ValueError: one line that names the file, the backend and the field."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))

@@ -204,4 +204,7 @@ def run(argv: list[str], shapes: Mapping[str, Any], anyshape: Shape, shape_of: C
         parser.error("a URL begins with http:// or https://, a header is 'Name: value'")
     headers = {pair[1]: pair[2] for pair in pairs if pair}
     probe = Probe(told.url, shapes, anyshape, shape_of, headers, told.key, told.model, told.timeout)
-    return 0 if asyncio.run(probe.found()) else 1
+    try:
+        return 0 if asyncio.run(probe.found()) else 1
+    except httpx.InvalidURL as error:
+        parser.error(f"the URL cannot be used: {error}")

@@ -99,6 +99,11 @@ class Settings:
         return [text for text in texts if len(text) > 3]
 
 
+def variables(env_file: str = ".env") -> dict[str, str]:
+    """All that is set, for what a CONFIG file names: `.env`, and the environment over it."""
+    return (Config(env_file).file_values if os.path.isfile(env_file) else {}) | dict(os.environ)
+
+
 def cast(name: str, text: str, type: Any, limits: Any) -> Any:
     """A setting's text as its type. Raises ValueError; the text of a secret is not repeated."""
     if type is bool:

@@ -93,8 +93,14 @@ class StoredCompletions:
 
     async def put(self, chat: Chat, completion: Document, owner: str, request_id: str) -> None:
         asked = {name: chat.payload.get(name) for name in (*ASKED, "response_format")}
-        metadata = {"metadata": chat.payload.get("metadata") or {}}
-        row = completion | asked | metadata | {"request_id": request_id, "input_user": chat.payload.get("user")}
+        metadata = chat.payload.get("metadata")
+        if chat.new_messages is not None:
+            old = await self.reached(self.store.get(owner, chat.id))
+            if old is None:  # deleted while it went on: it stays so
+                raise no_such(chat.id)
+            metadata = old["metadata"] if metadata is None else metadata
+        known = {"metadata": metadata or {}, "request_id": request_id, "input_user": chat.payload.get("user")}
+        row = completion | asked | known
         new = chat.messages if chat.new_messages is None else chat.new_messages
         messages = [as_stored(message) for message in new] + [as_stored(c["message"]) for c in completion["choices"]]
         await self.reached(self.store.put(row, messages, owner=owner, title=title(chat.messages)))
@@ -177,7 +183,7 @@ class StoredCompletions:
         return await asyncio.to_thread(self.figures, page.data[0])  # a megabyte of tables takes a second
 
 
-FILTER = re.compile(r"metadata\[(.+)\]")
+FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 
 def paging(request: Request) -> dict[str, Any]:

@@ -180,6 +180,19 @@ async def test_a_stream_that_breaks_off_never_looks_whole(name: str, mode: str) 
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize(
+    "name", ["ollama", "anthropic", "openai", "cohere", "dify", "flowise", "langflow", "llama.cpp"]
+)
+async def test_the_last_event_ends_a_stream_whose_connection_stays_open(name: str) -> None:
+    async with through(name) as (up, client):
+        up.gate.clear()
+        up.wire = replace(up.wire, stream=[*up.wire.stream, b"\n\n"], first=len(up.wire.stream) - 1)
+        *chunks, last = events((await ask(client, stream=True)).text)
+        up.gate.set()
+    assert (said(chunks), last) == ("Hello world!", "[DONE]")
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize("name", ["ollama", "dify"])
 async def test_the_plain_text_of_ask_goes_through_a_shape_too(name: str) -> None:
     async with through(name) as (_, client):
