@@ -21,7 +21,7 @@ import pytest
 import respx
 
 from backends import words
-from extras.settings import Settings
+from extras.settings import Settings, variables
 from main import Rewrap, create_app
 
 pytestmark = pytest.mark.anyio
@@ -940,6 +940,23 @@ async def test_without_origins_no_page_may_read() -> None:
 
 
 # A chat URL.
+
+
+async def test_a_user_in_the_chat_url_is_sent_as_basic_authorization() -> None:
+    router = respx.MockRouter()
+    route = router.post("http://chat.test/ask").respond(200, json={"reply": "Hi"})
+    some = client(rewrap(router, chat_url="http://me:p%40ss@chat.test/ask"))
+    assert text(await some.post(CHAT, json=ASKED)) == "Hi"
+    assert route.calls.last.request.headers["authorization"] == "Basic bWU6cEBzcw=="
+
+
+def test_the_keys_that_a_file_of_backends_names_may_stand_in_the_env_file(
+    env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("BOT_KEY=from-the-file\nOTHER=from-the-file\n")
+    env.setenv("OTHER", "from-the-environment")
+    found = variables(str(tmp_path / ".env"))
+    assert (found["BOT_KEY"], found["OTHER"]) == ("from-the-file", "from-the-environment")
 
 
 async def test_a_chat_url_is_asked_for_what_the_client_asked() -> None:

@@ -583,7 +583,7 @@ def test_a_bad_file_stops_the_start_with_one_line_that_says_where(text: str, say
 def test_a_file_that_cannot_be_read_says_so(name: str, tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'[[backend]]\nname = "\xe9"')
     with pytest.raises(ValueError, match=r"^CONFIG: .*cannot be read: (No such file|Is a directory|not UTF-8)"):
-        read_config(str(tmp_path / name))
+        read_config(str(tmp_path / name), {})
 
 
 def test_a_key_never_shows_in_the_words_for_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
