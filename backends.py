@@ -685,15 +685,14 @@ class OpenAI(ChatURL):
             if not begun:
                 raise unusable("The chat backend gave no reply.", "no chunk", self.failure_status)
             last = before + last + data
-            if counts := USAGE.findall(last):
-                chat.usage = orjson.loads(counts[-1])
+            if counts := USAGE.match(last, max(0, last.rfind(b'"usage":'))):  # a search would read all of it, slowly
+                chat.usage = orjson.loads(counts[1])
+            done = DONE.search(last, max(0, len(last) - 200))
             if DONE.match(rest):
                 yield Delta(raw=rest.strip() + b"\n\n")
-            elif rest.strip() or not (
-                DONE.search(last) or (FINISHED.search(last) and (chat.payload.get("n") or 1) == 1)
-            ):
+            elif rest.strip() or not (done or (FINISHED.search(last) and (chat.payload.get("n") or 1) == 1)):
                 raise unusable("The chat backend broke off.", "no [DONE]", self.failure_status)
-            elif not DONE.search(last):
+            elif not done:
                 yield Delta(raw=b"data: [DONE]\n\n")
 
     async def completion(self, reply: Reply, chat: Chat) -> bytes:

@@ -36,6 +36,7 @@ from backends import (
     Mock,
     OpenAI,
     Params,
+    dumps,
     estimated_tokens,
     no_such_model,
     text_of,
@@ -415,6 +416,8 @@ class Gateway:
             await self.stored.go_on(chat, owner)
         stored = bool(chat.payload.get("store"))
         chat.relay, chat.own_id = False, stored  # upstreams repeat their ids: what is stored has one of ours
+        if stored:
+            dumps(chat.payload)  # what cannot be written is refused now, not after the answer
         if self.before:
             await run_hooks(self.before, chat)
             chat.body = b""
@@ -539,8 +542,9 @@ async def stream(call: Call, chat: Chat, deltas: Deltas, rendering: Chunks | Pla
                 if body := delta.raw or rendering(delta):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
             end = rendering.end()
-        except (APIError, asyncio.CancelledError) as exc:
-            error = exc if isinstance(exc, APIError) else call.cancelled()
+        except (Exception, asyncio.CancelledError) as exc:  # what hooks and backends of one's own raise, too
+            cancelled = isinstance(exc, asyncio.CancelledError)
+            error = call.cancelled() if cancelled else call.scope["app"].front.api_error(call, exc)
             call.error = error.reason if error else ""
             if error is None or (told := rendering.failure(error)) is None:
                 return

@@ -124,7 +124,12 @@ class Call:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.first_byte = time.perf_counter()
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode()), *self.headers]
+            ours = [(b"x-request-id", self.id.encode()), *self.headers]
+            given = message.get("headers", ())
+            if self.headers:  # of an upstream's limits and ours, ours are told
+                names = {name for name, _ in ours}
+                given = [header for header in given if header[0] not in names]
+            message["headers"] = [*given, *ours]
         await self.raw_send(message)
 
     async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

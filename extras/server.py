@@ -5,6 +5,7 @@ Does not know the app: `graceful` takes what drains it by a callable.
 
 import asyncio
 import logging
+import re
 import resource
 import signal
 import sys
@@ -25,18 +26,25 @@ UNSENT_SECONDS = 1.0  # at least, for what a client has yet to read when everyth
 BAD_REQUEST = (
     b'{"error":{"message":"This is not an HTTP request.","type":"invalid_request_error","param":null,"code":null}}'
 )
+UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's on httptools, with OpenAI's envelope where a request cannot be parsed."""
+    """uvicorn's on httptools, with OpenAI's envelope where a request cannot be parsed, and deaf to upgrades.
+
+    Java asks for HTTP/2 with each request (`Upgrade: h2c`), and httptools would then drop the request's body.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        if b"pgrade" in data and (self.cycle is None or self.cycle.response_complete):  # a request begins
+            end = data.find(b"\r\n\r\n")
+            data = UPGRADE.sub(b"\r\nx-grade:", data[:end]) + data[end:] if end > 0 else data
+        super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(head + b"content-length: %d\r\n\r\n" % len(BAD_REQUEST) + BAD_REQUEST)
         self.transport.close()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Java asks for HTTP/2 with every request: no reason for two lines in the log."""
 
 
 def http_protocol() -> type[asyncio.Protocol]:

@@ -58,7 +58,7 @@ class Settings:
         (), "Origins of web pages that may call (CORS), with commas, or *. ALLOWED_ORIGIN does, too."
     )
     docs_assets_url: str = setting(
-        "https://cdn.jsdelivr.net/npm", "Where /docs and /redoc get their scripts: a mirror."
+        "https://cdn.jsdelivr.net/npm", "Where /docs and /redoc get their scripts: a mirror of npm packages.", url=True
     )
     host: str = setting("127.0.0.1", "The address to listen on.")
     port: int = setting(8000, "The port to listen on; 0: any free one.", least=0, most=65535)

@@ -31,8 +31,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -476,6 +477,77 @@ class Scenario:
         return figures | {"kB a stream": memory / 1000 / self.connections}
 
 
+class ListRun(Run):
+    """Asks for 20 stored completions by metadata, in place of a chat."""
+
+    def check(self, status: int, body: bytes) -> None:
+        if status != 200 or len(json.loads(body)["data"]) != 20:
+            raise Wrong(f"status {status}, and not 20 completions: {body[:200]!r}")
+
+
+@dataclass(frozen=True)
+class Listing(Scenario):
+    """The same list from two stores of different size, by one connection: an SQLite file and a server each, asked in turns."""
+
+    def suits(self, target: Target) -> bool:
+        return target.name == OURS
+
+    def measure(self, target: Target, upstream: int, seconds: float) -> Figures:
+        with ExitStack() as stack:
+            servers = []
+            for size in SIZES:
+                os.environ["STORE_URL"] = f"sqlite:///{stored(size)}"
+                servers.append(stack.enter_context(target.started(self.mode, upstream)))
+            medians = uvloop.run(self.listed(servers, seconds))
+        figures = {f"p50 ms, of {size:,}": value for size, value in zip(SIZES, medians, strict=True)}
+        return figures | {"times as long": medians[1] / medians[0]}
+
+    async def listed(self, servers: list[Server], seconds: float) -> list[float]:
+        """Milliseconds, for each server."""
+        runs = [ListRun(b"", 0, 0, again=True) for _ in servers]
+        for turn in range(10):
+            for run, server in zip(runs, servers, strict=True):
+                run.request, run.again = LIST, True
+                await run.connect(server.port, Client, self.connections)
+                await run.wait(seconds / 10)
+                await run.finish()
+                if not turn:  # it was to warm up
+                    run.times.clear()
+        return [percentile(run.times, 50) * 1000 for run in runs]
+
+
+LIST = f"GET {PATH}?metadata[topic]=3&limit=20&order=desc HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+SIZES = (100, 100_000)
+FILL = """
+import asyncio, sys
+from extras import store
+store.GROUP = 5_000  # writes to a transaction
+async def fill(path, size, body):
+    kept = store.open_store(f"sqlite:///{path}")
+    for start in range(0, size, store.GROUP):
+        numbers = range(start, min(start + store.GROUP, size))
+        rows = [eval(body) | {"id": f"c{n}", "created": 1_760_000_000 + n, "metadata": {"topic": str(n % 5)}} for n in numbers]
+        messages = [{"role": "user", "content": "-" * 300}, {"role": "assistant", "content": "-" * 500}]
+        await asyncio.gather(*(kept.put(row, messages, owner="") for row in rows))
+    await kept.close()
+asyncio.run(fill(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+"""
+
+
+@cache
+def stores() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True)
+
+
+@cache
+def stored(size: int) -> Path:
+    """A store of so many completions, a fifth of them of each topic; it goes with the benchmark."""
+    path = Path(stores().name, f"{size}.db")
+    print(f"storing {size:,} completions", file=sys.stderr, flush=True)
+    subprocess.run([sys.executable, "-c", FILL, path, str(size), repr(json.loads(COMPLETION))], cwd=ROOT, check=True)
+    return path
+
+
 THOUSAND: Goals = {
     "added ms, p50": (),
     "added ms, p99": (2,),
@@ -483,6 +555,7 @@ THOUSAND: Goals = {
     "chunks/s": (),
     "kB a stream": (25,),
 }
+LISTED: Goals = {**{f"p50 ms, of {size:,}": () for size in SIZES}, "times as long": (1.5,)}
 SCENARIOS = [
     Scenario("JSON through an OpenAI-compatible upstream", "relay", {"CPU-µs": (200, 8), **LOOP}, words=60),
     Scenario("JSON through CHAT_URL", "chat", {"CPU-µs": (300,), **LOOP}, "words=60", words=60),
@@ -495,6 +568,7 @@ SCENARIOS = [
         "one stream, a chunk each 2 ms", "relay", {"added ms, p50": (0.15,), "added ms, p99": ()}, connections=1, pace=2
     ),
     Scenario("1,000 streams of 10 chunks/s", "relay", THOUSAND, connections=1000, pace=100),
+    Listing("list 20 stored, by metadata", "mock", LISTED, connections=1),
     Scenario("start to first answer", "relay", {"s to /health": (0.5,), f"s to {PATH}": (0.5,)}, say=""),
 ]
 INSTALLED: Goals = {"MB": (25,), "packages": (15,)}
