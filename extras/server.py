@@ -8,6 +8,7 @@ import logging
 import re
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -71,8 +72,12 @@ def run(
         forwarded_allow_ips=forwarded_allow_ips,
         ws="none",  # with `websockets` installed, a bad handshake would hang
     )
-    sock = config.bind_socket()
-    sock.listen(config.backlog)  # who connects as soon as the start line is out waits, and is not refused
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:  # who connects as soon as the start line is out waits, and is not refused
+        sock = socket.create_server((host, port), family=family, backlog=config.backlog)
+    except OSError as error:
+        sys.exit(f"rewrap: HOST {host}, PORT {port}: {str(error.strerror).partition(" (")[0]}")
+    sock.set_inheritable(True)  # by the workers
     name = f"[{host}]" if ":" in host else host
     announce(f"http://{name}:{sock.getsockname()[1]}")
     if workers > 1:
