@@ -498,6 +498,11 @@ class ChatURL:
         for delta in deltas:
             if delta.usage:
                 chat.usage = delta.usage
+            if delta.fields or delta.logprobs:
+                try:  # orjson reads 1,024 levels and writes 254; in an answer they stand some levels down
+                    orjson.dumps([[[[[[[[delta.fields, delta.logprobs, delta.usage]]]]]]]])
+                except TypeError:
+                    raise ValueError("nested too deeply") from None
             if delta.whole and len(delta.content) > 4096 and delta.logprobs is None:
                 *most, last = portions(delta.content)
                 yield from (Delta(text, index=delta.index, whole=True) for text in most)

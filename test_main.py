@@ -1172,6 +1172,16 @@ async def test_reasoning_of_a_chat_url_goes_through_before_the_text() -> None:
     assert stream.text.index("Hm.") < stream.text.index("Yes.")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("store", [False, True])
+async def test_a_reply_that_is_nested_too_deeply_is_a_failure_of_the_upstream(stream: bool, store: bool) -> None:
+    body = b'{"reply": "Hi", "figure": {"data": %b}}' % (b"[" * 250 + b"]" * 250)
+    some, _ = chat_url(httpx.Response(200, content=body, headers={"content-type": "application/json"}))
+    answer = await some.post(CHAT, json=ASKED | {"stream": stream, "store": store})
+    assert answer.status_code == 502
+    assert envelope(answer)["code"] == "bad_gateway"
+
+
 async def test_logprobs_of_a_chat_url_go_through_once() -> None:
     logprobs = {"content": [{"token": "Yes", "logprob": -0.1, "bytes": None, "top_logprobs": []}], "refusal": None}
     body = openai_object({"content": "Yes and no."})

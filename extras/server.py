@@ -76,7 +76,8 @@ def run(
     try:  # who connects as soon as the start line is out waits, and is not refused
         sock = socket.create_server((host, port), family=family, backlog=config.backlog)
     except OSError as error:
-        sys.exit(f"rewrap: HOST {host}, PORT {port}: {str(error.strerror).partition(" (")[0]}")
+        reason = str(error.strerror).partition(" (")[0]
+        sys.exit(f"rewrap: HOST {host}, PORT {port}: {reason}")
     sock.set_inheritable(True)  # by the workers
     name = f"[{host}]" if ":" in host else host
     announce(f"http://{name}:{sock.getsockname()[1]}")

@@ -103,7 +103,10 @@ class StoredCompletions:
         row = completion | asked | known
         new = chat.messages if chat.new_messages is None else chat.new_messages
         messages = [as_stored(message) for message in new] + [as_stored(c["message"]) for c in completion["choices"]]
-        await self.reached(self.store.put(row, messages, owner=owner, title=title(chat.messages)))
+        try:
+            await self.reached(self.store.put(row, messages, owner=owner, title=title(chat.messages)))
+        except TypeError:  # orjson writes 254 levels, and an upstream may send more
+            raise APIError(502, "The reply is nested too deeply to be stored.", type="upstream_error") from None
 
     def routes(self) -> list[Route]:
         one, all_of = "/chat/completions/{id}", "/chat/completions"
