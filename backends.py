@@ -607,9 +607,11 @@ class OpenAI(ChatURL):
         return {} if self.has_key or not chat.authorization else {"authorization": chat.authorization}
 
     def body(self, chat: Chat) -> bytes:
-        if chat.body and chat.model == chat.payload.get("model"):
+        if chat.body and chat.model == chat.payload.get("model") and not chat.own_id:
             return chat.body
-        return dumps(chat.payload | {"model": chat.model, "messages": chat.messages})
+        # What is stored is stored here: not a second time there, where nobody who deletes it here would reach it.
+        asked = {k: v for k, v in chat.payload.items() if not (chat.own_id and k in ("store", "metadata"))}
+        return dumps(asked | {"model": chat.model, "messages": chat.messages})
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         """The upstream's own list, kept for a minute; where it has none, the default model."""

@@ -352,14 +352,20 @@ class Gateway:
             self.store = open_store(settings.store_url, settings.store_max_age_days or None)
         except ValueError as error:
             raise ValueError(f"STORE_URL: {error}") from None
+        if settings.workers > 1 and settings.store_url == "sqlite://":
+            raise ValueError("STORE_URL: a store in memory is not shared by WORKERS: name a file, sqlite:///chat.db")
         self.stored = StoredCompletions(self.store, StoreDown, self.owner, self.metadata, figures)
 
     def authorize(self, call: Call) -> str:
-        """Who asks: the owner of what is stored for this key; "" where no keys are asked for. Raises APIError 401."""
-        if self.open:
-            return ""
+        """Who asks: the owner of what is stored for this key. Raises APIError 401.
+
+        Where no key is asked for, one that is sent still tells its owner from others: it may be for the upstream.
+        """
         scheme, _, key = call.header(b"authorization").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" and key.strip() else call.header(b"api-key")
+        call.key = "" if self.open else key
+        if self.open:
+            return f"open:{sha256(key.encode('latin-1')).hexdigest()[:32]}" if key else ""
         if not key:
             message = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
             raise APIError(401, message, headers=BEARER, reason="no key")
@@ -382,7 +388,7 @@ class Gateway:
         """Who asks, if there is room for it now. Raises APIError 401, 429, 503."""
         owner = self.authorize(call)
         if self.rate_limit:
-            verdict = await self.rate_limit.hit(owner or call.address())
+            verdict = await self.rate_limit.hit(call.key or call.address())  # a key that nobody checked may be any
             call.headers += limit_headers(verdict)
             if not verdict.allowed:
                 message = f"Rate limit reached for requests: {verdict.limit} a minute. Please try again later."

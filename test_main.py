@@ -1182,6 +1182,26 @@ async def test_a_reply_that_is_nested_too_deeply_is_a_failure_of_the_upstream(st
     assert envelope(answer)["code"] == "bad_gateway"
 
 
+@pytest.mark.parametrize("make", [chat_url, openai])
+async def test_what_is_stored_here_is_not_stored_a_second_time_there(make: Any) -> None:
+    some, route = make(httpx.Response(200, json=openai_object({"content": "Hi"})))
+    kept = {"metadata": {"a": "b"}, "user": "me"}
+    for store in (True, False):
+        assert (await some.post(CHAT, json=ASKED | kept | {"store": store})).status_code == 200
+        sent = json.loads(route.calls.last.request.content)
+        assert (sent["user"], "metadata" in sent) == ("me", not store)
+        assert not sent.get("store")
+
+
+async def test_on_an_open_server_a_stored_chat_belongs_to_the_key_that_was_sent() -> None:
+    some = client(rewrap())
+    mine, theirs = {"authorization": "Bearer mine"}, {"authorization": "Bearer theirs"}
+    id = (await some.post(CHAT, json=ASKED | {"store": True}, headers=mine)).json()["id"]
+    assert (await some.get(f"{CHAT}/{id}", headers=mine)).status_code == 200
+    for others in (theirs, {}):
+        assert (await some.get(f"{CHAT}/{id}", headers=others)).status_code == 404
+
+
 async def test_logprobs_of_a_chat_url_go_through_once() -> None:
     logprobs = {"content": [{"token": "Yes", "logprob": -0.1, "bytes": None, "top_logprobs": []}], "refusal": None}
     body = openai_object({"content": "Yes and no."})

@@ -24,7 +24,8 @@ class AnyShape:
 
     def request(self, chat: Chat) -> Any:
         messages = [{**message, "content": text_of(message.get("content"))} for message in chat.messages]
-        asked = {k: v for k, v in chat.payload.items() if v is not None and k not in OURS}
+        ours = KEPT_HERE if chat.own_id else OURS
+        asked = {k: v for k, v in chat.payload.items() if v is not None and k not in ours}
         return asked | {"model": chat.model, "messages": messages}
 
     def dropped(self, chat: Chat) -> list[str]:
@@ -53,7 +54,8 @@ class AnyShape:
         return refused
 
 
-OURS = frozenset(["store", "completion_id", "messages", "model"])
+OURS = frozenset(["completion_id", "messages", "model"])
+KEPT_HERE = OURS | {"store", "metadata"}
 
 
 class AnyReader:
@@ -115,6 +117,8 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
             raise ValueError("a message is no object")
         content = message.get("content", choice.get("text"))
         fields = {k: v for k, v in message.items() if k not in ("role", "content") and v not in (None, [], "")}
+        if not all(isinstance(call, dict) for call in listed(fields.get("tool_calls"))):
+            raise ValueError("tool calls are no objects")
         if whole and content is None and not fields:
             raise ValueError("no reply")
         if not isinstance(content, (str, list, type(None))):
@@ -136,6 +140,10 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
     if found := openai_usage(value):
         deltas.append(Delta(usage=found))
     return deltas
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def openai_usage(value: Any) -> dict[str, Any] | None:

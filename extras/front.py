@@ -37,7 +37,7 @@ class ClientLeft(Exception):
 class Call:
     """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving."""
 
-    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "left", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
+    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "key", "left", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self.raw_send = scope, receive, send
@@ -47,6 +47,7 @@ class Call:
         self.first_byte = 0.0
         self.status = 0
         self.error = ""
+        self.key = ""  # that was checked
         self.chat: Chat | None = None
         self.headers: list[tuple[bytes, bytes]] = []  # for whatever the answer will be
         self.gate: Any = None  # to be left at the end

@@ -223,7 +223,7 @@ def said(message: Document) -> Document:
     return kept | {"content": message.get("content_parts") or message.get("content")}
 
 
-NOT_SAID = frozenset(["id", "content_parts", "figure", "figures", "refusal"])
+NOT_SAID = frozenset(["id", "content_parts", "figure", "figures", "refusal", "reasoning", "reasoning_content"])
 
 
 def title(messages: list[Document]) -> str:

@@ -363,7 +363,7 @@ async def test_more_at_a_moment_than_are_allowed_are_refused_at_once_and_who_lea
         assert len(up.requests) == 2
         inside[0].cancel()
         up.handler = FAULTS["good"]
-        await up.wait_closed(up.requests[0])
+        await up.until(lambda: any(request.closed_at is not None for request in up.requests))
         assert [await status(client) for _ in range(3)] == [200] * 3
         inside[1].cancel()
         await asyncio.gather(*inside, return_exceptions=True)
