@@ -652,6 +652,7 @@ class OpenAI(ChatURL):
                 yield Delta(raw=await self.completion(reply, chat))
                 return
             loop, stall, event_bytes = asyncio.get_running_loop(), self.limits.stall, self.limits.event_bytes
+            one_choice = (chat.payload.get("n") or 1) == 1
             rest = b""
             begun = False
             before, last = b"", b""  # the two reads before this one: what is said at the end may stand in three
@@ -678,6 +679,7 @@ class OpenAI(ChatURL):
                         reply.deadline = loop.time() + stall
                 elif b'"delta"' in data:
                     begun = True
+                    chat.payload, chat.messages = {}, []  # of no more use: a long stream need not hold the conversation
                     reply.deadline = loop.time() + stall
                 else:  # nothing of a reply yet: the status can still be another
                     if DONE.search(data) or len(data) > event_bytes:
@@ -697,7 +699,7 @@ class OpenAI(ChatURL):
             done = DONE.search(last, max(0, len(last) - 200))
             if DONE.match(rest):
                 yield Delta(raw=rest.strip() + b"\n\n")
-            elif rest.strip() or not (done or (FINISHED.search(last) and (chat.payload.get("n") or 1) == 1)):
+            elif rest.strip() or not (done or (one_choice and FINISHED.search(last))):
                 raise unusable("The chat backend broke off.", "no [DONE]", self.failure_status)
             elif not done:
                 yield Delta(raw=b"data: [DONE]\n\n")

@@ -4,6 +4,7 @@ Each answer is checked (test_faults.py says what is right). Prints requests, wro
 left of descriptors and tasks; exit code 1 where anything is wrong, or, from ten minutes on, the memory grows by 1 MB an hour.
 """
 
+# ruff: noqa: E402  # run by itself, it has to find the app first
 import argparse
 import asyncio
 import json

@@ -154,14 +154,14 @@ async def test_a_large_answer_that_is_given_out_word_by_word_is_held_once_not_as
 
 
 async def test_a_large_upload_waits_for_a_slow_upstream() -> None:
-    size, taken = 30 * MB, 0
+    size, taken, ended = 30 * MB, 0, asyncio.Event()
 
     async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal taken
-        while data := await reader.read(10_000):
-            taken += len(data)
+        while not reader.at_eof() and not ended.is_set():
+            taken += len(await reader.read(10_000))
             await asyncio.sleep(0.01)  # a megabyte a second
-        writer.close()
+        writer.transport.abort()
 
     async with await asyncio.start_server(slowly, "127.0.0.1", 0) as upstream:
         url = f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}/chat"
@@ -182,3 +182,5 @@ async def test_a_large_upload_waits_for_a_slow_upstream() -> None:
                 assert 0 < taken < size / 2
                 await asyncio.sleep(0.3)
                 assert len(process.descriptors()) == before  # the client has left, and the upstream is let go
+        ended.set()
+        await asyncio.sleep(0.05)

@@ -5,99 +5,35 @@ As `python main.py`, as PID 1 of its own namespace (where the kernel has no defa
 
 import asyncio
 import os
-import re
 import shutil
 import signal
+import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx
 import orjson
 import pytest
-from serving import ASKED, ROOT, Process
-from upstreams import DONE, TEXT, Request, Upstream, chunk, chunked, hold, make, send
+from commands import PYTHON, UVICORN, Command, children, running
+from serving import ASKED
+from upstreams import BIG, DONE, FAULTS, TEXT, Request, Upstream, chunk, chunked, hold, make, send
 
 pytestmark = pytest.mark.anyio
 
 CHAT, ASK = "/v1/chat/completions", "/ask"
 WAYS = {"CHAT_URL": "/chat", "OPENAI_API_BASE": "/v1"}
 SECONDS = 3.0  # that a slow stream takes
+GRACE = SECONDS + 2
 SOON = 2.5  # seconds for what should be at once, on a busy machine
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-class Command(Process):
-    """Any command that serves, with its address in its log. `pid` is whom signals go to."""
-
-    def __init__(self, command: list[str], **environment: str) -> None:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
-        self.child = subprocess.Popen(
-            command,
-            cwd=ROOT / "tests",
-            env=kept | {"PORT": "0", "PYTHONUNBUFFERED": "1", "STORE_URL": "sqlite://"} | environment,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self.pid = self.child.pid
-        self.lines: list[str] = []
-        self.reader = Thread(target=self.collect, daemon=True)
-        self.reader.start()
-        self.url = self.address()
-
-    def address(self, seconds: float = 15.0) -> str:
-        """From our start line, or uvicorn's; not that of the upstream."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and self.child.poll() is None:
-            if found := re.search(r" on (http://127\.0\.0\.1:\d+)", self.log):
-                return found[1]
-            time.sleep(0.01)
-        self.child.kill()
-        raise AssertionError(f"no address in the log:\n{self.log}")
-
-    def signal(self, number: int = signal.SIGTERM) -> float:
-        os.kill(self.pid, number)
-        return time.monotonic()
-
-    async def exit_code(self, seconds: float) -> int:
-        async with asyncio.timeout(seconds):
-            while self.child.poll() is None:
-                await asyncio.sleep(0.01)
-        self.reader.join(5)
-        assert isinstance(self.child.returncode, int)
-        return self.child.returncode
-
-
-PYTHON = [sys.executable, str(ROOT / "main.py")]
-UVICORN = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(ROOT), "--port", "0"]
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@asynccontextmanager
-async def running(command: list[str] | None = None, **environment: str) -> AsyncIterator[Command]:
-    """A Command, ended with the test whatever became of it, its children too."""
-    process = await asyncio.to_thread(Command, command or PYTHON, **environment)
-    try:
-        yield process
-    finally:
-        if process.child.poll() is None:
-            os.killpg(process.child.pid, signal.SIGKILL)
-        process.child.wait()
-        process.reader.join(5)
 
 
 async def upstream(request: Request, reader: Any, writer: Any) -> None:
@@ -121,7 +57,7 @@ def asked(what: str, stream: bool = True) -> dict[str, Any]:
     return ASKED | {"messages": [{"role": "user", "content": what}], "stream": stream}
 
 
-def client(process: Process) -> httpx.AsyncClient:
+def client(process: Command) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=500, max_keepalive_connections=0)
     return httpx.AsyncClient(base_url=process.url, trust_env=False, verify=False, timeout=20, limits=limits)
 
@@ -171,7 +107,7 @@ async def ends(streams: list[Stream]) -> list[str]:
 CUT = "ERROR:    ASGI callable returned without completing response."  # how uvicorn cuts a plain text
 
 
-def clean(process: Process) -> None:
+def clean(process: Command) -> None:
     assert "Traceback" not in process.log, process.log
     assert "ERROR" not in process.log.replace(CUT, ""), process.log
 
@@ -179,7 +115,7 @@ def clean(process: Process) -> None:
 async def drains(way: str, command: list[str] | None = None, find: Callable[[int], int] = int) -> None:
     """50 streams that need 3 s finish; 10 endless ones end with an event; new ones get 503; the exit code is 0."""
     async with Upstream(upstream) as up:
-        environment = {way: up.url + WAYS[way], "GRACE_SECONDS": str(SECONDS + 1)}
+        environment = {way: up.url + WAYS[way], "GRACE_SECONDS": str(GRACE)}
         async with running(command, **environment) as process, client(process) as asking:
             process.pid = find(process.child.pid)
             slow = [Stream(asking, "slow") for _ in range(50)]
@@ -194,9 +130,9 @@ async def drains(way: str, command: list[str] | None = None, find: Callable[[int
                 if path != "/health":
                     check_stopping(refused, path)
             assert await ends(slow) == ["done"] * 50
-            assert time.monotonic() - started < SECONDS + 0.9
+            assert time.monotonic() - started < GRACE - 0.1
             assert await ends([*endless, plain]) == ["error"] * 10 + ["cut"]
-            assert SECONDS + 0.8 < time.monotonic() - started < SECONDS + 1 + SOON
+            assert GRACE - 0.2 < time.monotonic() - started < GRACE + SOON
             check_stopping(await whole, CHAT)
             assert await process.exit_code(SOON) == 0
             clean(process)
@@ -220,12 +156,8 @@ def as_pid_1() -> list[str]:
     return []
 
 
-async def test_at_sigterm_50_streams_finish_and_10_endless_ones_are_told() -> None:
-    await asyncio.gather(*map(drains, WAYS))
-
-
-async def test_uvicorn_with_our_app_ends_as_gently() -> None:
-    await drains("CHAT_URL", UVICORN)
+async def test_at_sigterm_50_streams_finish_and_10_endless_ones_are_told_and_so_they_are_by_uvicorn() -> None:
+    await asyncio.gather(*map(drains, WAYS), drains("CHAT_URL", UVICORN))
 
 
 async def test_as_pid_1_it_ends_as_gently() -> None:
@@ -307,10 +239,32 @@ async def test_those_who_do_not_read_or_do_not_send_cannot_hold_it_back() -> Non
                 writer.close()
 
 
+async def test_who_reads_slowly_has_the_grace_to_read_all_that_was_sent() -> None:
+    async with Upstream(FAULTS["body_10mb"]) as up:
+        async with running(OPENAI_API_BASE=f"{up.url}/v1", GRACE_SECONDS="6") as process, client(process) as asking:
+            async with asking.stream("POST", CHAT, json=asked("good", stream=False)) as response:
+                pieces = response.aiter_raw()
+                body = await anext(pieces)
+                process.signal()
+                await asyncio.sleep(2)
+                body += b"".join([piece async for piece in pieces])
+            assert orjson.loads(body)["choices"][0]["message"]["content"] == BIG
+            assert await process.exit_code(SOON) == 0
+            clean(process)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_start_that_fails_has_another_exit_code(workers: str, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "chat.db")) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    async with running(WORKERS=workers, STORE_URL=f"sqlite:///{tmp_path}/chat.db") as process:
+        assert await process.exit_code(10) not in (0, -15)
+
+
 # ---- several workers
 
 
-def workers(process: Process) -> list[int]:
+def workers(process: Command) -> list[int]:
     """The pids of those that serve."""
     found = []
     for pid in children(process.pid):
@@ -325,7 +279,7 @@ def sockets(pid: int) -> int:
     )
 
 
-async def served_by_two(process: Process, asking: httpx.AsyncClient) -> list[int]:
+async def served_by_two(process: Command, asking: httpx.AsyncClient) -> list[int]:
     """Wait until both workers serve; their pids."""
     async with asyncio.timeout(15):
         while True:
@@ -370,9 +324,8 @@ async def test_a_worker_killed_in_mid_stream_loses_its_own_streams_alone_and_is_
             clean(process)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_two_workers_drain_too_even_if_the_terminal_signals_all_of_them(number: int) -> None:
-    environment = {"WORKERS": "2", "GRACE_SECONDS": str(SECONDS + 1)}
+async def two_workers_drain(number: int) -> None:
+    environment = {"WORKERS": "2", "GRACE_SECONDS": str(GRACE)}
     async with Upstream(upstream) as up, running(OPENAI_API_BASE=f"{up.url}/v1", **environment) as process:
         async with client(process) as asking:
             slow, _ = await spread(asking, await served_by_two(process, asking), "slow")
@@ -385,3 +338,7 @@ async def test_two_workers_drain_too_even_if_the_terminal_signals_all_of_them(nu
             assert await ends(endless) == ["error"] * 10
             assert await process.exit_code(SOON) == 0
             clean(process)
+
+
+async def test_two_workers_drain_too_even_if_the_terminal_signals_all_of_them() -> None:
+    await asyncio.gather(two_workers_drain(signal.SIGTERM), two_workers_drain(signal.SIGINT))
