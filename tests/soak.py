@@ -1,7 +1,7 @@
 """A long run: good, faulty, leaving and bad requests mixed, before both kinds of upstream. `python tests/soak.py --minutes 60`.
 
 Each answer is checked (test_faults.py says what is right). Prints requests, wrong answers, the slope of the memory, and what is
-left of descriptors and tasks; exit code 1 where anything is wrong, or, from ten minutes on, the memory grows by 1 MB an hour.
+left of descriptors and tasks; exit code 1 where anything is wrong, or, from half an hour on, the memory grows by 1 MB an hour.
 """
 
 # ruff: noqa: E402  # run by itself, it has to find the app first
@@ -24,7 +24,8 @@ from serving import ASKED
 from test_faults import ASK, CHAT, FORMS, HEAVY, LIMITS, WAYS, Case, both, by_model, expected, no_canary
 from upstreams import FAULTS, Upstream
 
-LONG = 600.0  # seconds from which on the slope of the memory counts
+LONG = 1800.0  # seconds from which on the slope of the memory counts
+SAMPLE = 2.0  # seconds between two looks at the memory
 SLOPE = 1.0  # MB an hour, at most
 SLOW = {"hang", "slow_head", "drip", "drip_json", "slow_good"}
 DEADLINES = {
@@ -94,21 +95,22 @@ class Soak:
             await asyncio.sleep(pause)
 
     async def watch(self, end: float) -> None:
-        """The memory each second; a line each minute; logs are looked through and forgotten."""
+        """The memory now and then; a line each minute; logs are looked through and forgotten."""
         started = time.monotonic()
         while (now := time.monotonic()) < end:
             for way, (process, _) in self.ways.items():
-                self.memory.setdefault(way, []).append((now - started, process.memory() / 2**20))
+                size = (await process.counts())["memory"] / 2**20
+                self.memory.setdefault(way, []).append((now - started, size))
                 lines, process.lines[1:] = process.lines[1:], []
                 no_canary("".join(lines), self.up)
             del self.up.requests[:]
-            if len(self.memory["CHAT_URL"]) % 60 == 0:
+            if len(self.memory["CHAT_URL"]) % int(60 / SAMPLE) == 0:
                 sizes = ", ".join(f"{way} {rows[-1][1]:.1f} MB" for way, rows in self.memory.items())
                 print(
                     f"{now - started:6.0f} s: {self.counts.total()} requests, {len(self.wrong)} wrong, {sizes}",
                     flush=True,
                 )
-            await asyncio.sleep(1)
+            await asyncio.sleep(SAMPLE)
 
 
 def slope(rows: list[tuple[float, float]]) -> float:

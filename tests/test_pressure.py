@@ -177,7 +177,7 @@ async def test_a_large_upload_waits_for_a_slow_upstream() -> None:
                         await client.get("/health")
                         slowest = max(slowest, time.monotonic() - started)
                         await asyncio.sleep(0.05)
-                assert peak.stop() < 5 * size, peak.most / size
+                assert peak.stop() < 4.5 * size, peak.most / size  # bytes, parts, text, and bytes to send
                 assert slowest < 0.5, slowest
                 assert 0 < taken < size / 2
                 await asyncio.sleep(0.3)

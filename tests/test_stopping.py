@@ -228,7 +228,7 @@ async def test_those_who_do_not_read_or_do_not_send_cannot_hold_it_back() -> Non
             for name, (reader, writer) in ways.items():
                 writer.write(sent[name])
                 if name == "does not read":
-                    writer.transport.pause_reading()
+                    writer.transport.pause_reading()  # type: ignore[attr-defined]
                 elif name.startswith("idle"):
                     await reader.readuntil(b"\r\n\r\n")
             await asyncio.sleep(1)
