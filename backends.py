@@ -150,12 +150,17 @@ def text_of(content: Any) -> str:
     return content or ""
 
 
-def estimated_tokens(*texts: str) -> int:
+def size_of(text: str) -> int:
+    """In bytes of UTF-8."""
+    return len(text) if text.isascii() else len(text.encode())
+
+
+def estimated_tokens(size: int) -> int:
     """A guess for upstreams that do not count: a token for four bytes of UTF-8.
 
     That is about right for English, and for Chinese or Japanese (three bytes a character) it is 0.75 a character.
     """
-    return -(-sum(len(text) if text.isascii() else len(text.encode()) for text in texts) // 4)
+    return -(-size // 4)
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
@@ -214,7 +219,10 @@ class Mock:
             text = text.split(stop, 1)[0] if stop else text
         count = len(text.split())
         limit = chat.payload.get("max_completion_tokens") or chat.payload.get("max_tokens") or count
-        return ("".join(words(text)[:limit]), limit, "length") if limit < count else (text, count, "stop")
+        if limit >= count:
+            return text, count, "stop"
+        *_, rest = text.split(None, limit)
+        return text[: -len(rest)], limit, "length"
 
 
 # The way out: httpx, and the one place where its failures become ours.
@@ -470,13 +478,18 @@ class ChatURL:
         read = self.shape.reader()
         started = finished = False
         loop = asyncio.get_running_loop()
+        # What is gathered for an answer that is no stream has an end in time and in size.
+        until, left = (float("inf"), float("inf")) if chat.stream else (chat.until, self.limits.reply_bytes)
         data = first or await reply.read()
         while True:
+            left -= len(data)
+            if left < 0:
+                raise unusable(TOO_LARGE, "too large", self.failure_status)
             for name, event in events.feed(data) if data else events.close():
                 for delta in self.checked(read(name, event), chat, None):
                     started, finished = True, finished or bool(delta.finish_reason)
                     yield delta
-                reply.deadline = loop.time() + self.limits.stall
+                reply.deadline = min(until, loop.time() + self.limits.stall)
                 if read.done:
                     break
             if read.done or not data:

@@ -39,6 +39,7 @@ from backends import (
     dumps,
     estimated_tokens,
     no_such_model,
+    size_of,
     text_of,
     usage,
     words,
@@ -166,7 +167,7 @@ class Chunks:
         self.chat = chat
         self.roles: set[int] = set()
         self.raw = False
-        self.texts: list[str] = []
+        self.size = 0
         head = b'"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"service_tier":"default"'
         self.head = b"data: {" + head % (orjson.dumps(chat.id), chat.created, orjson.dumps(chat.model))
         self.head += b',"system_fingerprint":null,'
@@ -189,7 +190,7 @@ class Chunks:
         for name, value in fields.items():  # reasoning comes before the text
             out += begin + orjson.dumps({name: value}) + b',"logprobs":null' + self.tail
         if delta.content:
-            self.texts.append(delta.content)
+            self.size += size_of(delta.content)
             logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
             between = b'},"logprobs":%b%b' % (logprobs, self.tail)
             begin_text = begin + b'{"content":'
@@ -207,7 +208,7 @@ class Chunks:
     def end(self) -> bytes:
         if self.raw:
             return b""
-        counted(self.chat, self.texts)
+        counted(self.chat, self.size)
         last = b""
         if self.chat.include_usage:
             last = self.head + b'"choices":[],"usage":' + orjson.dumps(self.chat.usage) + b"}\n\n"
@@ -230,16 +231,16 @@ class PlainText:
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
-        self.texts: list[str] = []
+        self.size = 0
 
     def __call__(self, delta: Delta) -> bytes:
         if delta.index:
             return b""
-        self.texts.append(delta.content)
+        self.size += size_of(delta.content)
         return delta.content.encode()
 
     def end(self) -> bytes:
-        counted(self.chat, self.texts)
+        counted(self.chat, self.size)
         return b""
 
     def failure(self, error: APIError) -> None:
@@ -249,11 +250,11 @@ class PlainText:
 def completion(chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
     """The `chat.completion` object."""
     choices: dict[int, dict[str, Any]] = {}
-    texts: list[str] = []
+    size = 0
     for delta in deltas:
         choice = choices.setdefault(delta.index, {"texts": [], "fields": {}, "logprobs": None, "finish": "stop"})
         choice["texts"].append(delta.content)
-        texts.append(delta.content)
+        size += size_of(delta.content)
         if delta.fields:
             merge(choice["fields"], delta.fields)
         if delta.logprobs:
@@ -263,7 +264,7 @@ def completion(chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
         for call in choice["fields"].get("tool_calls") or ():
             if isinstance(call, dict):
                 call.pop("index", None)  # it is of pieces alone; some upstreams refuse to hear it
-    counted(chat, texts)
+    counted(chat, size)
     return {
         "id": chat.id,
         "object": "chat.completion",
@@ -309,15 +310,15 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
             into[name] = value
 
 
-def counted(chat: Chat, texts: list[str]) -> None:
+def counted(chat: Chat, size: int) -> None:
     """The upstream's usage where it has told it; an estimate of what it has not."""
     known = chat.usage or {}
     if "prompt_tokens" in known and "completion_tokens" in known:
         return
     prompt = known.get("prompt_tokens")
     if prompt is None:
-        prompt = estimated_tokens(*(text_of(message.get("content")) for message in chat.messages))
-    chat.usage = usage(prompt, known.get("completion_tokens", estimated_tokens(*texts))) | known
+        prompt = estimated_tokens(sum(size_of(text_of(message.get("content"))) for message in chat.messages))
+    chat.usage = usage(prompt, known.get("completion_tokens", estimated_tokens(size))) | known
 
 
 # The app.
@@ -357,7 +358,7 @@ class Gateway:
         self.stored = StoredCompletions(self.store, StoreDown, self.owner, self.metadata, figures)
 
     def authorize(self, call: Call) -> str:
-        """Who asks: the owner of what is stored for this key. Raises APIError 401.
+        """Who asks: "user:NAME", "key:KEY", "open:KEY" or "". Raises APIError 401.
 
         Where no key is asked for, one that is sent still tells its owner from others: it may be for the upstream.
         """
@@ -365,20 +366,20 @@ class Gateway:
         key = key.strip() if scheme.lower() == "bearer" and key.strip() else call.header(b"api-key")
         call.key = "" if self.open else key
         if self.open:
-            return f"open:{sha256(key.encode('latin-1')).hexdigest()[:32]}" if key else ""
+            return f"open:{key}" if key else ""
         if not key:
             message = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
             raise APIError(401, message, headers=BEARER, reason="no key")
         given = key.encode("latin-1")
         if any(hmac.compare_digest(given, known) for known in self.keys):
-            return f"key:{sha256(given).hexdigest()[:32]}"
+            return f"key:{key}"
         if signed := keys.verify(self.settings.secret_key, key, revoked=self.settings.revoked_keys):
             return f"user:{signed.user}"
         raise APIError(401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key", headers=BEARER)
 
     async def owner(self, request: Request) -> str:
         """Who asks, by any route but those that talk; within the same limits."""
-        return await self.admit(request.scope["call"])
+        return owner_id(await self.admit(request.scope["call"]))
 
     async def metadata(self, request: Request) -> dict[str, str]:
         call: Call = request.scope["call"]
@@ -411,10 +412,11 @@ class Gateway:
         chat.backend = self.backend.name
         if self.open:  # a key for this server is none of the upstream's business
             chat.authorization = call.header(b"authorization")
-        call.watch()
+        if not isinstance(self.backend, Mock) or self.backend.words_per_second:  # one that never waits: 10 µs of 110
+            call.watch()
         if not (self.before or self.after or chat.payload.get("store") or chat.payload.get("completion_id")):
             return chat, self.backend.stream(chat)
-        return chat, await self.accompanied(call, chat, owner)
+        return chat, await self.accompanied(call, chat, owner_id(owner))
 
     async def accompanied(self, call: Call, chat: Chat, owner: str) -> Deltas:
         """The answer of a chat that is stored, goes on, or has hooks: parsed, so that it can be seen and kept."""
@@ -446,6 +448,12 @@ class Gateway:
                 all_of_them.append(delta)
                 yield delta
         await self.finished(chat, all_of_them)
+
+
+def owner_id(who: str) -> str:
+    """Whose a stored completion is: the store sees no key."""
+    kind, _, key = who.partition(":")
+    return f"{kind}:{sha256(key.encode('latin-1')).hexdigest()[:32]}" if kind in ("key", "open") else who
 
 
 BEARER = [(b"www-authenticate", b"Bearer")]
@@ -637,7 +645,7 @@ def create_app(
         if not announced and parent_process() is None:
             log.info("rewrap %s: %s%s", __version__, who_answers(gateway.backend), who_may(gateway))
         await gateway.store.open()
-        async with client, graceful(app.front.drain):
+        async with client, graceful(app.front.drain, settings.grace_seconds):
             yield
         app.front.access.flush()
         await gateway.store.close()

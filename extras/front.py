@@ -37,7 +37,7 @@ class ClientLeft(Exception):
 class Call:
     """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving."""
 
-    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "key", "loop", "left", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
+    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "key", "left", "loop", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self.raw_send = scope, receive, send
@@ -68,10 +68,9 @@ class Call:
 
     async def body(self, most: int) -> bytes:
         """The request's body. Raises APIError where it is larger than `most` bytes, ClientLeft where it breaks off."""
-        too_large = APIError(413, f"The request is too large: this server takes {most} bytes at most.")
         length = self.header(b"content-length")
         if length.isdecimal() and int(length) > most:
-            raise too_large
+            raise too_large(most)
         parts: list[bytes] = []
         size = 0
         while True:
@@ -86,7 +85,7 @@ class Call:
                 parts.append(part)
                 size += len(part)
             if size > most:
-                raise too_large
+                raise too_large(most)
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -153,6 +152,10 @@ class Call:
         seconds = f"first_byte={first * 1e3:.1f}ms total={(now - self.started) * 1e3:.1f}ms"
         path = printable(self.scope["original_path"])
         return f"{self.scope['method']} {path} {499 if self.left else self.status} {seconds}{told}{error} id={self.id}"
+
+
+def too_large(most: int) -> APIError:
+    return APIError(413, f"The request is too large: this server takes {most} bytes at most.")
 
 
 def printable(text: str) -> str:
@@ -268,7 +271,8 @@ class Front:
         server = scope.get("server")
         if not allowed and (server is None or server[0] not in LOOPBACK):
             return False
-        host = call.header(b"host").lower()
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        host = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else "?"  # of two, who knows which one is meant
         name = host[: host.rfind(":")] if PORT.search(host) else host
         return name not in LOOPBACK and name not in allowed and "*" not in allowed and scope["path"] != "/health"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 
-from extras.server import http_protocol
+from extras.server import Protocol
 from extras.settings import Settings
 from main import create_app
 
@@ -45,7 +45,7 @@ def served(**settings: Any) -> Iterator[str]:
     """The app on an event loop of its own; gives its base URL. `settings` are fields of Settings."""
     app = create_app(Settings(**{"log_level": "warning"} | settings))
     options: dict[str, Any] = {"log_level": "critical", "access_log": False, "server_header": False, "ws": "none"}
-    server = Server(uvicorn.Config(app, port=0, http=http_protocol(), **options))
+    server = Server(uvicorn.Config(app, port=0, http=Protocol, **options))
     thread = Thread(target=server.run, daemon=True)
     thread.start()
     try:

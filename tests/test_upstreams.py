@@ -171,7 +171,8 @@ async def test_the_large_ones_are_large_and_the_binary_ones_are_no_text() -> Non
     while data and not inflate.eof:
         size += len(inflate.decompress(data, 2**20))
         data = inflate.unconsumed_tail
-    assert inflate.eof and size > 250 * 10**6
+    assert inflate.eof
+    assert size > 250 * 10**6
     with pytest.raises(UnicodeDecodeError):
         bad.decode()
 
@@ -209,7 +210,8 @@ async def test_closed_at_is_when_the_client_left(name: str, with_reset: bool) ->
     async with Upstream(FAULTS[name]) as up:
         _, writer = await ask(up, stream=True)
         await asyncio.sleep(0.05)
-        assert up.open == 1 and up.requests[0].closed_at is None
+        assert up.open == 1
+        assert up.requests[0].closed_at is None
         if with_reset:
             linger = struct.pack("ii", 1, 0)
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -224,7 +226,8 @@ async def test_who_leaves_after_the_answer_has_not_left_it() -> None:
     async with Upstream(FAULTS["good"]) as up:
         await post(up.url + "/chat")
         await up.until(lambda: up.open == 0)
-        assert up.requests[0].answered and up.requests[0].closed_at is None
+        assert up.requests[0].answered
+        assert up.requests[0].closed_at is None
         with pytest.raises(TimeoutError):
             await up.wait_closed(timeout_s=0.01)
 
@@ -252,7 +255,8 @@ async def test_the_gate_holds_the_end_of_each_kind(kind: str) -> None:
                     await asyncio.sleep(0.02)
                     assert not up.requests[0].answered
                     gate.set()
-    assert gate.is_set() and said(answer.headers["content-type"], data) == (lf(HARD) if kind == "sse_text" else HARD)
+    assert gate.is_set()
+    assert said(answer.headers["content-type"], data) == (lf(HARD) if kind == "sse_text" else HARD)
 
 
 async def test_pieces_and_the_pause_between_them_are_the_tests_to_choose() -> None:
@@ -261,7 +265,8 @@ async def test_pieces_and_the_pause_between_them_are_the_tests_to_choose() -> No
         async with client_of_tests() as client, client.stream("GET", up.url) as answer:
             async for part in answer.aiter_bytes():
                 seen.append((part, loop.time()))
-    assert [part for part, _ in seen] == [b"one ", b"two"] and seen[1][1] - seen[0][1] > 0.04
+    assert [part for part, _ in seen] == [b"one ", b"two"]
+    assert seen[1][1] - seen[0][1] > 0.04
 
 
 async def test_a_handler_that_raises_fails_the_test() -> None:
@@ -291,7 +296,8 @@ async def test_one_process_serves_them_all_by_path() -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "error", str(Path(upstreams.__file__)), "0", stdout=-1, stderr=-1
     )
-    assert process.stdout and process.stderr
+    assert process.stdout
+    assert process.stderr
     url = f"http://127.0.0.1:{int(await process.stdout.readline())}"
     for path, status in {"/good/v1/chat/completions": 200, "/fault/403/chat": 403, "/fault/no/chat": 404}.items():
         assert (await post(url + path)).status_code == status
@@ -304,8 +310,10 @@ async def test_one_process_serves_them_all_by_path() -> None:
     left = asyncio.get_running_loop().time()
     async with client_of_tests() as client:
         evidence = (await client.get(f"{url}/evidence")).json()
-    assert evidence["connections"] == len(evidence["requests"]) == 4 + len(KINDS) and evidence["open"] == 0
+    assert evidence["connections"] == len(evidence["requests"]) == 4 + len(KINDS)
+    assert evidence["open"] == 0
     assert abs(evidence["requests"][-1]["closed_at"] - left) < 0.1
     process.send_signal(signal.SIGTERM)
-    assert await process.wait() == 0 and await process.stderr.read() == b""
+    assert await process.wait() == 0
+    assert await process.stderr.read() == b""
     process._transport.close()  # type: ignore[attr-defined]

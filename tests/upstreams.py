@@ -146,6 +146,7 @@ class Wire(asyncio.StreamReaderProtocol):
         await self.upstream.handler(request, reader, writer)
         self.request, request.answered = None, True
         self.upstream.changed()
+        return None
 
     def eof_received(self) -> bool | None:
         self.left()
@@ -596,18 +597,52 @@ FAULTS: dict[str, Handler] = {
 
 # One form only, whatever "stream" says. An OpenAI-compatible client that asks for JSON gets JSON even here: cut, reset
 # or endless as the name says, and simply good where the fault is one of SSE.
-FORCED_SSE = """
-    drip endless huge_event reset_mid cut_chunk cut_event truncated_sse error_event error_first_event no_done_but_finish
-    done_then_open crlf crlf_apart cr comments many_data_lines no_space no_last_blank
-""".split()
-FORCED_JSON = "drip_json endless_json truncated_json truncated_json_clean".split()
+FORCED_SSE = [
+    "drip",
+    "endless",
+    "huge_event",
+    "reset_mid",
+    "cut_chunk",
+    "cut_event",
+    "truncated_sse",
+    "error_event",
+    "error_first_event",
+    "no_done_but_finish",
+    "done_then_open",
+    "crlf",
+    "crlf_apart",
+    "cr",
+    "comments",
+    "many_data_lines",
+    "no_space",
+    "no_last_blank",
+]
+FORCED_JSON = ["drip_json", "endless_json", "truncated_json", "truncated_json_clean"]
 
 # These are to be given out as if nothing were odd; all other faults are failures, or are for the test to judge.
 GOOD = {"u2028": U2028_TEXT} | dict.fromkeys(
-    """
-    good slow_good keepalive_race early_hints hundred_continue trailers close_delimited http10 set_cookie gzip
-    split_utf8 crlf crlf_apart cr comments many_data_lines no_space no_last_blank no_done_but_finish done_then_open
-    """.split(),
+    [
+        "good",
+        "slow_good",
+        "keepalive_race",
+        "early_hints",
+        "hundred_continue",
+        "trailers",
+        "close_delimited",
+        "http10",
+        "set_cookie",
+        "gzip",
+        "split_utf8",
+        "crlf",
+        "crlf_apart",
+        "cr",
+        "comments",
+        "many_data_lines",
+        "no_space",
+        "no_last_blank",
+        "no_done_but_finish",
+        "done_then_open",
+    ],
     TEXT,
 )
 
