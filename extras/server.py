@@ -86,8 +86,8 @@ def run(
     app: Any, *, host: str, port: int, workers: int, forwarded_allow_ips: str, announce: Callable[[str], None]
 ) -> None:
     """Serve until a signal. `app` is the app, or "module:name" where there are workers; `announce` gets the address."""
-    for number in ENDS:  # until uvicorn hears them: PID 1 would ignore one that comes as early as this
-        signal.signal(number, lambda *_: sys.exit(0))
+    # They wait until somebody hears them, in `graceful`: before, they would end this with -15, or not at all as PID 1.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     # /ask is cut on purpose where it cannot be finished, and says so in its own line.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -135,6 +135,7 @@ def serve_by_workers(config: uvicorn.Config, sock: Any) -> None:
                 time.sleep(0.05)
 
     supervisor = Supervisor(config, sockets=[sock])
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
     supervisor.run()
     if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
         sys.exit(STARTUP_FAILURE)
@@ -183,6 +184,7 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
         gc.collect()
         gc.freeze()
         gc.set_threshold(10_000, 20, 50)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
     if previous and parent_process():  # Ctrl-C reaches all of a terminal: workers wait for their parent's word
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     yield
