@@ -10,7 +10,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from urllib.parse import unquote_to_bytes
@@ -217,12 +217,11 @@ class Mock:
         stops = chat.payload.get("stop") or []
         for stop in [stops] if isinstance(stops, str) else stops:
             text = text.split(stop, 1)[0] if stop else text
-        count = len(text.split())
-        limit = chat.payload.get("max_completion_tokens") or chat.payload.get("max_tokens") or count
-        if limit >= count:
-            return text, count, "stop"
-        *_, rest = text.split(None, limit)
-        return text[: -len(rest)], limit, "length"
+        limit = chat.payload.get("max_completion_tokens") or chat.payload.get("max_tokens") or -1
+        parts = text.split(None, limit)
+        if limit < 0 or len(parts) <= limit:
+            return text, len(parts), "stop"
+        return text[: -len(parts[-1])], limit, "length"
 
 
 # The way out: httpx, and the one place where its failures become ours.
@@ -295,23 +294,20 @@ class Client(httpx.AsyncClient):
             return HTTPXReply(await self.send(request, stream=True), deadline)
 
 
-@contextmanager
-def upstream_errors(failure_status: int = 502) -> Iterator[None]:
-    """The one place where an upstream's failure becomes an APIError of ours.
+UPSTREAM_ERRORS = (httpx.HTTPError, TimeoutError, ValueError)
+
+
+def upstream_error(exc: Exception, failure_status: int = 502) -> APIError:
+    """The one place where an upstream's failure, one of UPSTREAM_ERRORS, becomes an APIError of ours.
 
     Its own words may hold secrets: the client gets ours, and the log the name of the exception.
     """
-    try:
-        yield
-    except httpx.PoolTimeout as exc:
+    if isinstance(exc, httpx.PoolTimeout):
         again = [(b"retry-after", b"1")]
-        raise APIError(
-            503, "All connections to the chat backend are busy.", type="server_error", headers=again
-        ) from exc
-    except (httpx.TimeoutException, TimeoutError) as exc:
-        raise APIError(504, TOO_SLOW, type="upstream_error", code="timeout", reason=type(exc).__name__) from exc
-    except (httpx.HTTPError, ValueError) as exc:
-        raise unusable(FAILED, type(exc).__name__, failure_status) from exc
+        return APIError(503, "All connections to the chat backend are busy.", type="server_error", headers=again)
+    if isinstance(exc, (httpx.TimeoutException, TimeoutError)):
+        return APIError(504, TOO_SLOW, type="upstream_error", code="timeout", reason=type(exc).__name__)
+    return unusable(FAILED, type(exc).__name__, failure_status)
 
 
 def unusable(message: str, reason: str, failure_status: int = 502) -> APIError:
@@ -443,24 +439,27 @@ class ChatURL:
         asked, dropped = self.params.applied(chat)
         body = self.body(asked)
         credentials = self.credentials(chat)
-        with upstream_errors(self.failure_status):
+        reply = None
+        try:
             target = self.target(self.shape.url(self.url, asked), asked.stream)
             now, limits = asyncio.get_running_loop().time(), self.limits
             chat.until = now + limits.total
             deadline = now + (limits.first_byte if chat.stream else min(limits.first_byte, limits.total))
             reply = await self.client.ask(target, credentials, body, deadline)
-            try:
-                if not 200 <= reply.status < 300:
-                    raise await self.refusal(reply)
-                if dropped := dropped + self.shape.dropped(asked):
-                    names = UNPRINTABLE.sub("?", ", ".join(dropped))[:1000]  # they are the client's
-                    chat.headers.append((b"x-dropped-params", names.encode()))
-                chat.headers += [(k, v) for k, v in reply.headers.items() if PASSED_ON.fullmatch(k)]
-                chat.body = asked.body = body = b""  # of no more use: a long stream need not hold it
-                yield reply
-            except Refused as refused:
-                raise self.failure(refused, own_key=not credentials) from None
-            finally:
+            if not 200 <= reply.status < 300:
+                raise await self.refusal(reply)
+            if dropped := dropped + self.shape.dropped(asked):
+                names = UNPRINTABLE.sub("?", ", ".join(dropped))[:1000]  # they are the client's
+                chat.headers.append((b"x-dropped-params", names.encode()))
+            chat.headers += [(k, v) for k, v in reply.headers.items() if PASSED_ON.match(k)]
+            chat.body = asked.body = body = b""  # of no more use: a long stream need not hold it
+            yield reply
+        except Refused as refused:
+            raise self.failure(refused, own_key=not credentials) from None
+        except UPSTREAM_ERRORS as exc:
+            raise upstream_error(exc, self.failure_status) from exc
+        finally:
+            if reply is not None:
                 await reply.aclose()
 
     async def read(self, reply: Reply, chat: Chat) -> Deltas:
@@ -596,7 +595,7 @@ FAILED = "The chat backend failed to answer."
 TOO_LARGE = "The chat backend's answer is too large."
 TOO_SLOW = "The chat backend did not answer in time."
 UNPRINTABLE = re.compile(r"[^ -~]")
-PASSED_ON = re.compile(rb"openai-processing-ms|openai-version|x-ratelimit-[a-z-]+")
+PASSED_ON = re.compile(rb"(?:openai-processing-ms|openai-version|x-ratelimit-[a-z-]+)\Z")
 KEYLIKE = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key)[-_][\w*.…-]{8,}|\bBearer\s+\S+")
 
 
@@ -633,16 +632,15 @@ class OpenAI(ChatURL):
             return self.listed[1]
         extra = {} if self.has_key or not authorization else {"authorization": authorization}
         try:
-            with upstream_errors():
-                deadline = asyncio.get_running_loop().time() + min(10.0, self.limits.first_byte)
-                reply = await self.client.ask(self.models_target, extra, b"", deadline)
-                try:
-                    value = orjson.loads(await self.whole(reply)) if reply.status == 200 else None
-                finally:
-                    await reply.aclose()
+            deadline = asyncio.get_running_loop().time() + min(10.0, self.limits.first_byte)
+            reply = await self.client.ask(self.models_target, extra, b"", deadline)
+            try:
+                value = orjson.loads(await self.whole(reply)) if reply.status == 200 else None
+            finally:
+                await reply.aclose()
             rows = value["data"] if isinstance(value, dict) and isinstance(value.get("data"), list) else []
             cards = [model_card(**row) for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
-        except APIError:
+        except (APIError, *UPSTREAM_ERRORS):
             cards = []
         if cards and not extra:  # what one client's key may see is not for the next client
             self.listed = (now, cards)
@@ -721,11 +719,20 @@ class OpenAI(ChatURL):
         """A completion as it came, when it is one. Raises ValueError, Refused."""
         body = await self.whole(reply, until=chat.until)
         value = orjson.loads(body)
-        if not isinstance(value, dict) or not self.shape.answer(value) or "choices" not in value:
+        if not is_plain(value) and not (isinstance(value, dict) and self.shape.answer(value) and "choices" in value):
             raise ValueError("no completion")
         counts = value.get("usage")
         chat.usage = counts if isinstance(counts, dict) else None
         return body
+
+
+def is_plain(value: Any) -> bool:
+    """A completion as most are, every choice with a text: what else may pass is for the shape to say."""
+    choices = value.get("choices") if isinstance(value, dict) else None
+    if not isinstance(choices, list) or not choices:
+        return False
+    messages = [choice.get("message") if isinstance(choice, dict) else None for choice in choices]
+    return all(isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages)
 
 
 def failed_event(data: bytes) -> tuple[int, Refused] | None:

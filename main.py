@@ -437,7 +437,8 @@ class Gateway:
     async def finished(self, chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
         """The completion, after the hooks have seen it."""
         whole = chat.completion = completion(chat, deltas)
-        await run_hooks(self.after, chat, whole)
+        if self.after:
+            await run_hooks(self.after, chat, whole)
         return whole
 
     async def seen(self, chat: Chat, deltas: Deltas) -> Deltas:

@@ -37,10 +37,11 @@ class ClientLeft(Exception):
 class Call:
     """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving."""
 
-    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "headers", "id", "key", "left", "loop", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
+    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "given", "headers", "id", "key", "left", "loop", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self.raw_send = scope, receive, send
+        self.given: dict[bytes, bytes] = dict(scope["headers"])
         self.send_start: Send = self.send  # by way of CORS, where there is any
         self.id = f"req_{random_hex()}"
         self.started = time.perf_counter()
@@ -57,10 +58,8 @@ class Call:
         self.watcher: asyncio.Task[None] | None = None
 
     def header(self, name: bytes) -> str:
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return str(value.decode("latin-1"))
-        return ""
+        """A header's value, the last one of several; "" if there is none."""
+        return self.given.get(name, b"").decode("latin-1")
 
     def address(self) -> str:
         client = self.scope.get("client")
@@ -211,6 +210,7 @@ class Front:
         self.access = AccessLog()
         self.logs_lines = log.isEnabledFor(logging.INFO)
         self.calls: set[Call] = set()
+        self.known_hosts: set[bytes] = set()
         self.loop: asyncio.AbstractEventLoop | None = None  # the one it serves in
         self.stopping = False
 
@@ -271,10 +271,17 @@ class Front:
         server = scope.get("server")
         if not allowed and (server is None or server[0] not in LOOPBACK):
             return False
-        hosts = [value for name, value in scope["headers"] if name == b"host"]
-        host = hosts[0].decode("latin-1").lower() if len(hosts) == 1 else "?"  # of two, who knows which one is meant
+        given = call.given.get(b"host", b"")
+        alone = len(call.given) == len(scope["headers"]) or [name for name, _ in scope["headers"]].count(b"host") == 1
+        if alone and given in self.known_hosts:
+            return False
+        host = given.decode("latin-1").lower() if alone else "?"  # of two, who knows which one is meant
         name = host[: host.rfind(":")] if PORT.search(host) else host
-        return name not in LOOPBACK and name not in allowed and "*" not in allowed and scope["path"] != "/health"
+        if name in LOOPBACK or name in allowed or "*" in allowed:
+            if len(self.known_hosts) < 100:
+                self.known_hosts.add(given)
+            return False
+        return bool(scope["path"] != "/health")
 
     async def render_failure(self, call: Call, exc: Exception) -> None:
         error = self.api_error(call, exc)
