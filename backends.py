@@ -205,7 +205,7 @@ class Mock:
                     yield Delta(word, index=index)
                 yield Delta(finish_reason=finish_reason, index=index)
             else:
-                *most, last = portions(text)
+                *most, last = portions(text) if len(text) > 4096 else (text,)
                 for portion in most:
                     yield Delta(portion, index=index, whole=True)
                 yield Delta(last, finish_reason, index, whole=True)

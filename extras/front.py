@@ -211,6 +211,7 @@ class Front:
         self.logs_lines = log.isEnabledFor(logging.INFO)
         self.calls: set[Call] = set()
         self.known_hosts: set[bytes] = set()
+        self.hot = {r.path: r.endpoint for r in router.routes if r.methods == {"POST"} and "{" not in r.path}
         self.loop: asyncio.AbstractEventLoop | None = None  # the one it serves in
         self.stopping = False
 
@@ -256,7 +257,11 @@ class Front:
                 raise stopping()
             if self.foreign(call):
                 raise APIError(403, "This server does not answer to that Host.", reason="foreign Host")
-            await self.router(scope, receive, send)
+            if scope["method"] == "POST" and (endpoint := self.hot.get(scope["path"])):
+                scope["path_params"] = {}
+                await endpoint(scope, receive, send)  # without the router's search: 5 µs less
+            else:
+                await self.router(scope, receive, send)
         except asyncio.CancelledError:
             if error := call.cancelled():
                 await self.render_failure(call, error)
