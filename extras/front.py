@@ -37,7 +37,7 @@ class ClientLeft(Exception):
 class Call:
     """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving."""
 
-    __slots__ = ("backend", "chat", "ending", "error", "first_byte", "gate", "given", "headers", "id", "key", "left", "loop", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
+    __slots__ = ("chat", "ending", "error", "first_byte", "gate", "given", "headers", "id", "key", "left", "loop", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope, self.receive, self.raw_send = scope, receive, send
