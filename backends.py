@@ -674,6 +674,7 @@ class OpenAI(ChatURL):
                 yield Delta(raw=await self.completion(reply, chat))
                 return
             loop, stall, event_bytes = asyncio.get_running_loop(), self.limits.stall, self.limits.event_bytes
+            alias = self.params.model
             one_choice = (chat.payload.get("n") or 1) == 1
             rest = b""
             begun = False
@@ -694,7 +695,7 @@ class OpenAI(ChatURL):
                     data.decode()  # raises UnicodeDecodeError: a client's reader would, too
                 if b'"error"' in data and (found := failed_event(data)):
                     if begun or b'"delta"' in data[: found[0]]:
-                        yield Delta(raw=data[: found[0]])
+                        yield Delta(raw=self.by_alias(data[: found[0]], chat))
                     raise found[1]
                 if begun:
                     if data.startswith(b"data:") or b"data:" in data:  # not comments alone: they are no event
@@ -708,7 +709,7 @@ class OpenAI(ChatURL):
                         break
                     rest = data + rest
                     continue
-                yield Delta(raw=data)
+                yield Delta(raw=self.by_alias(data, chat) if alias else data)
                 if data.endswith(b"[DONE]\n\n") or data.rstrip().endswith(b"[DONE]"):
                     reply.linger()
                     break
@@ -734,7 +735,14 @@ class OpenAI(ChatURL):
             raise ValueError("no completion")
         counts = value.get("usage")
         chat.usage = counts if isinstance(counts, dict) else None
-        return body
+        return self.by_alias(body, chat)
+
+    def by_alias(self, data: bytes, chat: Chat) -> bytes:
+        """An upstream's bytes; where it calls the model by another name than the client did, with the client's."""
+        if not self.params.model:
+            return data
+        name = b'"model":' + orjson.dumps(chat.model)
+        return MODEL.sub(lambda _: name, data)
 
 
 def is_plain(value: Any) -> bool:
@@ -757,6 +765,8 @@ def failed_event(data: bytes) -> tuple[int, Refused] | None:
     return None
 
 
+# A member alone: in the text of a reply, quotation marks are escaped.
+MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 USAGE = re.compile(rb'"usage":\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 FINISHED = re.compile(rb'"finish_reason":\s*"')
 # At the start of a line alone: in the text of a reply, line breaks are escaped.

@@ -1253,6 +1253,24 @@ async def test_a_stream_passes_through_byte_for_byte(size: int, end: bytes) -> N
     assert answer.content == content
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_behind_an_alias_the_models_name_alone_is_another(stream: bool, tmp_path: Path) -> None:
+    config = tmp_path / "backends.toml"
+    config.write_text(f'[[backend]]\nname = "a"\nkind = "openai"\nurl = "{API_BASE}"\nmodel = "small-2026"\n')
+    spoken = r'"object":"x", "model" : "small-2026-01-\"01", "my":[1.0,1e2], '
+    said = r'"message":{"content":"\"model\": \"small-2026\""}'
+    body = f'{{{spoken}"choices":[{{"index":0,{said},"finish_reason":"stop"}}]}}'
+    if stream:
+        body = f"data: {body.replace('message', 'delta')}\n\ndata: [DONE]\n\n"
+    kind = "text/event-stream" if stream else "application/json"
+    content = [body[:40].encode(), body[40:].encode()]
+    router, route = mocked(f"{API_BASE}/chat/completions", streamed(*content, kind=kind))
+    some = client(rewrap(router, config=str(config)))
+    answer = await some.post(CHAT, json=ASKED | {"model": r"my \d\g<0>", "stream": stream})
+    assert answer.text == body.replace(r'"model" : "small-2026-01-\"01"', r'"model":"my \\d\\g<0>"')
+    assert json.loads(route.calls.last.request.content)["model"] == "small-2026"
+
+
 async def test_an_event_passes_through_while_the_upstream_is_still_at_it() -> None:
     gate = asyncio.Event()
 
