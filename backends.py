@@ -337,12 +337,15 @@ class Limits:
 
 
 class Reader(Protocol):
-    """One streamed reply. `done`: nothing more is to come; `complete`: it may end here, or else it was cut short."""
+    """One streamed reply. `done`: nothing more is to come; `complete`: it may end here, or else it was cut short;
+    `finish`: why it ends, if that is yet to be said."""
 
     @property
     def done(self) -> bool: ...
     @property
     def complete(self) -> bool: ...
+    @property
+    def finish(self) -> str: ...
 
     def __call__(self, name: str, data: bytes) -> list[Delta]: ...  # of one event
 
@@ -375,8 +378,13 @@ class Params:
         """The chat as this upstream takes it, and the names of what was dropped."""
         if not (self.rename or self.defaults or self.drop or self.roles or self.model):
             return chat, []
-        payload = {self.rename.get(name, name): value for name, value in chat.payload.items()}
-        dropped = [name for name in self.drop if payload.pop(name, None) is not None]
+        given = {name: value for name, value in chat.payload.items() if value is not None}
+        dropped = [name for name in self.drop if given.pop(name, None) is not None]
+        payload = {name: value for name, value in given.items() if name not in self.rename}
+        for name, to in self.rename.items():
+            if name in given and payload.setdefault(to, given[name]) != given[name]:
+                dropped.append(name)  # both were given, and they differ: the upstream's own name counts
+        dropped += [name for name in self.drop if payload.pop(name, None) is not None]
         for name, value in self.defaults.items():
             if payload.get(name) is None:
                 payload[name] = value
@@ -475,7 +483,10 @@ class ChatURL:
 
     async def read(self, reply: Reply, chat: Chat) -> Deltas:
         """The Deltas of a good answer, whatever its framing."""
-        kind, first = await framing(reply, self.shape.framing if chat.stream else "auto")
+        known, said = self.shape.framing if chat.stream else "auto", reply.headers.get(b"content-type", b"")
+        if said.startswith(b"application/json") and (known == "sse" or b"content-length" in reply.headers):
+            known = "auto"  # it was asked for a stream, and answers whole
+        kind, first = await framing(reply, known)
         if kind in ("json", "json or text"):
             value = self.parsed(await self.whole(reply, first, chat.until), text=kind != "json")
             if not isinstance(value, Lines):
@@ -508,10 +519,10 @@ class ChatURL:
         reply.linger()
         if not read.done and not finished and not read.complete:
             raise unusable("The chat backend broke off.", "cut short", self.failure_status)
-        if not started:
+        if not started and not read.finish:
             raise unusable("The chat backend gave no reply.", "empty stream", self.failure_status)
         if not finished:
-            yield Delta(finish_reason="stop")
+            yield Delta(finish_reason=read.finish or "stop")
 
     def checked(self, deltas: list[Delta], chat: Chat, value: Any) -> Iterator[Delta]:
         """What is said of the whole answer goes to the Chat; whole texts go on in portions."""

@@ -66,7 +66,7 @@ class AnyReader:
     """
 
     def __init__(self) -> None:
-        self.complete, self.done = True, False
+        self.complete, self.done, self.finish = True, False, ""
         self.bare: bool | None = None
 
     def __call__(self, name: str, data: bytes) -> list[Delta]:
@@ -95,6 +95,9 @@ class AnyReader:
             self.complete = False
             return openai_deltas(value, whole=False)
         text = find_reply(value)
+        if text is None:
+            texts = (number_as_text(value.get(name)) for name in ("reply", "response", "answer", "text", "content"))
+            text = next((text for text in texts if isinstance(text, str)), None)
         finish = value.get("finish_reason")
         return [
             Delta(
@@ -116,7 +119,9 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
         if not isinstance(message, dict):
             raise ValueError("a message is no object")
         content = message.get("content", choice.get("text"))
+        content = number_as_text(content) if "delta" in choice else content
         fields = {k: v for k, v in message.items() if k not in ("role", "content") and v not in (None, [], "")}
+        fields |= {k: v for k, v in figures_in(value).items() if not position}
         if not all(isinstance(call, dict) for call in listed(fields.get("tool_calls"))):
             raise ValueError("tool calls are no objects")
         if whole and content is None and not fields:
@@ -158,7 +163,18 @@ def extra_fields(value: Any) -> dict[str, Any] | None:
     """What an object of no known form says besides its text, under the names that clients know."""
     if not isinstance(value, dict):
         return None
-    return both_names({k: value[k] for k in ("reasoning_content", "reasoning", "figure", "figures") if value.get(k)})
+    return both_names({k: value[k] for k in ("reasoning_content", "reasoning") if value.get(k)} | figures_in(value))
+
+
+def figures_in(value: dict[str, Any]) -> dict[str, Any]:
+    """`figure` and `figures`, at the top or one level down."""
+    places = [inner for name in (*WRAPPERS, *REPLY_NAMES) if isinstance(inner := value.get(name), dict)]
+    return {k: place[k] for place in (*places, value) for k in ("figure", "figures") if place.get(k)}
+
+
+def number_as_text(value: Any) -> Any:
+    """Some upstreams stream the digits of a text as JSON numbers."""
+    return orjson.dumps(value).decode() if type(value) in (int, float) else value
 
 
 def both_names(fields: dict[str, Any]) -> dict[str, Any] | None:

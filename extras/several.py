@@ -11,6 +11,7 @@ from contextlib import aclosing
 from fnmatch import fnmatchcase
 from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
 from typing import Any
+from urllib.parse import urlsplit
 
 from backends import APIError, Backend, Chat, Delta, Deltas, model_card, no_such_model
 
@@ -31,16 +32,13 @@ class Several:
         named = {backend.name: backend for backend, _, _ in rows}
         self.fallbacks = {backend.name: [named[name] for name in names] for backend, _, names in rows}
 
-    def pick(self, model: str) -> list[Backend]:
-        """Who is asked, in turn. Raises APIError 404 where no pattern matches."""
+    def first(self, model: str) -> Backend | None:
+        """Whose pattern matches best."""
         found: list[tuple[bool, int, Backend]] = []
         for backend, patterns, _ in self.rows:
             hits = [pattern for pattern in patterns if fnmatchcase(model, pattern)]
             found += [(pattern == model, len(pattern), backend) for pattern in hits]
-        if not found:
-            raise no_such_model(model)
-        first = max(found, key=lambda row: row[:2])[2]
-        return [first, *self.fallbacks[first.name]]
+        return max(found, key=lambda row: row[:2])[2] if found else None
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         """The names in the file, and of each backend's own list those that it is asked for."""
@@ -50,14 +48,18 @@ class Several:
             cards |= {name: model_card(name, owned_by=backend.name) for name in names if name not in cards}
             if len(names) < len(patterns):
                 for card in await backend.models(authorization):
-                    if card["id"] not in cards and self.pick(card["id"])[0] is backend:
+                    if card["id"] not in cards and self.first(card["id"]) is backend:
                         cards[card["id"]] = card
         return list(cards.values())
 
     async def stream(self, chat: Chat) -> Deltas:
-        backends = self.pick(chat.model)
+        if (picked := self.first(chat.model)) is None:
+            raise no_such_model(chat.model)
+        backends = [picked, *self.fallbacks[picked.name]]
         for backend in backends:
-            chat.backend, chat.headers = backend.name, []
+            chat.backend, chat.headers, chat.usage = backend.name, [], None
+            if origin(backend) != origin(picked):
+                chat.authorization = ""  # the client's key is for the provider that was asked first
             async with aclosing(backend.stream(chat)) as deltas:
                 try:
                     first = await anext(deltas, None)
@@ -71,6 +73,12 @@ class Several:
                 async for delta in deltas:
                     yield delta
                 return
+
+
+def origin(backend: Backend) -> Any:
+    """Where a backend is; itself, if it has no address."""
+    url = getattr(backend, "url", "")
+    return urlsplit(url)[:2] if url else backend
 
 
 GLOB = re.compile(r"[*?\[]")

@@ -26,6 +26,7 @@ Condition = Callable[[str, Any], bool]  # (name of the SSE event, its data) -> f
 ABSENT: Any = object()
 FRAMINGS, MODES = ("auto", "json", "sse", "ndjson", "text"), ("delta", "last", "message")
 SYSTEM = ("system", "developer")
+NOT_SENT = {"metadata", "store", "session", "n"}  # as part of {chat}; n: a shape reads one choice
 SERVED = {"model", "messages", "stream", "stream_options", "user", "metadata", "store", "session"}  # never "dropped"
 HARMLESS: Chat = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "modalities": ["text"]}
 ALIASES = (("max_tokens", "max_completion_tokens"), ("user", "safety_identifier"))
@@ -42,9 +43,21 @@ FINISH = [  # what upstreams call the end of a reply, and OpenAI's word for it; 
     (re.compile("tool_calls?|tool_use|function_call"), "tool_calls"),
     (re.compile("content_filter|.*safety|recitation|blocklist|prohibited.*|spii|refusal|.*toxic"), "content_filter"),
 ]
-ANSWER = {"reply", "reasoning", "finish", "usage", "error", "status", "statuses", "fails", "join", "tool_calls"}
+ANSWER = {
+    "reply",
+    "reasoning",
+    "finish",
+    "usage",
+    "error",
+    "status",
+    "statuses",
+    "fails",
+    "join",
+    "tool_calls",
+    "logprobs",
+}
 STREAM = ANSWER | {"framing", "path", "headers", "request", "keep", "mode", "done", "ends", "final"}
-TABLE = ANSWER | {"about", "like", "path", "key", "headers", "request", "message", "roles", "turn", "stream"}
+TABLE = ANSWER | {"about", "like", "path", "key", "headers", "request", "omit", "message", "roles", "turn", "stream"}
 REQUEST = {"messages": "{messages}", "temperature": "{temperature}"}
 MESSAGE = {"role": "{role}", "content": "{content}"}
 
@@ -66,6 +79,8 @@ class Piece:
     finish_reason: str | None = None
     usage: dict[str, Any] | None = None
     tool_calls: list[Any] | None = None
+    logprobs: dict[str, Any] | None = None
+    figures: dict[str, Any] | None = None  # what stands beside the text as `figure` or `figures`
     error: str | None = None
     error_status: int | None = None
     done: bool = False
@@ -152,10 +167,14 @@ def first(value: Any, alternatives: list[Path]) -> Any:
 
 
 def text_at(value: Any, alternatives: list[Path], join: str = "") -> str | None:
-    """The first text that is not empty, else an empty one if there is one; the texts of an array are joined."""
+    """The first text that is not empty, else an empty one if there is one; the texts of an array are joined.
+
+    A number is a text, too: some upstreams stream the digits of one as JSON numbers.
+    """
     best = None
     for path in alternatives:
         found = find(value, path)
+        found = orjson.dumps(found).decode() if type(found) in (int, float) else found
         if isinstance(found, list) and all(isinstance(item, str) for item in found):
             found = join.join(found)
         best = found if isinstance(found, str) and not best else best
@@ -187,7 +206,8 @@ class Places:
             return [] if (text := table.get(key, default)) is None else paths(text, where + key)
 
         self.reply, self.reasoning, self.finish = at("reply", "."), at("reasoning"), at("finish")
-        self.error, self.status, self.calls = at("error", "error.message | error"), at("status"), at("tool_calls")
+        self.error, self.status = at("error", "error.message | error"), at("status")
+        self.calls, self.logprobs = at("tool_calls"), at("logprobs")
         self.statuses, self.join = table.get("statuses", {}), table.get("join", "")
         self.fails = condition(table["fails"], f"{where}fails") if "fails" in table else None
         sums = table.get("usage") if isinstance(table.get("usage"), Mapping) else {}
@@ -210,7 +230,7 @@ class Places:
     def counts(self, data: Any) -> dict[str, Any]:
         """The token counts that stand here, by OpenAI's names; a sum is that of the terms there are."""
         if isinstance(given := first(data, self.usage), dict):
-            return {key: value for key, value in given.items() if "tokens" in key and value is not None}
+            return {key: value for key, value in given.items() if "tokens" in key and isinstance(value, int | dict)}
         found = {key: [n for term in terms if type(n := first(data, term)) is int] for key, terms in self.sums.items()}
         counts: dict[str, Any] = {f"{key}_tokens": sum(numbers) for key, numbers in found.items() if numbers}
         for kind, side in (("cached_tokens", "prompt"), ("reasoning_tokens", "completion")):
@@ -221,14 +241,21 @@ class Places:
     def piece(self, data: Any, text: str, usage: dict[str, Any], kept: bool, done: bool) -> Piece:
         if "total_tokens" not in usage and {"prompt_tokens", "completion_tokens"} <= usage.keys():
             usage = usage | {"total_tokens": usage["prompt_tokens"] + usage["completion_tokens"]}
-        finish, calls = first(data, self.finish), first(data, self.calls)
+        finish, calls, logprobs = first(data, self.finish), first(data, self.calls), first(data, self.logprobs)
         if finish is not None:
             finish = (
                 next((ours for word, ours in FINISH if word.fullmatch(str(finish).lower())), "stop") if finish else None
             )
         reasoning = (text_at(data, self.reasoning) or "") if kept else ""
         return Piece(
-            text, reasoning, finish, dict(usage) or None, calls if isinstance(calls, list) else None, done=done
+            text,
+            reasoning,
+            finish,
+            dict(usage) or None,
+            calls if isinstance(calls, list) else None,
+            logprobs if isinstance(logprobs, dict) else None,
+            {k: data[k] for k in ("figure", "figures") if isinstance(data, dict) and data.get(k)} or None,
+            done=done,
         )
 
 
@@ -242,14 +269,14 @@ class Shape:
         if self.framing not in FRAMINGS or self.mode not in MODES:
             raise ShapeError(f"{name}.stream: no framing {self.framing!r} with mode {self.mode!r} is known")
         self.path, self.stream_path = table.get("path", ""), stream.get("path", table.get("path", ""))
-        self.body = table.get("request", REQUEST)
+        self.body, self.omit = table.get("request", REQUEST), table.get("omit", {})
         self.stream_body = merged(self.body, stream["request"]) if "request" in stream else self.body
         fill(self.body, dict.fromkeys(WORDS), f"{name}.request")
         fill(self.stream_body, dict.fromkeys(WORDS), f"{name}.stream.request")
         self.message, self.turn = table.get("message", MESSAGE), table.get("turn", {})
         fill(self.message, dict.fromkeys(("role", "content")), f"{name}.message")
         fill(self.turn, dict.fromkeys(("prompt", "reply")), f"{name}.turn")
-        braces = re.sub(r"\{\{|\}\}", "", orjson.dumps([self.body, self.stream_body]).decode())
+        braces = re.sub(r"\{\{|\}\}", "", orjson.dumps([self.path, self.body, self.stream_body]).decode())
         self.used = set(re.findall(r"\{ *(?:param\.)?(\w+)", braces))
         self.whole = Places(table, f"{name}.")
         self.pieces = Places({**{key: table[key] for key in ANSWER & table.keys()}, **stream}, f"{name}.stream.")
@@ -266,7 +293,7 @@ class Shape:
         ending = self.path.partition("?")[0].rpartition("}")[2]
         if parts.path.strip("/") and parts.path.endswith(ending):
             path = parts.path[: len(parts.path) - len(ending)] + path.rpartition("}")[2]
-        elif parts.path.strip("/"):
+        elif parts.path.strip("/") and not path.startswith(f"{parts.path.rstrip('/')}/"):
             path, query = parts.path, ""
         slots = set(re.findall(r"\{(\w+)\}", path))
         if unknown := sorted(slots - {"model", "user", "session"}):
@@ -274,7 +301,7 @@ class Shape:
         for name in slots:
             if any(part in ("", ".", "..") for part in str(values[name] or "").split("/")):
                 raise UnfitName(f"The {name} of this request cannot stand in a URL.")
-        safe = {name: quote(str(values[name]), "/@:") for name in ("model", "user", "session")}
+        safe = {name: quote(str(values[name]), "@:/"[: 2 + (name == "model")]) for name in ("model", "user", "session")}
         query = "&".join(filter(None, (parts.query, query)))
         return urlunsplit((parts.scheme, parts.netloc, str(fill(path or "/", safe, "url")), query, ""))
 
@@ -296,19 +323,23 @@ class Shape:
         for group in ALIASES:
             values |= dict.fromkeys(group, next((values[name] for name in group if values[name] is not None), None))
         values["stop"] = [values["stop"]] if isinstance(values["stop"], str) else values["stop"]
+        values |= {name: None for name, value in self.omit.items() if values.get(name) == value}
         system, dialog, at = spoken(chat)
-        sessions = (values[name] for name in ("session_id", "conversation_id", "session", "user") if values[name])
+        pairs, rest = turns(dialog[:at])
         forms: dict[str, Callable[[], Any]] = {
-            "prompt": lambda: dialog[at][1] if dialog else "",
+            "prompt": lambda: "\n".join(
+                [*(rest if "turns" in used else ()), *(text for _, text in dialog[at : at + 1])]
+            ),
             "system": lambda: system or None,
             "messages": lambda: self.written([("system", system)] * bool(system) + dialog),
             "dialog": lambda: self.written(dialog),
             "history": lambda: self.written(dialog[:at]),
-            "turns": lambda: [fill(self.turn, {"prompt": p, "reply": r}, "turn") for p, r in turns(dialog[:at])],
+            "turns": lambda: [fill(self.turn, {"prompt": p, "reply": r}, "turn") for p, r in pairs],
             "conversation": lambda: transcript("" if "system" in used else system, dialog),
             # Strangers must not meet in one session: a chat without a name for it has one of its own.
-            "session": lambda: next(sessions, None) or uuid4().hex,
-            "chat": lambda: {key: value for key, value in chat.items() if key not in ("metadata", "store", "session")},
+            "session": lambda: session_of(chat) or uuid4().hex,
+            "chat": lambda: {key: value for key, value in chat.items() if key not in NOT_SENT},
+            "nothing": lambda: None,
         }
         return values | {name: form() for name, form in forms.items() if name in used}
 
@@ -318,16 +349,20 @@ class Shape:
 
     def dropped(self, chat: Chat) -> list[str]:
         """What the client sent that does not go along: names of parameters, and parts of the messages."""
-        if "chat" in self.used:
-            return []
         sent = self.used | SERVED | {name for group in ALIASES if self.used & set(group) for name in group}
+        sent = sent | (chat.keys() - {"n"} if "chat" in self.used else set())
         lost = [k for k, v in chat.items() if not (v is None or k in sent or (k in HARMLESS and HARMLESS[k] == v))]
-        (system, _, at), told = spoken(chat), {"messages", "conversation"}
-        lost += ["messages.system"] * bool(system and not self.used & (told | {"system"}))
-        lost += ["messages.history"] * bool(at and not self.used & (told | {"history", "turns", "dialog", "session"}))
-        contents = [m.get("content") for m in chat.get("messages") or ()]
-        parts = [part for content in contents if isinstance(content, list) for part in content if not is_text(part)]
-        return lost + [f"messages.{kind}" for kind in sorted({str(part.get("type")) for part in parts})]
+        if "chat" in self.used:
+            return lost
+        (system, dialog, at), told = spoken(chat), self.used & {"messages", "conversation", "dialog"}
+        lost += ["messages.system"] * bool(system and not self.used & {"messages", "conversation", "system"})
+        known = told or self.used & {"history", "turns"} or ("session" in self.used and session_of(chat))
+        lost += ["messages.history"] * bool((at and not known) or (at < len(dialog) - 1 and not told))
+        messages = chat.get("messages") or ()
+        more = {str(k) for m in messages for k, v in m.items() if v and k not in ("role", "content")}
+        contents = [content for m in messages if isinstance(content := m.get("content"), list)]
+        more |= {str(part.get("type")) for content in contents for part in content if not is_text(part)}
+        return lost + [f"messages.{name}" for name in sorted(more)]
 
     def answer(self, obj: Any) -> Piece:
         """What a whole answer with a 2xx says: an error (502) if it has neither a text nor a reason to end."""
@@ -344,7 +379,7 @@ class Shape:
     def refusal(self, obj: Any) -> str | None:
         """The upstream's own words in the body of a 4xx or 5xx, if there are any."""
         failed = self.whole.failure("", obj)
-        return failed.error if failed else text_at(obj, paths("errors[0].message | detail | message", "")) or None
+        return failed.error if failed else text_at(obj, WORDS_OF_REFUSAL, "; ") or None
 
     def reader(self) -> "Reader":
         return Reader(self)
@@ -355,6 +390,7 @@ class Reader:
 
     def __init__(self, shape: Shape) -> None:
         self.shape, self.given, self.text, self.usage = shape, False, "", dict[str, Any]()
+        self.finish = ""  # some give a reason to end with every event: the last one counts, when the end is there
         self.complete = not (shape.done or shape.ends)
 
     def piece(self, event: str, data: Any) -> Piece:
@@ -379,6 +415,7 @@ class Reader:
         counts = places.counts(value)
         self.usage |= counts
         piece = places.piece(value, text, self.usage if counts else {}, kept, done)
+        self.finish = piece.finish_reason or ("tool_calls" if piece.tool_calls and not self.finish else self.finish)
         self.complete = self.complete or last or piece.finish_reason is not None
         return piece
 
@@ -389,12 +426,22 @@ class Reader:
         return self.shape.pieces.join + text if self.shape.mode == "message" and text and self.given else text
 
 
+WORDS_OF_REFUSAL = paths("errors[0].message | detail | detail[].msg | message | [0].error.message", "")
+
+
+def session_of(chat: Chat) -> Any:
+    """What the client calls the session, or else the stored chat that goes on; an endpoint may remember it by that."""
+    names = ("session_id", "conversation_id", "session", "user")
+    return next((chat[name] for name in names if chat.get(name)), None)
+
+
 def spoken(chat: Chat) -> tuple[str, list[tuple[str, str]], int]:
     """A chat's system text, its other messages as (role, text), and which of them is the prompt: the user's last."""
     pairs = [(str(m.get("role", "user")), content_text(m.get("content"))) for m in chat.get("messages") or ()]
     dialog = [(role, text) for role, text in pairs if role not in SYSTEM and (text or role != "assistant")]
     at = max((i for i, (role, _) in enumerate(dialog) if role == "user"), default=max(len(dialog) - 1, 0))
-    return "\n\n".join(text for role, text in pairs if role in SYSTEM), dialog, at
+    system = "\n\n".join(text for role, text in pairs if role in SYSTEM)
+    return (system, dialog, at) if dialog else ("", [("user", system)] * bool(system), 0)
 
 
 def transcript(system: str, dialog: list[tuple[str, str]]) -> str:
@@ -404,14 +451,14 @@ def transcript(system: str, dialog: list[tuple[str, str]]) -> str:
     return "\n\n".join(filter(None, (system, said)))
 
 
-def turns(history: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The history in pairs: what the user said, what the assistant replied."""
+def turns(history: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The history in pairs: what the user said, what the assistant replied; and what has had no reply."""
     found, said = list[tuple[str, str]](), list[str]()
     for role, text in history:
         if role == "assistant":
             found.append(("\n".join(said), text))
         said = [] if role == "assistant" else [*said, text]
-    return found
+    return found, said
 
 
 def content_text(content: Any) -> str:
@@ -495,7 +542,7 @@ class Shaped:
 
 class ShapedReader:
     def __init__(self, reader: Reader) -> None:
-        self.reader, self.done = reader, False
+        self.reader, self.done, self.finish = reader, False, ""
 
     @property
     def complete(self) -> bool:
@@ -503,12 +550,13 @@ class ShapedReader:
 
     def __call__(self, name: str, data: bytes) -> list[Delta]:
         piece = self.reader.piece(name, data)
-        self.done = piece.done
-        return deltas(piece, piece.finish_reason, whole=False)
+        self.done, self.finish = piece.done, self.reader.finish
+        return deltas(piece, None, whole=False)
 
 
 def asked(chat: Request) -> Chat:
-    return {**chat.payload, "model": chat.model, "messages": chat.messages, "stream": chat.stream}
+    known = {"model": chat.model, "messages": chat.messages, "stream": chat.stream}
+    return {**({"session": chat.id} if chat.own_id else {}), **chat.payload, **known}
 
 
 def deltas(piece: Piece, finish_reason: str | None, *, whole: bool) -> list[Delta]:
@@ -520,7 +568,9 @@ def deltas(piece: Piece, finish_reason: str | None, *, whole: bool) -> list[Delt
         fields = {"reasoning_content": piece.reasoning, "reasoning": piece.reasoning}
     if piece.tool_calls:
         fields["tool_calls"] = piece.tool_calls
-    return [Delta(piece.text, finish_reason, whole=whole, fields=fields or None, usage=piece.usage)]
+    fields |= piece.figures or {}
+    more: dict[str, Any] = {"logprobs": piece.logprobs, "usage": piece.usage}
+    return [Delta(piece.text, finish_reason, whole=whole, fields=fields or None, **more)]
 
 
 @lru_cache

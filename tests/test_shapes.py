@@ -465,3 +465,109 @@ def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
     pieces = [reader.piece(*event) for event in events(sse({"delta": "a"}, {"delta": "b", "end": True}), False)]
     assert [(p.text, p.done) for p in pieces] == [("a", False), ("b", True)]
     assert reader.complete
+
+
+# What must not be lost on the way
+
+
+def test_a_number_is_a_text_where_a_text_is_expected() -> None:
+    pieces = [f'{{"response": {text}}}' for text in ('"costs $"', "5", "2.5", '"."', "true", "null")]
+    reader = SHAPES["cloudflare"].reader()
+    assert "".join(reader.piece("", piece).text for piece in pieces) == "costs $52.5."
+
+
+def test_several_choices_are_not_asked_for_and_it_is_said() -> None:
+    for name in ("openai", "databricks"):
+        assert "n" not in SHAPES[name].request(chat(n=2, logprobs=True))
+        assert "n" in SHAPES[name].dropped(chat(n=2))
+        assert "n" not in SHAPES[name].dropped(chat(n=1))
+    assert SHAPES["openai"].request(chat(logprobs=True))["logprobs"]
+    logprobs = {"content": [{"token": "a"}]}
+    choice = {"message": {"content": "a"}, "logprobs": logprobs}
+    assert SHAPES["openai"].answer({"choices": [choice]}).logprobs == logprobs
+
+
+@pytest.mark.parametrize("name", ["rasa", "langflow", "n8n", "botpress"])
+def test_a_history_that_only_a_session_could_remember_is_lost_without_one(name: str) -> None:
+    assert "messages.history" in SHAPES[name].dropped(chat())
+    for session in ("user", "session_id", "session"):
+        assert "messages.history" not in SHAPES[name].dropped(chat(**{session: "s"}))
+
+
+def test_what_a_message_has_besides_its_text_is_said_to_be_lost() -> None:
+    messages = [
+        {"role": "user", "name": "bob", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+    ]
+    lost = ["messages.name", "messages.tool_call_id", "messages.tool_calls"]
+    assert SHAPES["ollama"].dropped(chat(messages=messages)) == lost
+    assert SHAPES["flowise"].dropped(chat(messages=messages)) == ["messages.history", *lost], (
+        "42 comes after the prompt"
+    )
+    assert SHAPES["openai"].dropped(chat(messages=messages)) == []
+
+
+def test_a_question_without_a_reply_is_asked_with_the_next() -> None:
+    said = [("user", "a"), ("assistant", "r"), ("user", "orphan"), ("user", "c")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    turn = {"inputs": {"question": "a"}, "outputs": {"answer": "r"}}
+    wanted = {"question": "orphan\nc", "chat_history": [turn]}
+    assert SHAPES["promptflow"].request(chat(messages=messages)) == wanted
+    assert SHAPES["flowise"].request(chat(messages=messages))["question"] == "c", "it has a history of messages"
+
+
+def test_a_system_message_alone_is_the_prompt() -> None:
+    messages = [{"role": "system", "content": "Hi"}]
+    assert SHAPES["anthropic"].request(chat(messages=messages))["messages"] == [{"role": "user", "content": "Hi"}]
+    assert "system" not in SHAPES["anthropic"].request(chat(messages=messages))
+
+
+def test_values_that_are_as_good_as_absent_are_omitted() -> None:
+    parameters = {"details": True, "temperature": 0.5}
+    sent = SHAPES["tgi"].request(chat(temperature=0.5, top_p=1))
+    assert sent["parameters"] == parameters
+    assert SHAPES["tgi"].request(chat(temperature=0))["parameters"] == {"details": True}
+    assert SHAPES["tgi"].dropped(chat(temperature=0, top_p=1.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "wanted"),
+    [
+        ("dify", "https://h/v1", "/v1/chat-messages"),
+        ("anthropic", "https://h/v1/", "/v1/messages"),
+        ("gemini", "https://h/v1beta", "/v1beta/models/m:generateContent"),
+        ("ollama", "https://h/api", "/api/chat"),
+        ("openai", "https://h/v1", "/v1/chat/completions"),
+        ("openai", "https://h/v", "/v"),
+        ("ollama", "https://h/own/chat", "/own/chat"),
+    ],
+)
+def test_an_address_that_ends_where_the_shapes_path_goes_on_is_a_bare_one(name: str, url: str, wanted: str) -> None:
+    assert SHAPES[name].url(url, chat()) == f"https://h{wanted}"
+
+
+def test_a_user_cannot_climb_out_of_an_address() -> None:
+    shape = one(path="/{model}/{session}", request={"q": "{prompt}"}, reply="a")
+    assert shape.url("https://h", chat(model="@cf/m", user="a/b")) == "https://h/@cf/m/a%2Fb"
+
+
+def test_figures_beside_the_text_are_kept() -> None:
+    piece = one(request={"q": "{prompt}"}, reply="text").answer({"text": "hi", "figure": {"data": []}, "figures": []})
+    assert piece.figures == {"figure": {"data": []}}
+
+
+def test_a_field_called_nothing_is_nothing_all_the_same() -> None:
+    assert one(request={"q": "{prompt}", "n": "{nothing}"}, reply="a").request(chat(nothing="x")) == {"q": "and\nnow?"}
+
+
+@pytest.mark.parametrize(
+    "body", [[{"error": {"message": "bad key"}}], {"detail": [{"msg": "bad key"}]}, {"detail": "bad key"}]
+)
+def test_words_of_a_refusal_are_found_in_many_places(body: Any) -> None:
+    assert SHAPES["gemini"].refusal(body) == "bad key"
+
+
+def test_counts_that_are_no_numbers_are_none() -> None:
+    usage = {"prompt_tokens": "2", "completion_tokens": 3}
+    assert SHAPES["dify"].answer({"answer": "x", "metadata": {"usage": usage}}).usage == {"completion_tokens": 3}

@@ -201,6 +201,27 @@ async def test_the_plain_text_of_ask_goes_through_a_shape_too(name: str) -> None
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("name", [name for name in STREAMED if not WIRES[name].stream_path])
+async def test_an_upstream_that_answers_whole_though_it_was_asked_for_a_stream(name: str) -> None:
+    async with through(name) as (up, client):
+        up.wire = replace(up.wire, stream=[])
+        answer = await ask(client, stream=True)
+    assert answer.status_code == 200, answer.text
+    assert said(events(answer.text)[:-1]) == up.wire.text
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.anyio
+async def test_a_reason_to_end_in_every_event_ends_it_once() -> None:
+    rows = [{"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}]} for text in "abc"]
+    async with through("gemini") as (up, client):
+        up.wire = replace(up.wire, stream=[b"data: %b\n\n" % json.dumps(row).encode() for row in rows])
+        chunks = events((await ask(client, stream=True)).text)[:-1]
+    assert said(chunks) == "abc"
+    assert [choice["finish_reason"] for c in chunks for choice in c["choices"]] == [None] * 4 + ["stop"]
+
+
+@pytest.mark.anyio
 async def test_reasoning_has_both_its_names() -> None:
     async with through("anthropic") as (_, client):
         whole = (await ask(client)).json()["choices"][0]["message"]
@@ -514,7 +535,7 @@ def test_an_exact_name_goes_before_a_pattern_and_a_long_pattern_before_a_short_o
     (tmp_path / "c.toml").write_text("\n".join(tables))
     backend: Any = create_app(Settings(config=str(tmp_path / "c.toml"))).gateway.backend
     wanted = {"gpt-4o-mini": "exact", "gpt-4o-max": "long", "gpt-5": "short", "x": "any"}
-    assert {model: backend.pick(model)[0].name for model in wanted} == wanted
+    assert {model: backend.first(model).name for model in wanted} == wanted
 
 
 def test_a_mapping_of_ones_own_is_a_backend(

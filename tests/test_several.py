@@ -1,0 +1,127 @@
+"""Several backends and their parameters, in memory: who is listed, what goes along, what the one that failed has left."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from backends import Chat, Params
+from extras.settings import Settings
+from main import create_app
+
+pytestmark = pytest.mark.anyio
+ASKED = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}
+GOOD = {"choices": [{"index": 0, "message": {"content": "from b"}, "finish_reason": "stop"}]}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def client(tmp_path: Path, text: str, answers: dict[str, httpx.Response]) -> httpx.AsyncClient:
+    """Of the app with this CONFIG; hosts answer as told, a path of theirs before them."""
+    (tmp_path / "c.toml").write_text(text)
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        return answers.get(request.url.path) or answers[request.url.host]
+
+    settings = Settings(config=str(tmp_path / "c.toml"), store_url="sqlite://")
+    app = create_app(settings, transport=httpx.MockTransport(upstream))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy")
+
+
+def backend(name: str, *more: str, kind: str = "openai") -> str:
+    return "\n".join(["[[backend]]", f'name = "{name}"', f'kind = "{kind}"', f'url = "http://{name}/v1"', *more, ""])
+
+
+async def test_a_model_that_no_pattern_matches_is_not_listed_and_does_no_harm(tmp_path: Path) -> None:
+    listed = httpx.Response(200, json={"data": [{"id": "gpt-4o"}, {"id": "whisper-1"}]})
+    text = backend("a", 'models = ["gpt-*"]') + backend("bot", 'models = ["bot-*"]', kind="chat")
+    some = client(tmp_path, text, {"/v1/models": listed})
+    assert [row["id"] for row in (await some.get("/v1/models")).json()["data"]] == ["gpt-4o"]
+    assert (await some.get("/v1/models/gpt-4o")).status_code == 200
+    assert (await some.get("/v1/models/whisper-1")).status_code == 404
+    assert (await some.get("/info")).json()["models"] == ["gpt-4o"]
+
+
+async def test_the_usage_of_one_that_failed_is_not_that_of_the_next(tmp_path: Path) -> None:
+    failed = b'data: {"choices":[],"usage":{"prompt_tokens":99,"completion_tokens":99,"total_tokens":198}}\n\n'
+    text = backend("a", 'fallbacks = ["b"]', kind="chat") + backend("b", "models = []", kind="chat")
+    stream = httpx.Response(200, headers={"content-type": "text/event-stream"}, content=failed)
+    some = client(tmp_path, text, {"a": stream, "b": httpx.Response(200, json=GOOD)})
+    answer = (await some.post("/v1/chat/completions", json=ASKED)).json()
+    assert answer["choices"][0]["message"]["content"] == "from b"
+    assert answer["usage"]["total_tokens"] < 10
+
+
+async def test_a_clients_key_does_not_follow_to_another_provider(tmp_path: Path) -> None:
+    seen: list[str | None] = []
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("authorization"))
+        return httpx.Response(500) if len(seen) % 3 else httpx.Response(200, json=GOOD)
+
+    text = backend("a", 'fallbacks = ["a2", "b"]') + backend("b", "models = []")
+    text += backend("a2", "models = []").replace("http://a2/", "http://a/other/")
+    (tmp_path / "c.toml").write_text(text)
+    settings = Settings(config=str(tmp_path / "c.toml"), store_url="sqlite://")
+    app = create_app(settings, transport=httpx.MockTransport(upstream))
+    some = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy")
+    await some.post("/v1/chat/completions", json=ASKED, headers={"authorization": "Bearer sk-of-a"})
+    assert seen == ["Bearer sk-of-a", "Bearer sk-of-a", None]
+
+
+@pytest.mark.parametrize(
+    ("given", "sent", "dropped"),
+    [
+        ({"max_tokens": 7}, {"most": 7}, []),
+        ({"max_tokens": 7, "most": None}, {"most": 7}, []),
+        ({"max_tokens": None, "most": 10}, {"most": 10}, []),
+        ({"max_tokens": 10, "most": 10}, {"most": 10}, []),
+        ({"max_tokens": 7, "most": 10}, {"most": 10}, ["max_tokens"]),
+        ({"seed": 1, "temperature": 0.5, "stop": None}, {"heat": 0.5}, ["seed"]),
+        ({"x": 1}, {}, ["x"]),
+        ({"y": 1}, {}, ["y"]),
+    ],
+)
+async def test_no_parameter_is_lost_by_its_new_name(
+    given: dict[str, Any], sent: dict[str, Any], dropped: list[str]
+) -> None:
+    renamed = {"max_tokens": "most", "temperature": "heat", "x": "y"}
+    params = Params(rename=renamed, drop=("seed", "x", "stop", "y"), defaults={})
+    chat, lost = params.applied(Chat("m", [], given))
+    assert json.loads(json.dumps(chat.payload)) == sent
+    assert lost == dropped
+
+
+async def test_figures_are_kept_wherever_they_stand(tmp_path: Path) -> None:
+    for said in (
+        GOOD | {"figure": {"data": [1]}},
+        {"reply": "x", "figure": {"data": [1]}},
+        {"data": {"reply": "x", "figure": {"data": [1]}}},
+    ):
+        some = client(tmp_path, backend("a", kind="chat"), {"a": httpx.Response(200, json=said)})
+        answer = (await some.post("/v1/chat/completions", json=ASKED)).json()
+        assert answer["choices"][0]["message"]["figure"] == {"data": [1]}
+
+
+async def test_a_stored_chat_that_goes_on_is_one_session() -> None:
+    sent: list[dict[str, Any]] = []
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        return httpx.Response(200, json=[{"recipient_id": "x", "text": "ok"}])
+
+    settings = Settings(chat_url="http://bot", chat_shape="rasa", store_url="sqlite://")
+    app = create_app(settings, transport=httpx.MockTransport(upstream))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+        first = await some.post("/v1/chat/completions", json=ASKED | {"store": True, "user": "bob"})
+        more = {"completion_id": first.json()["id"], "user": "bob"}
+        again = await some.post("/v1/chat/completions", json=ASKED | more)
+        other = await some.post("/v1/chat/completions", json=ASKED | {"store": True, "user": "bob"})
+    assert again.status_code == other.status_code == 200
+    assert sent[0]["sender"] == sent[1]["sender"] != sent[2]["sender"]
+    assert "x-dropped-params" not in again.headers
