@@ -205,6 +205,8 @@ def run(argv: list[str], shapes: Mapping[str, Any], anyshape: Shape, shape_of: C
     headers = {pair[1]: pair[2] for pair in pairs if pair}
     probe = Probe(told.url, shapes, anyshape, shape_of, headers, told.key, told.model, told.timeout)
     try:
+        if (httpx.URL(told.url).port or 0) > 65535:
+            raise httpx.InvalidURL("there is no such port")
         return 0 if asyncio.run(probe.found()) else 1
     except httpx.InvalidURL as error:
         parser.error(f"the URL cannot be used: {error}")

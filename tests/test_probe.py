@@ -315,7 +315,9 @@ def test_a_page_or_a_status_is_no_reply(
     assert f"  got   200 {kind}: {data.decode()}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("argv", [[], ["ftp://x"], ["x.example"], ["http://x:port"], ["http://x", "--header", "none"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["ftp://x"], ["x.example"], ["http://x:port"], ["http://x:99999"], ["http://x", "--header", "none"]]
+)
 def test_a_command_that_makes_no_sense_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         probe(*argv)
