@@ -74,8 +74,8 @@ class Probe:
         return False
 
     async def keep(self, response: httpx.Response) -> None:
-        self.got = response
         await response.aread()  # within the time-out, as it is part of the request
+        self.got = response
 
     async def ask(self, url: str, table: Table, stream: bool = False) -> list[Delta]:
         """The Deltas of a reply; none, and `why`, if there is no text."""

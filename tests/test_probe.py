@@ -14,8 +14,8 @@ import httpx
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from serving import ASKED, ROOT, served
-from shape_servers import WIRES, ShapeServer, has, shape_server
-from upstreams import Request, Upstream, closed_port, hold, says, sends
+from shape_servers import WIRES, ShapeServer, has, shape_server, sse
+from upstreams import SSE, Request, Upstream, chunked, closed_port, hold, says, sends
 
 from extras.anyshape import AnyShape
 from extras.config import read_config
@@ -288,8 +288,11 @@ def test_it_does_not_go_on_where_that_is_of_no_use(
         assert capsys.readouterr().out.split("\n")[-2].startswith(says_so)
 
 
-def test_a_url_that_is_too_slow_is_asked_twice(portal: BlockingPortal, capsys: pytest.CaptureFixture[str]) -> None:
-    with portal.wrap_async_context_manager(Upstream(sends(lambda r: [], hold))) as up:
+@pytest.mark.parametrize("begun", [[], chunked(SSE, sse({"a": 1}), end=b"")])
+def test_a_url_that_is_too_slow_is_asked_twice(
+    begun: list[bytes], portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(sends(lambda r: begun, hold))) as up:
         assert probe(f"{up.url}/x", "--timeout", "0.05") == 1
         assert len(up.requests) == 2
     assert capsys.readouterr().out.endswith("It is too slow: --timeout SECONDS.\n")
