@@ -129,7 +129,9 @@ class Probe:
         """Whether it streams, and the lines to paste; where a secret was, a name in capitals."""
         pieces = await self.ask(url, table, stream=True)
         how = "the reply comes whole" if pieces else f"asked for a stream, it fails: {self.came()}"
-        self.write(f"  streams: {'yes' if any(d.content and not d.whole for d in pieces) else how}\n")
+        sized = self.got is not None and "content-length" in self.got.headers  # then one piece alone is all there is
+        streams = sum(bool(delta.content) and not delta.whole for delta in pieces) > sized
+        self.write(f"  streams: {'yes' if streams else how}\n")
         base, found, _ = str(self.got.request.url if self.got else "").partition("/chat/completions")
         url, key = self.shown(url, 9999), "YOUR-KEY" if self.key else ""
         headers = dict.fromkeys(self.headers, "YOUR-VALUE")

@@ -15,7 +15,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from serving import ASKED, ROOT, served
 from shape_servers import WIRES, ShapeServer, has, shape_server, sse
-from upstreams import SSE, Request, Upstream, chunked, closed_port, hold, says, sends
+from upstreams import PLAIN, SSE, Request, Upstream, chunked, closed_port, hold, says, sends, whole
 
 from extras.anyshape import AnyShape
 from extras.config import read_config
@@ -167,6 +167,17 @@ def test_a_reply_at_a_place_of_its_own_becomes_a_mapping(
             assert replies(url) == ("OK, then.", "OK, then.")
         _, headers, _ = up.requests[-1]
         assert (headers["authorization"], headers["x-own"]) == (f"Bearer {SECRETS[0]}", SECRETS[1])
+
+
+@pytest.mark.parametrize(
+    ("parts", "how"), [(whole(PLAIN, b"healthy"), "the reply comes whole"), (chunked(PLAIN, [b"healthy"]), "yes")]
+)
+def test_a_text_whose_length_was_known_is_no_stream(
+    parts: list[bytes], how: str, portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(sends(lambda r: parts))) as up:
+        assert probe(f"{up.url}/x") == 0
+    assert f"  streams: {how}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
