@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -17,6 +18,7 @@ import httpx
 import orjson
 
 from backends import APIError, Chat, ChatURL, Client, Delta, Limits, Shape
+from extras.framing import Events, Lines
 
 Table = Mapping[str, Any]  # a shape, as in shapes.toml
 Try = tuple[str, str, Table]  # name of a shape, URL, table; "" and {}: the shape of any URL
@@ -67,9 +69,9 @@ class Probe:
                     self.write(reason)
                     return False
                 before = self.came()
-                if "reply" not in table and self.got and self.got.is_success and (path := reply_path(self.got.content)):
+                if "reply" not in table and (path := self.place()):
                     known = self.shapes[name].table if name else {"request": ANY_REQUEST}
-                    later.append((name, url, {k: v for k, v in known.items() if k in KEPT} | {"reply": path}))
+                    later.append((name, url, mapping(known, path)))
         self.write("Nothing answers. If its path has an id in it, give the whole URL; if it wants a model, --model.")
         return False
 
@@ -91,6 +93,10 @@ class Probe:
             self.why = error.reason if isinstance(error, APIError) else str(error)
             return []
         return deltas if any(delta.content.strip() for delta in deltas) else []
+
+    def place(self) -> str | None:
+        """Where in what came last the reply is, if it can be found."""
+        return reply_path(self.got.content) if self.got and self.got.is_success else None
 
     def tell(self, outcome: str) -> None:
         """What was sent, and what came back."""
@@ -128,6 +134,9 @@ class Probe:
     async def configure(self, name: str, url: str, table: Table) -> None:
         """Whether it streams, and the lines to paste; where a secret was, a name in capitals."""
         pieces = await self.ask(url, table, stream=True)
+        if not pieces and "reply" in table and (path := self.place()):
+            table = {**table, "stream": {**table["stream"], "reply": path}}
+            pieces = await self.ask(url, table, stream=True)
         how = "the reply comes whole" if pieces else f"asked for a stream, it fails: {self.came()}"
         sized = self.got is not None and "content-length" in self.got.headers  # then one piece alone is all there is
         streams = sum(bool(delta.content) and not delta.whole for delta in pieces) > sized
@@ -140,7 +149,8 @@ class Probe:
         if "reply" in table:
             mine = {"name": "mine", "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
             rows = ["[[backend]]", *(f"{k} = {toml(v)}" for k, v in mine.items() if v), "[backend.mapping]"]
-            self.write("\n".join(["Into backends.toml:\n", *rows, *(f"{k} = {toml(v)}" for k, v in table.items()), ""]))
+            rows += [f"{k} = {toml(v)}" for k, v in table.items() if k != "stream" or streams]
+            self.write("\n".join(["Into backends.toml:\n", *rows, ""]))
             env, where = {"CONFIG": "backends.toml", "CHAT_KEY": key}, "Into the environment:\n"
         elif name == "openai" and found and not headers and "?" not in url:
             env = {"OPENAI_API_BASE": self.shown(base, 9999), "OPENAI_API_KEY": key}
@@ -178,13 +188,33 @@ def texts(value: Any, path: str = "", depth: int = 12) -> Iterator[tuple[str, st
 
 
 def reply_path(body: bytes) -> str | None:
-    """The path of the reply in JSON of unknown form, if there is but one place where it can be."""
-    try:
-        found = list(texts(orjson.loads(body)))
-    except orjson.JSONDecodeError:
-        return None
-    likely = [path for path, text in found if re.search(r"\bok\b", text, re.I)] or [path for path, _ in found]
+    """The path of the reply in JSON of unknown form, or in events of it, if there is but one place where it can be."""
+    found, early = dict[str, str](), set[str]()
+    for value in json_values(body):
+        for path, text in texts(value):
+            found[path] = found.get(path, "") + text
+        early = early or {*found}  # the places in the first event that has any
+    likely = [path for path, text in found.items() if re.search(r"\bok\b", text, re.I)] or list(found)
+    likely = [path for path in likely if path in early] or likely
     return likely[0] if len(likely) == 1 else None
+
+
+def json_values(body: bytes) -> list[Any]:
+    """A body that is JSON, or that of its events or lines which are."""
+    with suppress(orjson.JSONDecodeError):
+        return [orjson.loads(body)]
+    values, events = list[Any](), (Events if re.search(rb"^data:", body, re.M) else Lines)(len(body))
+    for _, data in chain(events.feed(body), events.close()):
+        with suppress(orjson.JSONDecodeError):
+            values.append(orjson.loads(data))
+    return values
+
+
+def mapping(known: Table, path: str) -> Table:
+    """A mapping that asks as a known shape does, with the reply at a place of its own; `stream` is yet to be tried."""
+    kept = {name: value for name, value in known.items() if name in KEPT}
+    asks = {**known.get("stream", {}).get("request", {}), "stream": True}
+    return kept | {"reply": path, "stream": {} if isinstance(kept.get("request"), str) else {"request": asks}}
 
 
 def toml(value: Any) -> str:

@@ -169,6 +169,83 @@ def test_a_reply_at_a_place_of_its_own_becomes_a_mapping(
         assert (headers["authorization"], headers["x-own"]) == (f"Bearer {SECRETS[0]}", SECRETS[1])
 
 
+def deep(words: str) -> dict[str, Any]:
+    return {"id": "x-1", "data": {"out": [{"words": words}], "model": "m9"}}
+
+
+SAME_PLACE = sse({"id": "x-1"}, deep("OK,"), deep(" then."), "[DONE]")
+ELSEWHERE = sse({"type": "start"}, {"type": "piece", "delta_text": "OK,"}, {"type": "piece", "delta_text": " then."})
+
+
+@pytest.mark.parametrize(
+    ("path", "valid", "asks", "stream", "line"),
+    [
+        ("/ask", has(messages=list), {"stream": True}, SAME_PLACE, 'stream = { "request" = { "stream" = true } }'),
+        ("/ask", has(question=str), {"stream": True}, SAME_PLACE, 'stream = { "request" = { "stream" = true } }'),
+        (
+            "/api/v1/prediction/x",
+            has(question=str, streaming=bool),
+            {"streaming": True},
+            SAME_PLACE,
+            'stream = { "request" = { "stream" = true } }',
+        ),
+        ("/v1/chat/completions", has(messages=list), {"stream": True}, SAME_PLACE, "stream = {  }"),
+        (
+            "/ask",
+            has(query=str, response_mode=str),
+            {"response_mode": "streaming"},
+            ELSEWHERE,
+            'stream = { "request" = { "response_mode" = "streaming", "stream" = true }, "reply" = "delta_text" }',
+        ),
+    ],
+)
+def test_a_mapping_streams_where_the_url_does(
+    path: str,
+    valid: Any,
+    asks: dict[str, Any],
+    stream: list[bytes],
+    line: str,
+    speaks: Speaks,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wire: dict[str, Any] = {"path": path, "valid": valid, "asks": lambda b, h: asks.items() <= b.items()}
+    with speaks(**wire, answer=DEEP, stream=stream) as up:
+        assert probe(up.url + path) == 0
+        told = capsys.readouterr().out
+        assert " streams: yes\n" in told
+        assert f'\nreply = "data.out[0].words"\n{line}\n' in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK, then.", "OK, then.")
+        assert [asks.items() <= body.items() for _, _, body in up.requests[-2:]] == [False, True]
+
+
+def test_a_mapping_for_a_url_that_takes_nothing_more_asks_for_no_stream(
+    speaks: Speaks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with speaks(path="/ask", valid=lambda b: b.keys() == {"model", "messages"}, answer=DEEP) as up:
+        assert probe(f"{up.url}/ask") == 0
+        told = capsys.readouterr().out
+        assert " streams: asked for a stream, it fails: 400 " in told
+        assert 'reply = "data.out[0].words"\n\n' in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK, then.", "OK, then.")
+
+
+@pytest.mark.parametrize("last", [[], [{"type": "end", "full": "OK, then."}], ["[DONE]"]])
+def test_a_url_that_always_streams_events_of_its_own_becomes_a_mapping(
+    last: list[Any], portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(sends(lambda r: chunked(SSE, [*ELSEWHERE, *sse(*last)])))) as up:
+        assert probe(f"{up.url}/x") == 0
+        assert len(up.requests) <= MOST_REQUESTS
+        told = capsys.readouterr().out
+        assert 'reply = "delta_text"\n' in told
+        assert " streams: yes\n" in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK, then.", "OK, then.")
+
+
 @pytest.mark.parametrize(
     ("parts", "how"), [(whole(PLAIN, b"healthy"), "the reply comes whole"), (chunked(PLAIN, [b"healthy"]), "yes")]
 )
@@ -299,7 +376,7 @@ def test_it_does_not_go_on_where_that_is_of_no_use(
         assert capsys.readouterr().out.split("\n")[-2].startswith(says_so)
 
 
-@pytest.mark.parametrize("begun", [[], chunked(SSE, sse({"a": 1}), end=b"")])
+@pytest.mark.parametrize("begun", [[], chunked(SSE, ELSEWHERE, end=b"")])
 def test_a_url_that_is_too_slow_is_asked_twice(
     begun: list[bytes], portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
 ) -> None:
