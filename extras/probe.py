@@ -25,6 +25,7 @@ Try = tuple[str, str, Table]  # name of a shape, URL, table; "" and {}: the shap
 PROMPT, MODEL, MOST_REQUESTS = "Say OK.", "gpt-4o-mini", 28
 ANY_REQUEST = {name: f"{{{name}}}" for name in ("model", "messages", "temperature", "max_tokens")}
 KEPT = {"key", "headers", "roles", "message", "turn", "request"}  # what a mapping takes over from a shape
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 SLOT = re.compile(r"\{\w+\}")
 SECRET = re.compile(  # what looks like one; the first group stays
     r'(?i)("[\w-]*(?:key|token|secret|password|authorization)"\s*:\s*"|[?&][\w-]*(?:key|token|code|sig|secret|password)=)'
@@ -33,7 +34,7 @@ SECRET = re.compile(  # what looks like one; the first group stays
 NO_REPLY = re.compile(  # names of members that hold no reply, or cannot stand in a path
     r"(?i:(?:.*[_-])?(?:ids?|uuid|hash|at|time\w*|date|created|model|role|type|kind|status|state|name|errors?|detail|reason"
     r"|version|urls?|lang\w*|trace|code|finish\w*|user|sender|session|event|usage|question|prompt|query|inputs?|request"
-    r"|object|success|level|source))|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
+    r"|object|success|level|source|method|path|host|origin))|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
 )
 
 
@@ -96,7 +97,7 @@ class Probe:
 
     def place(self) -> str | None:
         """Where in what came last the reply is, if it can be found."""
-        return reply_path(self.got.content) if self.got and self.got.is_success else None
+        return reply_path(self.got.content, self.got.request.content) if self.got and self.got.is_success else None
 
     def tell(self, outcome: str) -> None:
         """What was sent, and what came back."""
@@ -183,16 +184,18 @@ def texts(value: Any, path: str = "", depth: int = 12) -> Iterator[tuple[str, st
     elif isinstance(value, list) and depth:
         for index, inner in enumerate(value[:20]):
             yield from texts(inner, f"{path}[{index}]", depth - 1)
-    elif isinstance(value, str) and value.strip() and value != PROMPT:
+    elif isinstance(value, str) and value.strip():
         yield path or ".", value
 
 
-def reply_path(body: bytes) -> str | None:
+def reply_path(body: bytes, sent: bytes = b"") -> str | None:
     """The path of the reply in JSON of unknown form, or in events of it, if there is but one place where it can be."""
+    ours = {PROMPT, sent.decode(), *map(orjson.loads, STRING.findall(sent))}  # an echo is no reply
     found, early = dict[str, str](), set[str]()
     for value in json_values(body):
         for path, text in texts(value):
-            found[path] = found.get(path, "") + text
+            if text not in ours:
+                found[path] = found.get(path, "") + text
         early = early or {*found}  # the places in the first event that has any
     likely = [path for path, text in found.items() if re.search(r"\bok\b", text, re.I)] or list(found)
     likely = [path for path in likely if path in early] or likely

@@ -15,7 +15,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from serving import ASKED, ROOT, served
 from shape_servers import WIRES, ShapeServer, has, shape_server, sse
-from upstreams import PLAIN, SSE, Request, Upstream, chunked, closed_port, hold, says, sends, whole
+from upstreams import JSON, PLAIN, SSE, Request, Upstream, chunked, closed_port, dumps, hold, says, send, sends, whole
 
 from extras.anyshape import AnyShape
 from extras.config import read_config
@@ -244,6 +244,20 @@ def test_a_url_that_always_streams_events_of_its_own_becomes_a_mapping(
         assert " streams: yes\n" in told
         with pasted(told, monkeypatch) as url:
             assert replies(url) == ("OK, then.", "OK, then.")
+
+
+@pytest.mark.parametrize("said", [{}, {"said": "Sure."}])
+def test_what_was_sent_is_no_reply_when_it_comes_back(
+    said: dict[str, str], portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def echo(request: Request, reader: Any, writer: Any) -> None:
+        back = {"method": request.method, "received": request.json(), "raw": request.body.decode()}
+        await send(writer, whole(JSON, dumps(back | said).encode()))
+
+    with portal.wrap_async_context_manager(Upstream(echo)) as up:
+        assert probe(f"{up.url}/x") == (0 if said else 1)
+    told = capsys.readouterr().out
+    assert told.count("A reply") == told.count("A reply: Sure.") == told.count('reply = "said"') == len(said)
 
 
 @pytest.mark.parametrize(
