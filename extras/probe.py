@@ -36,6 +36,7 @@ NO_REPLY = re.compile(  # names of members that hold no reply, or cannot stand i
     r"|version|urls?|lang\w*|trace|code|finish\w*|user|sender|session|event|usage|question|prompt|query|inputs?|request"
     r"|object|success|level|source|method|path|host|origin))|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
 )
+FAILED = re.compile(r"(?i)(?:is_?)?errors?_?(?:message|msg|text)?")  # names of members that are empty when all is well
 
 
 @dataclass
@@ -93,7 +94,8 @@ class Probe:
         except (APIError, ValueError) as error:
             self.why = error.reason if isinstance(error, APIError) else str(error)
             return []
-        return deltas if any(delta.content.strip() for delta in deltas) else []
+        failed = self.got is not None and any(map(is_failure, json_values(self.got.content)))
+        return deltas if any(delta.content.strip() for delta in deltas) and not failed else []
 
     def place(self) -> str | None:
         """Where in what came last the reply is, if it can be found."""
@@ -191,15 +193,15 @@ def texts(value: Any, path: str = "", depth: int = 12) -> Iterator[tuple[str, st
 def reply_path(body: bytes, sent: bytes = b"") -> str | None:
     """The path of the reply in JSON of unknown form, or in events of it, if there is but one place where it can be."""
     ours = {PROMPT, sent.decode(), *map(orjson.loads, STRING.findall(sent))}  # an echo is no reply
-    found, early = dict[str, str](), set[str]()
-    for value in json_values(body):
+    values, found, early = json_values(body), dict[str, str](), set[str]()
+    for value in values:
         for path, text in texts(value):
             if text not in ours:
                 found[path] = found.get(path, "") + text
         early = early or {*found}  # the places in the first event that has any
     likely = [path for path, text in found.items() if re.search(r"\bok\b", text, re.I)] or list(found)
     likely = [path for path in likely if path in early] or likely
-    return likely[0] if len(likely) == 1 else None
+    return likely[0] if len(likely) == 1 and not any(map(is_failure, values)) else None
 
 
 def json_values(body: bytes) -> list[Any]:
@@ -211,6 +213,15 @@ def json_values(body: bytes) -> list[Any]:
         with suppress(orjson.JSONDecodeError):
             values.append(orjson.loads(data))
     return values
+
+
+def is_failure(value: Any) -> bool:
+    """Whether this JSON says that it is an error, whatever its status."""
+    if not isinstance(value, dict):
+        return False
+    if value.get("ok") is False or value.get("success") is False or value.get("status") in ("error", "fail", "failed"):
+        return True
+    return any(inner and FAILED.fullmatch(name) for name, inner in value.items())
 
 
 def mapping(known: Table, path: str) -> Table:

@@ -261,6 +261,36 @@ def test_what_was_sent_is_no_reply_when_it_comes_back(
 
 
 @pytest.mark.parametrize(
+    "failed",
+    [
+        {"ok": False},
+        {"success": False},
+        {"status": "error"},
+        {"status": "fail"},
+        {"errors": ["x"]},
+        {"errorMessage": "x"},
+    ],
+)
+def test_an_error_with_status_200_is_no_reply(
+    failed: dict[str, Any],
+    portal: BlockingPortal,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def answer(request: Request, reader: Any, writer: Any) -> None:
+        bad, good = failed | {"message": "missing field question"}, {"ok": True, "errors": [], "answer": "OK."}
+        await send(writer, whole(JSON, dumps(good if "question" in request.json() else bad).encode()))
+
+    with portal.wrap_async_context_manager(Upstream(answer)) as up:
+        assert probe(f"{up.url}/x") == 0
+        told = capsys.readouterr().out
+        assert told.startswith("No reply as any chat URL.\n")
+        assert told.count("A reply") == told.count("A reply as promptflow: OK.\n") == 1
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK.", "OK.")
+
+
+@pytest.mark.parametrize(
     ("parts", "how"), [(whole(PLAIN, b"healthy"), "the reply comes whole"), (chunked(PLAIN, [b"healthy"]), "yes")]
 )
 def test_a_text_whose_length_was_known_is_no_stream(
@@ -278,6 +308,7 @@ def test_a_text_whose_length_was_known_is_no_stream(
         ({"a": {"b": "OK."}, "c": "something else"}, "a.b"),
         ({"a": "one", "b": "two"}, None),
         ({"id": "1", "error": "OK?", "x": 5}, None),
+        ({"success": False, "info": "OK?"}, None),
         ([{"t": ["Hi"]}], "[0].t[0]"),
         ({"a b": "OK", "a.b": "OK"}, None),
         ({"echo": "Say OK.", "said": "ok"}, "said"),
