@@ -1,6 +1,6 @@
 """Backends: each one turns a Chat into a stream of Deltas. The mock, any chat URL, an OpenAI-compatible upstream.
 
-Knows httpx and what upstreams say on the wire; never imports Starlette, main.py or the folder beside it.
+Knows httpx and what upstreams say on the wire; never imports Starlette or main.py, and of the folder beside it the framing alone.
 A backend does not know which API shape is served: that is a rendering's business (main.py).
 """
 
@@ -9,17 +9,18 @@ import logging
 import re
 import time
 from base64 import b64encode
+from codecs import BOM_UTF8
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 import httpx
 import orjson
 
-from extras.framing import Events, Lines, Pieces, framing, is_json
+from extras.framing import Events, Lines, Pieces, charset, framing, is_json
 
 Headers = list[tuple[bytes, bytes]]
 log = logging.getLogger("rewrap")
@@ -143,10 +144,10 @@ GAP = re.compile(r"(?<=\s)(?=\S)")
 def text_of(content: Any) -> str:
     """A message's content as one string: the text parts of a list, a line each; null is "".
 
-    Parts that are no text (images, audio) have no place in it: `parts_without_text` names them.
+    Parts that are no text (images, audio) have no place in it: a shape names them (`dropped`).
     """
     if isinstance(content, list):
-        texts = (part if isinstance(part, str) else part.get("text") for part in content)
+        texts = (part.get("text") if isinstance(part, dict) else part for part in content)
         return "\n".join(text for text in texts if isinstance(text, str))
     return content or ""
 
@@ -404,6 +405,8 @@ class ChatURL:
     429, 503 and what concerns the request (400, 404, 413, 422) as they come.
     """
 
+    text = True  # plain text may be a reply
+
     def __init__(
         self,
         client: Client,
@@ -423,8 +426,7 @@ class ChatURL:
         self.failure_status = failure_status
         self.own_headers = {name.lower(): value for name, value in (headers or {}).items()}
         self.targets: dict[tuple[str, bool], Any] = {}
-        values = [value.split()[-1] for value in self.own_headers.values() if value.strip()]
-        self.secrets = [secret for secret in (key, *values, url, httpx.URL(url).netloc.decode()) if len(secret) > 3]
+        self.secrets = secrets_in(url, key, self.own_headers)
         # An address that is not whole stops the start, and so does a header that cannot be sent.
         self.target(shape.url(url, Chat("m", [], {})), False)
 
@@ -470,35 +472,49 @@ class ChatURL:
             if dropped := dropped + self.shape.dropped(asked):
                 names = UNPRINTABLE.sub("?", ", ".join(dropped))[:1000]  # they are the client's
                 chat.headers.append((b"x-dropped-params", names.encode()))
-            chat.headers += [(k, v) for k, v in reply.headers.items() if PASSED_ON.match(k)]
+            chat.headers += passed_on(reply.headers)
             chat.body = asked.body = body = b""  # of no more use: a long stream need not hold it
             yield reply
         except Refused as refused:
             raise self.failure(refused, own_key=not credentials) from None
         except UPSTREAM_ERRORS as exc:
             raise upstream_error(exc, self.failure_status) from exc
+        except (AttributeError, LookupError, TypeError, RecursionError) as exc:
+            log.exception("%s: an answer that nobody has thought of", self.name)
+            raise unusable(FAILED, type(exc).__name__, self.failure_status) from exc
         finally:
             if reply is not None:
                 await reply.aclose()
 
     async def read(self, reply: Reply, chat: Chat) -> Deltas:
         """The Deltas of a good answer, whatever its framing."""
-        known, said = self.shape.framing if chat.stream else "auto", reply.headers.get(b"content-type", b"")
-        if said.startswith(b"application/json") and (known == "sse" or b"content-length" in reply.headers):
-            known = "auto"  # it was asked for a stream, and answers whole
-        kind, first = await framing(reply, known)
+        loop = asyncio.get_running_loop()
+
+        async def more(begun: bool) -> bytes:
+            if begun:
+                reply.deadline = min(chat.until, loop.time() + self.limits.stall)
+            return await reply.read()
+
+        kind, first = await framing(reply.headers, more, self.shape.framing if chat.stream else "auto")
+        encoding = charset(reply.headers)
+        if "text" in kind and not self.text:
+            raise ValueError("plain text")
         if kind in ("json", "json or text"):
-            value = self.parsed(await self.whole(reply, first, chat.until), text=kind != "json")
+            body = await self.whole(reply, first, chat.until)
+            body = body if encoding == "utf-8" else body.decode(encoding, "replace").encode()
+            value = self.parsed(body, text=kind != "json")
             if not isinstance(value, Lines):
                 for delta in self.checked(self.shape.answer(value), chat, value):
                     yield delta
                 return
             events: Any = value
+            first = b""
+        elif kind == "text":
+            events = Pieces(self.limits.event_bytes, encoding)
         else:
-            events = {"sse": Events, "ndjson": Lines, "text": Pieces}[kind](self.limits.event_bytes)
+            events = {"sse": Events, "ndjson": Lines}[kind](self.limits.event_bytes)
         read = self.shape.reader()
         started = finished = False
-        loop = asyncio.get_running_loop()
         # What is gathered for an answer that is no stream has an end in time and in size.
         until, left = (float("inf"), float("inf")) if chat.stream else (chat.until, self.limits.reply_bytes)
         data = first or await reply.read()
@@ -532,11 +548,11 @@ class ChatURL:
         for delta in deltas:
             if delta.usage:
                 chat.usage = delta.usage
-            if delta.fields or delta.logprobs:
+            if delta.fields or delta.logprobs or delta.usage:
                 try:  # orjson reads 1,024 levels and writes 254; in an answer they stand some levels down
                     orjson.dumps([[[[[[[[delta.fields, delta.logprobs, delta.usage]]]]]]]])
                 except TypeError:
-                    raise ValueError("nested too deeply") from None
+                    raise ValueError("nested too deeply, or a number too large") from None
             if delta.whole and len(delta.content) > 4096 and delta.logprobs is None:
                 *most, last = portions(delta.content)
                 yield from (Delta(text, index=delta.index, whole=True) for text in most)
@@ -562,7 +578,7 @@ class ChatURL:
         try:
             return orjson.loads(body)
         except orjson.JSONDecodeError:
-            lines = body.strip().split(b"\n")
+            lines = [line for line in body.split(b"\n") if line.strip()]
             if len(lines) > 1 and all(is_json(line) for line in lines):
                 return Lines(len(body), body)
             if text:
@@ -571,17 +587,18 @@ class ChatURL:
 
     async def refusal(self, reply: Reply) -> Refused:
         """A status other than 2xx, with what the upstream says about it, if that can be read."""
-        reply.deadline = min(reply.deadline, asyncio.get_running_loop().time() + 5.0)
+        until = min(reply.deadline, asyncio.get_running_loop().time() + 5.0)
         try:
-            refused = self.shape.refusal(reply.status, orjson.loads(await self.whole(reply)))
+            refused = self.shape.refusal(reply.status, orjson.loads(await self.whole(reply, until=until)))
         except (httpx.HTTPError, TimeoutError, APIError, ValueError):
             refused = Refused(reply.status)
-        refused.headers = [(k, v) for k, v in reply.headers.items() if k.startswith((b"retry-after", b"x-ratelimit-"))]
+        refused.headers = passed_on(reply.headers)
         return refused
 
     def failure(self, refused: Refused, *, own_key: bool) -> APIError:
         """What an upstream's refusal means for the client (`own_key`: it was asked with a key of ours, or none)."""
-        status, known = refused.status, dict[str, Any](refused.known)
+        status = refused.status
+        known: dict[str, Any] = {name: self.redacted(text)[:200] for name, text in refused.known.items()}
         message = self.redacted(refused.message)[:2000]
         reason = f"upstream: {status}"
         if status in (429, 503, 529):  # 529: Anthropic's "overloaded"
@@ -594,7 +611,7 @@ class ChatURL:
         if status == 504:
             return APIError(504, TOO_SLOW, type="upstream_error", code="timeout", reason=reason)
         error = unusable(FAILED, reason, self.failure_status)
-        if status < 500:  # our configuration is wrong, its key or its URL: to try again helps nobody
+        if status < 500 and status not in (408, 409):  # our configuration is wrong: to try again helps nobody
             error.headers = [(b"x-should-retry", b"false")]
         return error
 
@@ -617,8 +634,27 @@ FAILED = "The chat backend failed to answer."
 TOO_LARGE = "The chat backend's answer is too large."
 TOO_SLOW = "The chat backend did not answer in time."
 UNPRINTABLE = re.compile(r"[^ -~]")
-PASSED_ON = re.compile(rb"(?:openai-processing-ms|openai-version|x-ratelimit-[a-z-]+)\Z")
+PASSED_ON = re.compile(
+    rb"(?:openai-processing-ms|openai-version|retry-after(?:-ms)?|x-ratelimit-(?:limit|remaining|reset)-(?:requests|tokens))"
+    rb": [\w.:, -]{1,64}"
+)
 KEYLIKE = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key)[-_][\w*.…-]{8,}|\bBearer\s+\S+")
+
+
+def passed_on(headers: Mapping[bytes, bytes]) -> Headers:
+    """What of an upstream's headers is for the client."""
+    return [(k, v) for k, v in headers.items() if PASSED_ON.fullmatch(b"%b: %b" % (k, v))]
+
+
+def secrets_in(url: str, key: str, headers: Mapping[str, str]) -> list[str]:
+    """What an upstream might repeat, and no client may see: keys, parts of headers, the address and what stands in it."""
+    address = httpx.URL(url)
+    user = unquote_to_bytes(address.userinfo)
+    known = [url, key, address.netloc.decode(), address.raw_path.decode(), address.password, address.userinfo.decode()]
+    known += [b64encode(user).decode(), *(value for _, value in address.params.multi_items())]
+    known += [part for value in headers.values() for part in (value, *re.split(r"[\s;=,]+", value))]
+    known += [b64encode(text.encode()).decode().rstrip("=") for text in known] + [quote(text, "") for text in known]
+    return sorted({text for text in known if len(text) > 5 or (key and text == key)}, key=len, reverse=True)
 
 
 class OpenAI(ChatURL):
@@ -629,12 +665,15 @@ class OpenAI(ChatURL):
     """
 
     MODELS_SECONDS = 60.0
+    text = False
 
     def __init__(self, client: Client, api_base: str, shape: Shape, **options: Any) -> None:
-        base = api_base.rstrip("/").removesuffix("/chat/completions")
-        super().__init__(client, f"{base}/chat/completions", shape, **{"name": "openai"} | options)
+        address = httpx.URL(api_base)
+        base = address.path.rstrip("/").removesuffix("/chat/completions")
+        url, models = (str(address.copy_with(path=f"{base}/{end}")) for end in ("chat/completions", "models"))
+        super().__init__(client, url, shape, **{"name": "openai"} | options)
         self.has_key = bool(self.key) or "authorization" in self.own_headers
-        self.models_target = client.target("GET", f"{base}/models", shape.headers(self.key, False) | self.own_headers)
+        self.models_target = client.target("GET", models, shape.headers(self.key, False) | self.own_headers)
         self.listed: tuple[float, list[dict[str, Any]]] = (0.0, [])
 
     def credentials(self, chat: Chat) -> dict[str, str]:
@@ -704,7 +743,7 @@ class OpenAI(ChatURL):
                         continue
                 if not data.isascii():
                     data.decode()  # raises UnicodeDecodeError: a client's reader would, too
-                if b'"error"' in data and (found := failed_event(data)):
+                if (b'"error"' in data or not is_plain_events(data)) and (found := failed_event(data)):
                     if begun or b'"delta"' in data[: found[0]]:
                         yield Delta(raw=self.by_alias(data[: found[0]], chat))
                     raise found[1]
@@ -740,8 +779,10 @@ class OpenAI(ChatURL):
 
     async def completion(self, reply: Reply, chat: Chat) -> bytes:
         """A completion as it came, when it is one. Raises ValueError, Refused."""
-        body = await self.whole(reply, until=chat.until)
+        body = (await self.whole(reply, until=chat.until)).removeprefix(BOM_UTF8)
         value = orjson.loads(body)
+        if isinstance(value, dict) and value.get("error"):
+            raise refused_in_200(value["error"])
         if not is_plain(value) and not (isinstance(value, dict) and self.shape.answer(value) and "choices" in value):
             raise ValueError("no completion")
         counts = value.get("usage")
@@ -765,13 +806,29 @@ def is_plain(value: Any) -> bool:
     return all(isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages)
 
 
+def is_plain_events(data: bytes) -> bool:
+    """Whether these are events as almost all are: one line with a JSON object. Four looks in C, 0.4 µs."""
+    count = data.count(b"\n\n")
+    between = data.count(b"}\n\ndata: {")
+    return (
+        between == count - 1
+        and data.startswith(b"data: {")
+        and data.endswith(b"}\n\n")
+        and data.count(b"\n") == 2 * count
+    )
+
+
 def failed_event(data: bytes) -> tuple[int, Refused] | None:
-    """Where, in whole events, the first one stands that says an error."""
+    """Where, in whole events, the first one stands that says an error, or is none of a chat completion's."""
     start = 0
     for end in EVENT_END.finditer(data):
-        for _, event in Events(len(data)).feed(data[start : end.end()]):
-            if event.startswith(b"{") and (error := orjson.loads(event).get("error")):
-                return start, refused_in_200(error)
+        for name, event in Events(len(data)).feed(data[start : end.end()]):
+            event = event.strip()
+            said = orjson.loads(event) if b'"error"' in event and event.startswith(b"{") else {}
+            if name == "error" or said.get("error"):
+                return start, refused_in_200(said.get("error") or {})
+            if event != b"[DONE]" and event and not (event.startswith(b"{") and event.endswith(b"}")):
+                return start, Refused(502)
         start = end.end()
     return None
 

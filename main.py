@@ -300,10 +300,10 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
         elif isinstance(old, dict) and isinstance(value, dict):
             merge(old, value)
         elif isinstance(value, list) and all(isinstance(item, dict) and "index" in item for item in value):
-            rows = into.setdefault(name, [])
+            rows = into[name] = old if isinstance(old, list) else []
             for item in value:
-                row = next((row for row in rows if row["index"] == item["index"]), None)
-                merge(row, item) if row else rows.append(dict(item))
+                known = (row for row in rows if isinstance(row, dict) and row.get("index") == item["index"])
+                merge(row, item) if (row := next(known, None)) else rows.append(dict(item))
         elif isinstance(old, list) and isinstance(value, list):
             into[name] = old + value
         elif value is not None:

@@ -3,12 +3,12 @@
 Takes the plain types from backends, does no I/O.
 """
 
+import re
 from typing import Any
 
 import orjson
 
 from backends import Chat, Delta, Refused, refused_in_200, text_of, usage
-from extras.framing import is_json
 
 
 class AnyShape:
@@ -34,10 +34,10 @@ class AnyShape:
         return [f"messages.{kind}" for kind in sorted(kinds)]
 
     def answer(self, value: Any) -> list[Delta]:
-        if isinstance(value, dict) and isinstance(value.get("choices"), list) and value["choices"]:
-            return openai_deltas(value, whole=True)
         if isinstance(value, dict) and value.get("error"):
             raise refused_in_200(value["error"])
+        if isinstance(value, dict) and isinstance(value.get("choices"), list) and value["choices"]:
+            return openai_deltas(value, whole=True)
         text = find_reply(value)
         if text is None:
             raise ValueError("no reply")
@@ -49,6 +49,7 @@ class AnyShape:
     def refusal(self, status: int, value: Any) -> Refused:
         """The words of an OpenAI envelope; of anything else none, for who knows what is in them."""
         error = value.get("error") if isinstance(value, dict) else None
+        error = value if isinstance(value, dict) and value.get("object") == "error" else error  # vLLM's, before 0.9
         refused = refused_in_200(error if isinstance(error, dict) else {})
         refused.status = status
         return refused
@@ -75,22 +76,22 @@ class AnyReader:
         if data.strip() == b"[DONE]" or (name in ("end", "done", "close") and not data.strip(b' {}"')):
             self.done = True
             return []
-        value: Any = None
-        if self.bare is not True and data.lstrip()[:1] in (b"{", b"[", b'"'):
-            value = orjson.loads(data) if data.lstrip()[:1] != b'"' or is_json(data) else None
-        if value is None:
+        value = json_in(data)
+        if value is None and self.bare is not True and BEGUN[self.bare].match(data):
+            raise ValueError("an event is not JSON")
+        if isinstance(value, str) and not self.bare:
+            self.bare = False
+            return [Delta(value)]
+        if isinstance(value, list) and not self.bare and (found := find_reply(value)) is not None:
+            return [Delta(found)]
+        if not isinstance(value, dict) or (self.bare and not {*value} & KNOWN):
             if name == "error":
                 raise ValueError("error event")
             self.bare = True
-            return [Delta(data.decode("utf-8", "replace"))]
-        if isinstance(value, str):
-            self.bare = False
-            return [Delta(value)]
-        if not isinstance(value, dict):
-            text = find_reply(value)
-            return [Delta(text)] if text else []
+            return [Delta(data.decode("utf-8", "replace"))] if data.strip() != b"null" else []
         if name == "error" or value.get("error"):
             raise refused_in_200(value.get("error"))
+        self.bare = self.bare or False
         if isinstance(value.get("choices"), list):
             self.complete = False
             return openai_deltas(value, whole=False)
@@ -109,6 +110,14 @@ class AnyReader:
         ]
 
 
+def json_in(data: bytes) -> Any:
+    """The object, list or string of an event; None if it is none."""
+    try:
+        return orjson.loads(data) if data.lstrip()[:1] in (b"{", b"[", b'"') else None
+    except ValueError:
+        return None
+
+
 def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
     """The choices of a completion, or of a chunk. Raises ValueError where a whole one says nothing."""
     deltas = []
@@ -122,11 +131,16 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
         content = number_as_text(content) if "delta" in choice else content
         fields = {k: v for k, v in message.items() if k not in ("role", "content") and v not in (None, [], "")}
         fields |= {k: v for k, v in figures_in(value).items() if not position}
-        if not all(isinstance(call, dict) for call in listed(fields.get("tool_calls"))):
-            raise ValueError("tool calls are no objects")
-        if whole and content is None and not fields:
+        if "tool_calls" in fields:
+            calls = fields["tool_calls"]
+            calls = calls if isinstance(calls, list) else [calls]
+            if not all(isinstance(call, dict) for call in calls):
+                raise ValueError("tool calls are no objects")
+            fields["tool_calls"] = [{"index": at} | call for at, call in enumerate(calls)]
+        if whole and content is None and not fields and choice.get("finish_reason") in (None, "stop"):
             raise ValueError("no reply")
-        if not isinstance(content, (str, list, type(None))):
+        parts = content if isinstance(content, list) else []
+        if not isinstance(content, (str, list, type(None))) or not all(isinstance(p, (str, dict)) for p in parts):
             raise ValueError("content is no text")
         finish_reason = choice.get("finish_reason")
         if whole and not isinstance(finish_reason, str):
@@ -147,10 +161,6 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
     return deltas
 
 
-def listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
-
-
 def openai_usage(value: Any) -> dict[str, Any] | None:
     found = value.get("usage") if isinstance(value, dict) else None
     if not isinstance(found, dict):
@@ -168,7 +178,7 @@ def extra_fields(value: Any) -> dict[str, Any] | None:
 
 def figures_in(value: dict[str, Any]) -> dict[str, Any]:
     """`figure` and `figures`, at the top or one level down."""
-    places = [inner for name in (*WRAPPERS, *REPLY_NAMES) if isinstance(inner := value.get(name), dict)]
+    places = [inner for name in (*WRAPPERS, *REPLY_NAMES, *OUTCOMES) if isinstance(inner := value.get(name), dict)]
     return {k: place[k] for place in (*places, value) for k in ("figure", "figures") if place.get(k)}
 
 
@@ -183,12 +193,12 @@ def both_names(fields: dict[str, Any]) -> dict[str, Any] | None:
     return (fields | {"reasoning_content": said, "reasoning": said} if said else fields) or None
 
 
-def find_reply(value: Any, depth: int = 2) -> str | None:
-    """The text in a JSON value of unknown form; None if there is none."""
+def find_reply(value: Any, depth: int = 4, lists: int = 4) -> str | None:
+    """The text in a JSON value of unknown form; None if there is none, so many objects and lists down."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        texts = [find_reply(item, depth) for item in value[:1000]]
+        texts = [find_reply(item, depth, lists - 1) for item in replies_in(value[:1000])] if lists else []
         found = [text for text in texts if text is not None]
         return "".join(found) if found else None
     if not isinstance(value, dict) or not depth:
@@ -197,12 +207,25 @@ def find_reply(value: Any, depth: int = 2) -> str | None:
     for text in here:
         if isinstance(text, str):
             return text
-    for inner in here + [value[name] for name in WRAPPERS if name in value]:
-        if not isinstance(inner, str) and (text := find_reply(inner, depth - 1)) is not None:
+    inside = here + [value[name] for name in (*WRAPPERS, *OUTCOMES) if name in value]
+    for inner in inside:
+        if not isinstance(inner, str) and (text := find_reply(inner, depth - 1, lists)) is not None:
             return text
-    return None
+    return next((text for text in inside if isinstance(text, str)), None)
 
 
-REPLY_NAMES = ("reply", "response", "answer", "message", "output", "text", "content", "generated_text", "result")
+def replies_in(items: list[Any]) -> list[Any]:
+    """Of a conversation that is sent back, what comes after the user's last message; any other list as it is."""
+    roles = [item.get("role", item.get("type")) if isinstance(item, dict) else None for item in items]
+    last = max((at for at, role in enumerate(roles) if role in ("user", "human")), default=-1)
+    said = [item for item, role in zip(items, roles, strict=True) if role in ("assistant", "ai", "bot", "model")]
+    return [item for item in items[last + 1 :] if item in said] if said else items
+
+
+REPLY_NAMES = ("reply", "response", "answer", "output", "text", "content", "generated_text")
+OUTCOMES = ("message", "result")  # texts that may say "success" beside the reply: what is found in an object goes first
 MORE_NAMES = ("completion", "delta", "token", "bot", "assistant", "output_text", "response_text")
+# An object that is cut short, and not the first tokens of a bare text; after others, whatever begins so.
+BEGUN = {None: re.compile(rb"\s*\{.*[:,]", re.DOTALL), False: re.compile(rb'\s*[{\["]')}
 WRAPPERS = ("data", "results", "outputs", "predictions", "responses", "messages", "body", "payload")
+KNOWN = frozenset([*REPLY_NAMES, *MORE_NAMES, *OUTCOMES, *WRAPPERS, "choices", "error"])

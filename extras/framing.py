@@ -6,54 +6,86 @@ Raises ValueError for what is none of these, and for an event larger than it may
 
 import codecs
 import re
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import orjson
 
 Event = tuple[str, bytes]
 
 
-class Readable(Protocol):
-    headers: dict[bytes, bytes]
-
-    async def read(self) -> bytes: ...
+Read = Callable[[bool], Awaitable[bytes]]  # the next bytes, b"" at the end; is anything but blanks there already?
 
 
-async def framing(reply: Readable, known: str = "auto") -> tuple[str, bytes]:
-    """ "json", "sse", "ndjson" or "text", and the bytes that were read to find out. Raises ValueError for anything else."""
-    if known != "auto":
+async def framing(headers: Mapping[bytes, bytes], read: Read, known: str = "auto") -> tuple[str, bytes]:
+    """ "json", "json or text", "sse", "ndjson" or "text", and the bytes that were read to find out.
+
+    What comes in pieces is decided with the first of them, if that leaves no doubt. Raises ValueError for anything else.
+    """
+    said = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    whole = b"content-length" in headers
+    if known != "auto" and not (
+        said.endswith(b"/json") and (whole or known == "sse")
+    ):  # asked for a stream, it is none
         return known, b""
-    said = reply.headers.get(b"content-type", b"").split(b";")[0].strip().lower()
     if said == b"text/event-stream":
         return "sse", b""
     if said in NDJSON:
         return "ndjson", b""
-    first = await reply.read()
-    start = first.lstrip()
-    if not start:
-        raise ValueError("empty answer")
     if not said.endswith(b"json") and said not in TEXTS:
         raise ValueError("neither JSON nor text")
-    whole = b"content-length" in reply.headers
-    if start[:1] in b'{["' or said.endswith(b"json"):
-        # Flask and others end one JSON value with a line break: it is a stream only if its length was not known.
-        line, newline, _ = start.partition(b"\n")
-        if newline and not whole and is_json(line):
-            return "ndjson", first
-        if said.endswith(b"json") or is_json(first):
-            return "json", first
-        if whole:
-            return "json or text", first
-    if MARKUP.match(start):
-        raise ValueError("a page for people")
-    return ("sse" if start.startswith((b"data:", b"event:", b"id:", b": ")) else "text"), first
+    first, ended = b"", False
+    while not ended:
+        more = await read(bool(first.strip()))
+        first, ended = first + more, not more
+        start = first.removeprefix(codecs.BOM_UTF8).lstrip()
+        begun = start and (ended or not codecs.BOM_UTF8.startswith(first))
+        if begun and (kind := kind_of(start, said, whole, ended or len(start) > LOOK_BYTES)):
+            return kind, first.removeprefix(codecs.BOM_UTF8)
+    raise ValueError("empty answer")
 
 
-MARKUP = re.compile(rb"<(?:!doctype|html|head|body|title|center|h1|p|div)\b", re.IGNORECASE)
+def kind_of(start: bytes, said: bytes, whole: bool, enough: bool) -> str:
+    """The framing of what begins so; "" where more has to come, unless this is `enough`. `whole`: its length is known."""
+    json, line, newline = said.endswith(b"json"), *start.partition(b"\n")[:2]
+    if FIELD.match(start):
+        if SSE.search(start) and (not whole or b"\n\n" in start):
+            return "sse"
+        if not enough:
+            return ""
+    elif not enough and any(field.startswith(start) for field in (b"data:", b"event:")):
+        return ""
+    if json or start[:1] in b'{["':
+        if newline and not whole and is_json(line):  # Flask and others end one JSON value so, but they know its length
+            return "ndjson"
+        if not json and NO_JSON.match(start):
+            return "text"
+        return ("json" if json else "json or text") if whole or newline or enough else ""
+    if said != b"text/plain" and start.startswith(b"<"):
+        if len(start) < 64 and not enough:
+            return ""
+        if said == b"text/html" or MARKUP.match(start):
+            raise ValueError("a page for people")
+    return "text"
+
+
+LOOK_BYTES = 65_536
+FIELD = re.compile(rb"(?:data|event|id|retry|):")
+SSE = re.compile(rb"(?:\A|[\r\n])(?:data|event):[^\r\n]*[\r\n]|\A:[^\r\n]*(?:\r\n\r\n|\n\n|\r\r)")
+NO_JSON = re.compile(rb'\{\s*[^"}\s]|\[\s*[^\[{"\]\s]|"(?:[^"\\]|\\.)*"\s*\S', re.DOTALL)
+MARKUP = re.compile(rb"<(?:!--|\?xml|(?:!doctype|html|head|body|meta|title|center|h1|p|div)\b)", re.IGNORECASE)
 NDJSON = frozenset([b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"])
 NDJSON |= {b"application/stream+json", b"application/jsonlines", b"application/json-seq"}
 TEXTS = frozenset([b"", b"text/plain", b"text/html", b"text/markdown", b"application/octet-stream"])
+CHARSET = re.compile(rb"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
+
+
+def charset(headers: Mapping[bytes, bytes]) -> str:
+    """The encoding of a text, as its content type says; UTF-8 where it says none that is known."""
+    found = CHARSET.search(headers.get(b"content-type", b""))
+    try:
+        return codecs.lookup(found[1].decode()).name if found else "utf-8"
+    except LookupError:
+        return "utf-8"
 
 
 def is_json(line: bytes) -> bool:
@@ -120,15 +152,13 @@ class Events(Lines):
                 if self.data or self.name:  # the standard drops an event without data: LangServe ends with one
                     events.append((self.name, b"\n".join(self.data)))
                 self.name, self.data, self.data_size = "", [], 0
-            elif line.startswith(b"data:"):
+            elif line.startswith(b"data:") or line == b"data":
                 self.data.append(line[6:] if line.startswith(b"data: ") else line[5:])
                 self.data_size += len(line)
                 if self.data_size > self.event_bytes:
                     raise ValueError("event too large")
             elif line.startswith(b"event:"):
                 self.name = line[6:].strip().decode("utf-8", "replace")
-            elif line == b"data":
-                self.data.append(b"")
         return events
 
     def close(self) -> list[Event]:
@@ -138,8 +168,8 @@ class Events(Lines):
 class Pieces:
     """Plain text, as it comes; a character that is split between two reads is given out whole."""
 
-    def __init__(self, event_bytes: int) -> None:
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    def __init__(self, event_bytes: int, encoding: str = "utf-8") -> None:
+        self.decoder = codecs.getincrementaldecoder(encoding)("replace")
 
     def feed(self, data: bytes) -> Iterable[Event]:
         text = self.decoder.decode(data)

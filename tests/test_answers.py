@@ -1,0 +1,218 @@
+"""What chat URLs in the wild say, in pieces of any size, in memory: each is the reply, however it is cut."""
+
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from extras.settings import Settings
+from main import create_app
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+Answer = tuple[str, list[bytes], bool]  # content type, pieces, whether its length is known
+ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+TEXT = "text/plain"
+HTML = "text/html; charset=UTF-8"
+JSON = "application/json"
+SSE = "text/event-stream"
+
+
+def says(body: str | bytes, kind: str = JSON) -> Answer:
+    """An answer whose length is known."""
+    return kind, [body.encode() if isinstance(body, str) else body], True
+
+
+def pieces(*parts: str | bytes, kind: str = JSON) -> Answer:
+    """One that comes in pieces."""
+    return kind, [part.encode() if isinstance(part, str) else part for part in parts], False
+
+
+REPLIES: dict[str, tuple[Answer, str]] = {
+    # JSON on lines, whatever is known of its length and wherever it is cut
+    "lines, length known": (says('{"text":"a"}\n{"text":"b"}\n'), "ab"),
+    "lines, length known, no last line end": (says('{"text":"a"}\n{"text":"b"}', TEXT), "ab"),
+    "lines, blank ones between": (says('{"text":"a"}\n\n{"text":"b"}\n\n'), "ab"),
+    "lines, line end in the next piece": (pieces('{"text":"a"}', '\n{"text":"b"}\n'), "ab"),
+    "lines, cut in a line": (pieces('{"te', 'xt":"a"}\n{"text":"b"}\n'), "ab"),
+    "lines, line ends alone": (pieces('{"text":"a"}', "\n", '{"text":"b"}', "\n", kind=TEXT), "ab"),
+    # JSON of any type, in any pieces
+    "PHP": (pieces('{"reply":"Hello ', 'world"}', kind=HTML), "Hello world"),
+    "JSON as text": (pieces('{"reply":"Hello ', 'world"}', kind=TEXT), "Hello world"),
+    "JSON of no type": (pieces('{"reply":"Hello ', 'world"}', kind=""), "Hello world"),
+    "a JSON string as text": (pieces('"Hello ', 'world"', kind=TEXT), "Hello world"),
+    "pretty JSON": (pieces('{\n  "reply":\n', '"Hello"\n}\n', kind=TEXT), "Hello"),
+    "JSON after blanks": (pieces(" ", "\n", '{"reply":"Hi"}'), "Hi"),
+    "JSON after a BOM": (says(b'\xef\xbb\xbf{"reply":"Hi"}'), "Hi"),
+    "JSON in Latin-1": (says('{"reply":"Grüße"}'.encode("latin-1"), f"{JSON}; charset=iso-8859-1"), "Grüße"),
+    # texts that begin as something else does
+    "blank first": (pieces("\n", "Hello", " there", kind=TEXT), "\nHello there"),
+    "BOM": (says(b"\xef\xbb\xbfHi", TEXT), "Hi"),
+    "Latin-1": (pieces("Gr", "üße".encode("latin-1"), kind=f"{TEXT}; charset=iso-8859-1"), "Grüße"),
+    "no charset that is known": (says("Grüße", f"{TEXT}; charset=x-nothing"), "Grüße"),
+    "a page that was asked for": (says("<!DOCTYPE html>\n<html></html>", TEXT), "<!DOCTYPE html>\n<html></html>"),
+    "HTML in pieces": (pieces("<div>", "hello", "</div>", kind=TEXT), "<div>hello</div>"),
+    "id:": (says("id: 42 is your number.", TEXT), "id: 42 is your number."),
+    "data:": (pieces("data: ", "the plural of datum", kind=TEXT), "data: the plural of datum"),
+    "dat": (pieces("dat", "um", kind=TEXT), "datum"),
+    "a quotation": (pieces('"Yes"', " is what", " she said.", kind=TEXT), '"Yes" is what she said.'),
+    "a footnote": (pieces("[1", "] See there.", kind=TEXT), "[1] See there."),
+    # events
+    "events as text": (pieces("da", 'ta: {"text":"Hi"}\n\n', kind=TEXT), "Hi"),
+    "events as JSON": (pieces('data: {"text":"Hel"}\n\n', 'data: {"text":"lo"}\n\n'), "Hello"),
+    "events as text, a comment first": (pieces(": ping\n\n", 'data: {"text":"Hi"}\n\n', kind=TEXT), "Hi"),
+    "a greeting, then JSON": (pieces("data: Hello \n\n", 'data: {"text":"you"}\n\n', kind=SSE), "Hello you"),
+    "null, then JSON": (pieces("data: null\n\n", 'data: {"text":"Hi"}\n\n', kind=SSE), "Hi"),
+    "bare tokens of JSON": (pieces("data: {\n\n", 'data: "a"\n\n', "data: : 1}\n\n", kind=SSE), '{"a": 1}'),
+    "bare tokens of Markdown": (pieces("data: [\n\n", "data: link](x)\n\n", kind=SSE), "[link](x)"),
+    "bare tokens, a number first": (pieces("data: [1]\n\n", "data:  see\n\n", kind=SSE), "[1] see"),
+    "digits": (pieces('data: {"text":"$"}\n\n', 'data: {"text":5}\n\n', kind=SSE), "$5"),
+    # where the reply stands
+    "an envelope": (says('{"code":200,"message":"success","data":{"reply":"Hi"}}'), "Hi"),
+    "a conversation": (
+        says('{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}'),
+        "A",
+    ),
+    "a conversation of LangChain's": (
+        says('{"output":{"messages":[{"type":"human","content":"Q"},{"type":"ai","content":"A"}]}}'),
+        "A",
+    ),
+    "OpenAI's newer form": (says('{"output":[{"type":"message","content":[{"type":"output_text","text":"A"}]}]}'), "A"),
+    "two messages of a bot": (says('[{"role":"assistant","text":"A"},{"role":"assistant","text":"B"}]'), "AB"),
+}
+
+
+def client(answer: Answer, way: str = "chat_url") -> httpx.AsyncClient:
+    kind, parts, whole = answer
+
+    async def content() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        length = {"content-length": str(sum(map(len, parts)))} if whole else {}
+        return httpx.Response(200, headers={"content-type": kind} | length, content=content())
+
+    settings = Settings(**{way: "http://bot/v1"}, store_url="sqlite://")
+    app = create_app(settings, transport=httpx.MockTransport(upstream))
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy")
+
+
+async def reply(answer: Answer, stream: bool, way: str = "chat_url") -> str:
+    response = await client(answer, way).post("/v1/chat/completions", json=ASKED | {"stream": stream})
+    assert response.status_code == 200, response.text
+    if not stream:
+        return str(response.json()["choices"][0]["message"]["content"])
+    assert response.text.endswith("data: [DONE]\n\n")
+    events = [json.loads(event[6:]) for event in response.text.split("\n\n")[:-2]]
+    return "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("size", [0, 1, 1000], ids=["as it is", "byte by byte", "at once"])
+@pytest.mark.parametrize("name", REPLIES)
+async def test_the_reply_is_found_however_it_is_cut(name: str, size: int, stream: bool) -> None:
+    (kind, parts, whole), text = REPLIES[name]
+    if size:
+        body = b"".join(parts)
+        parts = [body[start : start + size] for start in range(0, len(body), size)]
+    assert await reply((kind, parts, whole), stream) == text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [
+        (HTML, ["<", "html><body>Log in</body>"]),
+        (HTML, ["\ufeff<!-- a -->", "<html>"]),
+        ("", ["<!DOC", "TYPE html>"]),
+        ("", ["<?xml version='1.0'?>"]),
+        (HTML, ["<b>You are not logged in</b>"]),
+        (TEXT, ["\n", "  "]),
+        (JSON, ['{"choices":[{"message":{"content":[1,null]}}]}']),
+        (JSON, ['{"error":{"message":"no"},"choices":[{"index":0,"message":{"content":""}}]}']),
+        (JSON, ['{"reply":' + "[" * 600 + "]" * 600 + "}"]),
+        (
+            JSON,
+            [
+                '{"reply":"x","usage":{"prompt_tokens":1,"completion_tokens":1,"x":'
+                + "[" * 300
+                + "]" * 300
+                + "}}"
+            ],
+        ),
+        (JSON, ['{"reply":"x","usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}']),
+        (SSE, ['data: {"text":"Hel']),
+        (SSE, ["event: error\ndata: boom\n\n"]),
+    ],
+)
+async def test_what_is_no_reply_is_a_failure(kind: str, parts: list[str], stream: bool) -> None:
+    answer = (kind, [part.encode() for part in parts], False)
+    response = await client(answer).post("/v1/chat/completions", json=ASKED | {"stream": stream})
+    assert response.status_code == 502, response.text
+    assert response.json()["error"]["code"] == "bad_gateway"
+
+
+# In front of an OpenAI-compatible upstream
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_a_completion_without_a_text_may_have_its_reason(reason: str, stream: bool) -> None:
+    body = json.dumps({"choices": [{"index": 0, "message": {"content": None}, "finish_reason": reason}]})
+    for way in ("chat_url", "openai_api_base"):
+        answer = await client(says(body), way).post("/v1/chat/completions", json=ASKED | {"stream": stream})
+        assert answer.status_code == 200
+        assert f'"{reason}"' in answer.text
+
+
+async def test_text_is_no_completion() -> None:
+    for kind, text in ((TEXT, "Traceback: sk-1"), (HTML, "Hello"), (TEXT, '{"oops"')):
+        for more in ({}, {"stream": True}):
+            answer = await client(says(text, kind), "openai_api_base").post("/v1/chat/completions", json=ASKED | more)
+            assert answer.status_code == 502
+
+
+async def test_a_completion_with_an_error_is_none() -> None:
+    body = '{"error":{"message":"bad key","code":429},"choices":[{"index":0,"message":{"content":""}}]}'
+    answer = await client(says(body), "openai_api_base").post("/v1/chat/completions", json=ASKED)
+    assert answer.status_code == 429
+
+
+GOOD = 'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
+END = 'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize("first", ["", GOOD], ids=["first", "later"])
+@pytest.mark.parametrize(
+    "event",
+    [
+        'data:  {"error": {"message":"bad key LEAK"}}\n\n',
+        'event: error\ndata: {"message":"bad key LEAK"}\n\n',
+        "event: error\ndata: LEAK\n\n",
+        "data: <html>LEAK</html>\n\n",
+        'data: {"choices":[{"ind LEAK\n\n',
+        "data: LEAK\n\n",
+    ],
+)
+async def test_a_relayed_event_that_is_no_chunk_is_a_failure(event: str, first: str) -> None:
+    answer = pieces(first, event, END, kind=SSE)
+    response = await client(answer, "openai_api_base").post("/v1/chat/completions", json=ASKED | {"stream": True})
+    assert response.status_code == (200 if first else 502)
+    assert "LEAK" not in response.text
+    assert "[DONE]" not in response.text
+    assert '"error"' in response.text
+
+
+async def test_comments_blanks_and_fields_of_other_names_pass_through() -> None:
+    text = f": ping\n\nid: 1\nretry: 3\n{GOOD}\n\n:\n\n{GOOD.replace('data: ', 'data:')}{END}"
+    answer = pieces(text, kind=SSE)
+    response = await client(answer, "openai_api_base").post("/v1/chat/completions", json=ASKED | {"stream": True})
+    assert response.text == text
