@@ -11,6 +11,7 @@
 
 Also: shape = "dify", or [backend.mapping] with a shape of one's own; headers; params = {rename, defaults, drop, roles};
 words_per_second (mock); first_byte_, stall_ and total_timeout_seconds. Does not make backends: main.py does.
+Imports nothing of ours, so that settings.py and shapes.py can share its check of headers.
 """
 
 import re
@@ -22,7 +23,6 @@ from typing import Any, get_origin
 
 KINDS = ("openai", "chat", "mock")
 PARAMS = {"rename": dict, "defaults": dict, "drop": list, "roles": dict}
-HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: [\t -~\x80-\xff]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
     if kind != "mock" and not re.match(r"https?://[^\s/?#]", table.get("url", "")):
         raise ValueError(f"{where}: url must begin with http:// or https://, and name a host")
     for name, value in table.get("headers", {}).items():
-        if not HEADER.fullmatch(f"{name}: {value}"):
+        if not is_header(name, value):
             raise ValueError(f"{where}: headers: {name!r} is none that can be sent")
     for name, value in table.get("params", {}).items():
         if name not in PARAMS:
@@ -110,3 +110,9 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
     if variable and not environ.get(variable):
         raise ValueError(f"{where}: key_env: the variable {variable} is not set")
     return BackendTable(**table, key=environ[variable] if variable else "")
+
+
+def is_header(name: str, value: Any) -> bool:
+    """A name and a value that HTTP can carry."""
+    named = re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
+    return bool(named) and isinstance(value, str) and re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value) is not None

@@ -1,13 +1,14 @@
 """Settings: one frozen dataclass is the only reader of the environment and of `.env`."""
 
 import os
-import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import httpx
 import orjson
 from starlette.config import Config
+
+from extras.config import is_header
 
 
 def setting(default: Any, about: str, **limits: Any) -> Any:
@@ -135,20 +136,13 @@ def cast(name: str, text: str, type: Any, limits: Any) -> Any:
             headers = orjson.loads(text)
         except ValueError:
             headers = None
-        if not isinstance(headers, dict) or not all(map(is_header, headers.items())):
+        if not isinstance(headers, dict) or not all(is_header(*item) for item in headers.items()):
             raise ValueError(f'{name} must be a JSON object of headers: {{"Authorization": "Bearer ..."}}')
         return headers
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     if not parts:
         raise ValueError(f"{name} has commas, and nothing between them")
     return parts
-
-
-def is_header(item: tuple[str, Any]) -> bool:
-    """A name and a value that HTTP can carry."""
-    name, value = item
-    named = re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
-    return bool(named) and isinstance(value, str) and re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value) is not None
 
 
 def listed(value: Any) -> list[str]:

@@ -18,6 +18,7 @@ import orjson
 
 from backends import APIError, Delta, Refused
 from backends import Chat as Request
+from extras.config import is_header
 
 Chat = Mapping[str, Any]  # {"model", "messages", "stream", and every field that the client sent}
 Path = tuple[str | int | None, ...]  # None is `[]`
@@ -264,6 +265,8 @@ class Shape:
 
     def __init__(self, table: Chat, name: str) -> None:
         stream = checked(checked(table, TABLE, f"{name}.").get("stream", {}), STREAM, f"{name}.stream.")
+        if "reply" not in table:
+            raise ShapeError(f"{name}.reply: where is the text of an answer? A path such as 'data.text', or '.'")
         self.table, self.name, self.about, self.streams = table, name, table.get("about", name), "stream" in table
         self.framing, self.mode = stream.get("framing", "auto") if self.streams else "json", stream.get("mode", "delta")
         if self.framing not in FRAMINGS or self.mode not in MODES:
@@ -271,11 +274,11 @@ class Shape:
         self.path, self.stream_path = table.get("path", ""), stream.get("path", table.get("path", ""))
         self.body, self.omit = table.get("request", REQUEST), table.get("omit", {})
         self.stream_body = merged(self.body, stream["request"]) if "request" in stream else self.body
-        fill(self.body, dict.fromkeys(WORDS), f"{name}.request")
-        fill(self.stream_body, dict.fromkeys(WORDS), f"{name}.stream.request")
         self.message, self.turn = table.get("message", MESSAGE), table.get("turn", {})
-        fill(self.message, dict.fromkeys(("role", "content")), f"{name}.message")
-        fill(self.turn, dict.fromkeys(("prompt", "reply")), f"{name}.turn")
+        check_template(self.body, WORDS, f"{name}.request")
+        check_template(self.stream_body, WORDS, f"{name}.stream.request")
+        check_template(self.message, ["role", "content"], f"{name}.message")
+        check_template(self.turn, ["prompt", "reply"], f"{name}.turn")
         braces = re.sub(r"\{\{|\}\}", "", orjson.dumps([self.path, self.body, self.stream_body]).decode())
         self.used = set(re.findall(r"\{ *(?:param\.)?(\w+)", braces))
         self.whole = Places(table, f"{name}.")
@@ -472,12 +475,50 @@ def is_text(part: Any) -> bool:
     return isinstance(part, dict) and isinstance(part.get("text"), str)
 
 
+TEXTS = {"about", "like", "path", "key", "join"}
+TABLES = {
+    "headers": (str, "a table of strings"),
+    "roles": (str, "a table of strings"),
+    "statuses": (int, "a table of integers"),
+    "message": (object, "a table"),
+    "turn": (object, "a table"),
+    "omit": (object, "a table"),
+}
+
+
 def checked(table: Any, known: set[str], where: str) -> Chat:
+    """A table with none but known settings, each of its type; paths and templates are for others to check."""
     if not isinstance(table, Mapping):
         raise ShapeError(f"{where.rstrip('.')}: a table is expected, not {table!r}")
     if unknown := sorted(table.keys() - known):
         raise ShapeError(f"{where}{unknown[0]}: no such setting; known are: {', '.join(sorted(known))}")
+    for key, value in table.items():
+        if key in TEXTS and not isinstance(value, str):
+            raise ShapeError(f"{where}{key}: a string is expected, not {value!r}")
+        kind, words = TABLES.get(key, (object, ""))
+        if words and not (isinstance(value, Mapping) and all(isinstance(one, kind) for one in value.values())):
+            raise ShapeError(f"{where}{key}: {words} is expected")  # what stands there may be a secret
+    for name, value in [*table.get("headers", {}).items(), (table.get("key", "authorization"), "")]:
+        if not is_header(name, value):
+            raise ShapeError(f"{where.rstrip('.')}: {name!r} is no header that can be sent")
     return table
+
+
+def check_template(tree: Any, known: list[str], where: str) -> None:
+    """Raises ShapeError for a template that cannot be filled, or not be sent."""
+    fill(tree, dict.fromkeys(known), where)
+    if odd := [name for name in names(tree) if re.search(r"\{[^{}]*\}", name)]:
+        raise ShapeError(f"{where}: the name of a member is no template: {odd[0]!r}")
+    try:
+        orjson.dumps(tree)
+    except TypeError as exc:
+        raise ShapeError(f"{where}: {exc}") from exc
+
+
+def names(tree: Any) -> list[str]:
+    """The names of the members in a template, those further down too."""
+    inner = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, list) else ()
+    return [*(tree if isinstance(tree, Mapping) else ()), *(name for one in inner for name in names(one))]
 
 
 def merged(below: Any, above: Any) -> Any:
@@ -489,8 +530,8 @@ def merged(below: Any, above: Any) -> Any:
 
 def shape_from(table: Chat, name: str, known: Mapping[str, Shape]) -> Shape:
     """Compile one table; `like` names a known shape that it goes on from. Raises ShapeError, which says where."""
-    if like := table.get("like"):
-        if like not in known:
+    if "like" in checked(table, TABLE, f"{name}."):
+        if (like := table["like"]) not in known:
             raise ShapeError(f"{name}.like: no shape is called {like!r}; known are: {', '.join(sorted(known))}")
         table = merged(known[like].table, {key: value for key, value in table.items() if key != "like"})
     return Shape(table, name)

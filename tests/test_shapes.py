@@ -45,7 +45,7 @@ def heard(name: str, pieces: list[bytes]) -> tuple[list[Piece], Reader]:
 
 
 def one(**table: Any) -> Shape:
-    return shape_from(table, "mine", SHAPES)
+    return shape_from(table if "like" in table else {"reply": "."} | table, "mine", SHAPES)
 
 
 # Each product
@@ -425,11 +425,46 @@ def test_a_falsy_error_is_none_and_an_object_is_shown() -> None:
         ({"replay": "a"}, r"mine\.replay: no such setting"),
         ({"stream": {"pieces": "a"}}, r"mine\.stream\.pieces: no such setting"),
         ({"like": "olama"}, r"mine\.like: no shape is called 'olama'"),
+        ({"like": ""}, r"mine\.like: no shape is called ''"),
+        ({"like": ["x"]}, r"mine\.like: a string is expected"),
+        ({"path": 5}, r"mine\.path: a string is expected"),
+        ({"key": 5}, r"mine\.key: a string is expected"),
+        ({"key": "a b"}, r"mine: 'a b' is no header that can be sent"),
+        ({"join": 5}, r"mine\.join: a string is expected"),
+        ({"about": 5}, r"mine\.about: a string is expected"),
+        ({"headers": "x"}, r"mine\.headers: a table of strings is expected"),
+        ({"headers": {"x": 5}}, r"mine\.headers: a table of strings is expected"),
+        ({"headers": {"x": "a\r\nb"}}, r"mine: 'x' is no header that can be sent"),
+        ({"headers": {"x: y": "a"}}, r"mine: 'x: y' is no header that can be sent"),
+        ({"roles": "x"}, r"mine\.roles: a table of strings is expected"),
+        ({"roles": {"user": 5}}, r"mine\.roles: a table of strings is expected"),
+        ({"statuses": "x"}, r"mine\.statuses: a table of integers is expected"),
+        ({"statuses": {"x": "429"}}, r"mine\.statuses: a table of integers is expected"),
+        ({"turn": "x"}, r"mine\.turn: a table is expected"),
+        ({"message": "x"}, r"mine\.message: a table is expected"),
+        ({"omit": "x"}, r"mine\.omit: a table is expected"),
+        ({"stream": {"path": 5}}, r"mine\.stream\.path: a string is expected"),
+        ({"stream": {"headers": {"x": "a\nb"}}}, r"mine\.stream: 'x' is no header that can be sent"),
+        ({"request": {"q": 99999999999999999999}}, r"mine\.request: Integer exceeds 64-bit range"),
+        ({"message": {"q": 99999999999999999999}}, r"mine\.message: Integer exceeds 64-bit range"),
+        ({"stream": {"request": {"q": 99999999999999999999}}}, r"mine\.stream\.request: Integer exceeds"),
+        ({"request": {"{modle}": "x"}}, r"mine\.request: the name of a member is no template: '\{modle\}'"),
+        ({"request": {"a": [{"x{model}": "x"}]}}, r"mine\.request: the name of a member .* 'x\{model\}'"),
+        ({"stream": {"request": {"{model}": 1}}}, r"mine\.stream\.request: the name of a member"),
+        ({"message": {"{role}": "x"}}, r"mine\.message: the name of a member"),
+        ({"turn": {"{reply}": "x"}}, r"mine\.turn: the name of a member"),
     ],
 )
 def test_a_table_that_cannot_be_used_says_where(table: dict[str, Any], says: str) -> None:
-    with pytest.raises(ShapeError, match=says):
+    with pytest.raises(ShapeError, match=f"^{says}") as raised:
         one(**table)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_table_says_where_its_reply_is_or_what_it_is_like() -> None:
+    with pytest.raises(ShapeError, match=r"^mine\.reply: where is the text of an answer\?"):
+        shape_from({"request": {"q": "{prompt}"}}, "mine", SHAPES)
+    assert shape_from({"like": "dify"}, "mine", SHAPES).answer({"answer": "hi"}).text == "hi"
 
 
 def test_a_file_that_is_not_toml_says_so() -> None:

@@ -579,7 +579,7 @@ CHAT = '[[backend]]\nname = "a"\nurl = "http://x"\n'
         (CHAT + 'shape = "defy"', r"backend 'a': no shape is called 'defy'"),
         (CHAT + 'shape = "flowise"', r"flowise: the URL must be whole"),
         (CHAT + 'mapping = { reply = "a[" }', r"backend 'a'.*\.reply: 'a\['"),
-        (CHAT + 'mapping = { request = { q = "{promt}" } }', r"backend 'a'.*\.request\.q: .*\{promt\}"),
+        (CHAT + 'mapping = { request = { q = "{promt}" }, reply = "." }', r"backend 'a'.*\.request\.q: .*\{promt\}"),
         (CHAT + "params = { remane = { a = 'b' } }", r"backend 1: params may have rename, defaults, drop, roles"),
         (CHAT + "params = { rename = 'x' }", r"backend 1: params: rename must be a dict of strings"),
         (CHAT + "params = { drop = 'seed' }", r"backend 1: params: drop must be a list of strings"),
