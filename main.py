@@ -36,6 +36,7 @@ from backends import (
     Mock,
     OpenAI,
     Params,
+    Shape,
     dumps,
     estimated_tokens,
     no_such_model,
@@ -472,24 +473,38 @@ def backend_of(settings: Settings, client: Client) -> Backend:
     common: dict[str, Any] = {"limits": limits, "failure_status": settings.upstream_failure_status}
     if settings.use_mock_api:
         return Mock(settings.mock_words_per_second)
-    if settings.config:
-        rows = [(backend_from(table, client, common), table) for table in read_config(settings.config, variables())]
+    if path := settings.config:
+        rows = [(backend_from(table, client, common, path), table) for table in read_config(path, variables())]
         return Several([(backend, table.models, table.fallbacks) for backend, table in rows])
     common["model"] = settings.openai_model
     if settings.chat_url:
         shape = shape_named(settings.chat_shape, "CHAT_SHAPE") if settings.chat_shape else AnyShape()
         common |= {"key": settings.chat_key, "headers": settings.chat_headers}
-        return ChatURL(client, settings.chat_url, shape, **common)
-    if settings.openai_api_base:
-        return OpenAI(client, settings.openai_api_base, AnyShape(), key=settings.openai_api_key, **common)
+        return made(ChatURL, "CHAT_URL", client, settings.chat_url, shape, **common)
+    for name in ("chat_shape", "chat_key", "chat_headers"):
+        if getattr(settings, name):
+            raise ValueError(f"{name.upper()} is set, and CHAT_URL is not")
+    if base := settings.openai_api_base:
+        return made(OpenAI, "OPENAI_API_BASE", client, base, AnyShape(), key=settings.openai_api_key, **common)
     return Mock(settings.mock_words_per_second)
 
 
-def backend_from(table: BackendTable, client: Client, common: dict[str, Any]) -> Backend:
+def made(kind: type[ChatURL], where: str, client: Client, url: str, shape: Shape, **options: Any) -> Backend:
+    """A backend that can be asked, streaming too. Raises ValueError, which begins with `where`."""
+    try:
+        backend = kind(client, url, shape, **options)
+        backend.target(shape.url(backend.url, Chat("m", [], {}, stream=True)), True)
+    except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:
+        said = str(error)
+        raise ValueError(said if said.startswith(where) else f"{where}: {said}") from None
+    return backend
+
+
+def backend_from(table: BackendTable, client: Client, common: dict[str, Any], path: str) -> Backend:
     """One backend of the file. Raises ValueError."""
     if table.kind == "mock":
         return Mock(table.words_per_second, table.name)
-    where = f"CONFIG: backend {table.name!r}"
+    where = f"CONFIG: {path}: backend {table.name!r}"
     names = ("first_byte", "stall", "total")
     seconds = {name: value for name in names if (value := getattr(table, f"{name}_timeout_seconds"))}
     options = common | {
@@ -499,11 +514,12 @@ def backend_from(table: BackendTable, client: Client, common: dict[str, Any]) ->
         "params": Params(**table.params, model=table.model),
         "limits": replace(common["limits"], **seconds),
     }
-    if table.kind == "openai":
-        return OpenAI(client, table.url, AnyShape(), **options)
+    shape: Shape = AnyShape()
     if table.mapping:
-        return ChatURL(client, table.url, shape_of(table.mapping, where), **options)
-    return ChatURL(client, table.url, shape_named(table.shape, where) if table.shape else AnyShape(), **options)
+        shape = shape_of(table.mapping, f"{where}: mapping")
+    elif table.shape:
+        shape = shape_named(table.shape, f"{where}: shape")
+    return made(OpenAI if table.kind == "openai" else ChatURL, where, client, table.url, shape, **options)
 
 
 class ChatCompletions:

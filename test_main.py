@@ -1597,7 +1597,17 @@ BAD = [
     ("CHAT_URL", "ftp://bot.example/chat"),
     ("CHAT_URL", "http://"),
     ("CHAT_URL", "http://bot:port/chat"),
+    ("CHAT_URL", "http://[::1/x"),
+    ("CHAT_URL", "http://bot.example/a\nb"),
+    ("CHAT_URL", "http://bot.example:99999/chat"),
+    ("CHAT_URL", "http://bot.example:0/chat"),
+    ("CHAT_URL", "http://bot..example/chat"),
+    ("CHAT_URL", "http://{host}/chat"),
+    ("OPENAI_API_BASE", "http://bot.example:99999/v1"),
     ("OPENAI_API_BASE", "localhost:8080/v1"),
+    ("CHAT_KEY", "hunter2\nhunter2"),
+    ("CHAT_KEY", "hunter2é€"),
+    ("OPENAI_API_KEY", "hunter2\nhunter2"),
     ("UPSTREAM_PROXY", "proxy:3128"),
     ("CHAT_HEADERS", "Authorization: Bearer x"),
     ("CHAT_HEADERS", "[]"),
@@ -1613,6 +1623,11 @@ BAD = [
     ("CONNECT_TIMEOUT_SECONDS", "0"),
     ("FIRST_BYTE_TIMEOUT_SECONDS", "-1"),
     ("STALL_TIMEOUT_SECONDS", "nan"),
+    ("STALL_TIMEOUT_SECONDS", "inf"),
+    ("MOCK_WORDS_PER_SECOND", "inf"),
+    ("STORE_MAX_AGE_DAYS", "inf"),
+    ("STORE_MAX_AGE_DAYS", "1e300"),
+    ("MAX_BODY_BYTES", "9" * 400),
     ("TOTAL_TIMEOUT_SECONDS", "soon"),
 ]
 
@@ -1623,20 +1638,60 @@ def test_a_bad_setting_is_named_in_one_line(env: pytest.MonkeyPatch, name: str, 
     with pytest.raises(ValueError, match=name) as caught:
         Settings.load(NO_FILE)
     assert "\n" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
-def test_a_bad_setting_stops_the_start_with_one_line() -> None:
+GOOD_URLS = ["HTTP://Bot", "http://my_bot:65535/x", "http://localhost.", "https://münchen.de/ü x", "http://[::1]:80/x"]
+GOOD_URLS += ["http://user:p@ss:word@bot/", "http://bot/{model}?k={v}#f", "http://127.0.0.1:/", "http://[fe80::1%lo]/"]
+
+
+@pytest.mark.parametrize("url", [*GOOD_URLS, "https://xn--ls8h.example/"])
+def test_a_url_that_can_be_asked_is_taken(env: pytest.MonkeyPatch, url: str) -> None:
+    env.setenv("CHAT_URL", url)
+    assert create_app(Settings.load(NO_FILE)).gateway.backend.name == "chat-url"
+
+
+AT_ODDS = [
+    ({"chat_shape": "ollama"}, "CHAT_SHAPE is set, and CHAT_URL is not"),
+    ({"chat_key": "hunter2"}, "CHAT_KEY is set, and CHAT_URL is not"),
+    ({"chat_headers": {"X-Key": "hunter2"}}, "CHAT_HEADERS is set, and CHAT_URL is not"),
+    ({"chat_shape": "ollama", "openai_api_base": API_BASE}, "CHAT_SHAPE is set, and CHAT_URL is not"),
+    ({"chat_url": "http://[::1/x"}, "CHAT_URL: "),
+    ({"chat_url": CHAT_URL, "chat_key": "hunter2\n"}, "CHAT_URL: "),
+    ({"chat_url": CHAT_URL, "chat_headers": {"X-Key": "hunter2€"}}, "CHAT_URL: "),
+    ({"chat_url": f"{CHAT_URL}/{{bot}}", "chat_shape": "dify"}, "CHAT_URL: "),
+    ({"openai_api_base": API_BASE, "openai_api_key": "hunter2\n"}, "OPENAI_API_BASE: "),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), AT_ODDS)
+def test_settings_that_cannot_be_stop_the_start_with_one_line(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=f"^{says}") as caught:
+        create_app(Settings(**settings))
+    assert "\n" not in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_for_a_chat_url_may_stand_beside_the_mock_and_a_file_of_backends() -> None:
+    aside: dict[str, Any] = {"chat_shape": "ollama", "chat_key": "k", "chat_headers": {"X": "y"}}
+    assert create_app(Settings(use_mock_api=True, **aside)).gateway.backend.name == "mock"
+    with pytest.raises(ValueError, match=r"^CONFIG: /none cannot be read"):
+        create_app(Settings(config="/none", **aside))
+
+
+@pytest.mark.parametrize(("name", "value"), [("PORT", "abc"), ("CHAT_URL", "http://[::1/x"), ("CHAT_SHAPE", "ollama")])
+def test_a_bad_setting_stops_the_start_with_one_line(name: str, value: str) -> None:
     run = subprocess.run(
         [sys.executable, "main.py"],
         cwd=ROOT,
-        env=os.environ | {"PORT": "abc"},
+        env=os.environ | {name: value},
         capture_output=True,
         text=True,
         timeout=20,
     )
     assert run.returncode != 0
     (line,) = run.stderr.splitlines()
-    assert "PORT" in line
+    assert line.startswith(f"rewrap: {name}")
 
 
 def test_without_settings_the_mock_serves_on_loopback_without_keys(env: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@
 
 Also: shape = "dify", or [backend.mapping] with a shape of one's own; headers; params = {rename, defaults, drop, roles};
 words_per_second (mock); first_byte_, stall_ and total_timeout_seconds. Does not make backends: main.py does.
-Imports nothing of ours, so that settings.py and shapes.py can share its check of headers.
+Imports nothing of ours, so that settings.py and shapes.py can share its checks of URLs and headers.
 """
 
 import re
@@ -21,8 +21,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
+import httpx
+import orjson
+
 KINDS = ("openai", "chat", "mock")
+ONLY = {"shape": "chat", "mapping": "chat", "words_per_second": "mock"}  # what other kinds would pass over in silence
 PARAMS = {"rename": dict, "defaults": dict, "drop": list, "roles": dict}
+HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(?:%[\w.-]+)?")  # a name or an IPv6 address, as httpx writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +58,7 @@ def read_config(path: str, environ: Mapping[str, str]) -> list[BackendTable]:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeError) as error:
         raise ValueError(f"CONFIG: {path} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end
         raise ValueError(f"CONFIG: {path} is not TOML: {error}") from None
     tables = data.pop("backend", None)
     if data or not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
@@ -87,14 +92,17 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
             items: Any = value if kind is list else value.values()
             if not all(isinstance(item, str) for item in items):
                 raise ValueError(f"{where}: {name} must hold strings")
-        if kind is float and value < 0:
-            raise ValueError(f"{where}: {name} must not be negative")
+        if kind is float and not 0 <= value <= 1e9:
+            raise ValueError(f"{where}: {name} must be from 0 to 1e9")
     if not table.get("name"):
         raise ValueError(f"{where}: it has no name")
     if (kind := table.get("kind", "chat")) not in KINDS:
         raise ValueError(f"{where}: kind must be one of {', '.join(KINDS)}")
-    if kind != "mock" and not re.match(r"https?://[^\s/?#]", table.get("url", "")):
-        raise ValueError(f"{where}: url must begin with http:// or https://, and name a host")
+    for name, only in ONLY.items():
+        if name in table and kind != only:
+            raise ValueError(f"{where}: {name} is for the kind {only} alone")
+    if kind != "mock":
+        check_url(table.get("url", ""), f"{where}: url")
     for name, value in table.get("headers", {}).items():
         if not is_header(name, value):
             raise ValueError(f"{where}: headers: {name!r} is none that can be sent")
@@ -104,12 +112,39 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
         items = value.values() if isinstance(value, dict) else value
         if not isinstance(value, PARAMS[name]) or (name != "defaults" and not all(isinstance(i, str) for i in items)):
             raise ValueError(f"{where}: params: {name} must be a {PARAMS[name].__name__} of strings")
+    params = table.get("params", {})
+    rename, defaults = params.get("rename", {}), params.get("defaults", {})
+    for name in ("model", "messages"):
+        if name in (*rename, *rename.values(), *defaults, *params.get("drop", ())):
+            raise ValueError(f"{where}: params: {name} cannot be renamed, dropped, or have a default")
+    try:
+        orjson.dumps(defaults)
+    except TypeError as error:
+        raise ValueError(f"{where}: params: defaults: {error}") from None
     if table.get("shape") and table.get("mapping"):
         raise ValueError(f"{where}: shape and mapping are two ways to say one thing")
+    if "mapping" in table and not table["mapping"]:
+        raise ValueError(f"{where}: mapping is empty: it needs a reply, the path of the text of an answer")
     variable = table.get("key_env")
-    if variable and not environ.get(variable):
+    key = environ.get(variable, "").strip() if variable else ""
+    if variable and not key:
         raise ValueError(f"{where}: key_env: the variable {variable} is not set")
-    return BackendTable(**table, key=environ[variable] if variable else "")
+    if not is_header("key", key):
+        raise ValueError(f"{where}: key_env: the variable {variable} holds no key that can be sent")
+    return BackendTable(**table, key=key)
+
+
+def check_url(url: str, where: str) -> None:
+    """Raises ValueError where no request can go to `url`, in a line that does not repeat it: keys may stand in it."""
+    try:
+        address = httpx.URL(url)
+        host, port = address.raw_host.decode("ascii"), 80 if address.port is None else address.port
+        host.encode("idna")  # as it is looked up: no label is empty, or too long
+    except (httpx.InvalidURL, UnicodeError):
+        address, host, port = httpx.URL(), "", 0
+    if address.scheme not in ("http", "https") or not HOST.fullmatch(host) or not 0 < port < 65536:
+        parts = "name a host (and a port from 1 to 65535, if any), and have no control characters"
+        raise ValueError(f"{where} must begin with http:// or https://, {parts}")
 
 
 def is_header(name: str, value: Any) -> bool:

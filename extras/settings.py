@@ -4,11 +4,10 @@ import os
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import httpx
 import orjson
 from starlette.config import Config
 
-from extras.config import is_header
+from extras.config import check_url, is_header
 
 
 def setting(default: Any, about: str, **limits: Any) -> Any:
@@ -26,10 +25,12 @@ class Settings:
         {}, 'Headers for CHAT_URL, as JSON: {"Authorization": "Bearer ..."}.', secret=True
     )
     chat_shape: str = setting("", "The shape that CHAT_URL speaks, such as ollama or dify. Unset: it is found out.")
-    chat_key: str = setting("", "The key for CHAT_URL, sent where its shape wants it.", secret=True)
+    chat_key: str = setting("", "The key for CHAT_URL, sent where its shape wants it.", secret=True, header=True)
     config: str = setting("", "A TOML file with several backends, in place of CHAT_URL and OPENAI_API_BASE.")
     openai_api_base: str = setting("", "An OpenAI-compatible upstream, up to and with its /v1.", url=True)
-    openai_api_key: str = setting("", "Key for OPENAI_API_BASE. Unset: the client's own goes along.", secret=True)
+    openai_api_key: str = setting(
+        "", "Key for OPENAI_API_BASE. Unset: the client's own goes along.", secret=True, header=True
+    )
     openai_model: str = setting("", "The model for requests that name none.")
     use_mock_api: bool = setting(False, "true: the mock answers, whatever else is set.")
     mock_words_per_second: float = setting(0.0, "How fast the mock speaks; 0: all at once.", least=0)
@@ -116,20 +117,17 @@ def cast(name: str, text: str, type: Any, limits: Any) -> Any:
             number = type(text)
         except ValueError:
             raise ValueError(f"{name} must be a number, not {text!r}") from None
-        least, most = limits.get("least", float("-inf")), limits.get("most", float("inf"))
-        if not least <= number <= most or number <= limits.get("above", float("-inf")) or number != number:
+        least, most = limits.get("least", float("-inf")), limits.get("most", 1e20)  # inf and nan are out of every range
+        if not least <= number <= most or number <= limits.get("above", float("-inf")):
             raise ValueError(f"{name} is out of range: {text}")
         if number not in limits.get("among", (number,)):
             raise ValueError(f"{name} must be {' or '.join(map(str, limits['among']))}, not {text}")
         return number
     if type is str:
         if limits.get("url"):
-            try:
-                address = httpx.URL(text)
-            except httpx.InvalidURL:
-                address = httpx.URL("")
-            if address.scheme not in ("http", "https") or not address.host:
-                raise ValueError(f"{name} must be a URL that begins with http:// or https://")
+            check_url(text, name)
+        if limits.get("header") and not is_header("key", text):
+            raise ValueError(f"{name} must be a key that a header can carry: one line, without letters above U+00FF")
         return text.lower() if name == "LOG_LEVEL" else text
     if name == "CHAT_HEADERS":
         try:

@@ -252,7 +252,9 @@ async def test_a_model_that_cannot_stand_in_the_address_is_the_clients_mistake()
 
 
 def test_an_address_that_is_not_whole_stops_the_start() -> None:
-    with pytest.raises(ValueError, match=r"^flowise: the URL must be whole, with its own flow: /api/v1/prediction/"):
+    with pytest.raises(
+        ValueError, match=r"^CHAT_URL: flowise: the URL must be whole, with its own flow: /api/v1/prediction/"
+    ):
         create_app(Settings(chat_url="http://127.0.0.1:1", chat_shape="flowise"))
 
 
@@ -570,16 +572,42 @@ CHAT = '[[backend]]\nname = "a"\nurl = "http://x"\n'
         (CHAT + 'headers = { "a b" = "1" }', r"backend 1: headers: 'a b'"),
         (CHAT + 'headers = { a = "1\\n2" }', r"backend 1: headers: 'a'"),
         (CHAT + 'headers = { a = "世" }', r"backend 1: headers: 'a'"),
-        (CHAT + "stall_timeout_seconds = -1", r"backend 1: stall_timeout_seconds must not be negative"),
+        (CHAT + "stall_timeout_seconds = -1", r"backend 1: stall_timeout_seconds must be from 0 to 1e9"),
         (CHAT + 'stall_timeout_seconds = "5"', r"backend 1: stall_timeout_seconds must be a float"),
         (CHAT + "stall_timeout_seconds = true", r"backend 1: stall_timeout_seconds must be a float"),
         (CHAT + 'key_env = "NO_SUCH_KEY"', r"backend 1: key_env: the variable NO_SUCH_KEY is not set"),
         (CHAT + 'key = "sk-in-the-file"', r"backend 1: key is not known"),
         (CHAT + 'shape = "dify"\nmapping = { reply = "x" }', r"backend 1: shape and mapping"),
-        (CHAT + 'shape = "defy"', r"backend 'a': no shape is called 'defy'"),
-        (CHAT + 'shape = "flowise"', r"flowise: the URL must be whole"),
-        (CHAT + 'mapping = { reply = "a[" }', r"backend 'a'.*\.reply: 'a\['"),
-        (CHAT + 'mapping = { request = { q = "{promt}" }, reply = "." }', r"backend 'a'.*\.request\.q: .*\{promt\}"),
+        (CHAT + 'shape = "defy"', r"backend 'a': shape: no shape is called 'defy'"),
+        (CHAT + 'shape = "flowise"', r"backend 'a': flowise: the URL must be whole"),
+        (CHAT + 'mapping = { reply = "a[" }', r"backend 'a': mapping\.reply: 'a\['"),
+        (CHAT + 'mapping = { request = { q = "{promt}" }, reply = "." }', r"mapping\.request\.q: .*\{promt\}"),
+        (CHAT + 'mapping = { request = { q = "{prompt}" } }', r"backend 'a': mapping\.reply: where is the text"),
+        (CHAT + "mapping = {}", r"backend 1: mapping is empty"),
+        (CHAT + 'mapping = { reply = ".", path = "/\\u0007" }', r"backend 'a': Invalid non-printable"),
+        (CHAT + 'mapping = { reply = ".", path = "/{bot}" }', r"backend 'a': mapping: the URL must be whole"),
+        (CHAT + 'mapping = { reply = ".", stream = { path = "/{bot}" } }', r"backend 'a': mapping: the URL must be"),
+        (CHAT + 'mapping = { reply = ".", stream = { path = "/\\u0007" } }', r"backend 'a': Invalid non-printable"),
+        (CHAT + 'mapping = { reply = ".", stream = { path = "/{" } }', r"backend 'a': url: a single '\{'"),
+        (CHAT + 'mapping = { reply = ".", headers = "x" }', r"backend 'a': mapping\.headers: a table of strings"),
+        (MOCK + 'shape = "dify"', r"backend 1: shape is for the kind chat alone"),
+        (CHAT + 'kind = "openai"\nshape = "dify"', r"backend 1: shape is for the kind chat alone"),
+        (CHAT + 'kind = "openai"\nmapping = { reply = "." }', r"backend 1: mapping is for the kind chat alone"),
+        (CHAT + "words_per_second = 5", r"backend 1: words_per_second is for the kind mock alone"),
+        (CHAT.replace("http://x", "http://[::1/x"), r"backend 1: url must "),
+        (CHAT.replace("http://x", "http://h/a\\nb"), r"backend 1: url must "),
+        (CHAT.replace("http://x", "http://h:99999"), r"backend 1: url must .* port from 1 to 65535"),
+        (CHAT.replace("http://x", "http://h:0"), r"backend 1: url must .* port from 1 to 65535"),
+        (CHAT + "stall_timeout_seconds = nan", r"backend 1: stall_timeout_seconds must be from 0 to 1e9"),
+        (CHAT + "stall_timeout_seconds = inf", r"backend 1: stall_timeout_seconds must be from 0 to 1e9"),
+        (CHAT + 'key_env = "BAD_KEY"', r"backend 1: key_env: the variable BAD_KEY holds no key that can be sent"),
+        (CHAT + "params = { rename = { model = 'm' } }", r"backend 1: params: model cannot be renamed"),
+        (CHAT + "params = { rename = { x = 'messages' } }", r"backend 1: params: messages cannot be renamed"),
+        (CHAT + "params = { drop = ['seed', 'messages'] }", r"backend 1: params: messages cannot be"),
+        (CHAT + "params = { defaults = { model = 'm' } }", r"backend 1: params: model cannot be"),
+        (CHAT + "params = { defaults = { seed = 99999999999999999999 } }", r"params: defaults: Integer exceeds 64-bit"),
+        ("x = " + "9" * 5000, r"c\.toml is not TOML: "),
+        ("x = " + "[" * 5000, r"c\.toml is not TOML: "),
         (CHAT + "params = { remane = { a = 'b' } }", r"backend 1: params may have rename, defaults, drop, roles"),
         (CHAT + "params = { rename = 'x' }", r"backend 1: params: rename must be a dict of strings"),
         (CHAT + "params = { drop = 'seed' }", r"backend 1: params: drop must be a list of strings"),
@@ -592,10 +620,14 @@ CHAT = '[[backend]]\nname = "a"\nurl = "http://x"\n'
         (MOCK + "fallbacks = ['a']", r"backend 'a': fallbacks: there is no other backend 'a'"),
     ],
 )
-def test_a_bad_file_stops_the_start_with_one_line_that_says_where(text: str, says: str, tmp_path: Path) -> None:
+def test_a_bad_file_stops_the_start_with_one_line_that_says_where(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BAD_KEY", "sk-in-the-file\nx")
     (tmp_path / "c.toml").write_text(text)
     with pytest.raises(ValueError, match=says) as raised:
         create_app(Settings(config=str(tmp_path / "c.toml")))
+    assert str(raised.value).startswith(f"CONFIG: {tmp_path}")
     assert "\n" not in str(raised.value)
     assert "sk-in-the-file" not in str(raised.value)
 
