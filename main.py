@@ -618,6 +618,7 @@ def create_app(
     the settings name: a Backend, or a function of the Chat that gives or yields text.
     """
     settings = settings or Settings()
+    settings = replace(settings, revoked_keys=keys.revoked_ids(settings.revoked_keys))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     log.setLevel(settings.log_level.upper())
     if transport is None and settings.upstream_proxy:

@@ -21,6 +21,7 @@ import pytest
 import respx
 
 from backends import words
+from extras.keys import sign
 from extras.settings import Settings, variables
 from main import Rewrap, create_app
 
@@ -1651,6 +1652,7 @@ def test_a_url_that_can_be_asked_is_taken(env: pytest.MonkeyPatch, url: str) -> 
     assert create_app(Settings.load(NO_FILE)).gateway.backend.name == "chat-url"
 
 
+REVOKED = sign("a secret", "eve")
 AT_ODDS = [
     ({"chat_shape": "ollama"}, "CHAT_SHAPE is set, and CHAT_URL is not"),
     ({"chat_key": "hunter2"}, "CHAT_KEY is set, and CHAT_URL is not"),
@@ -1661,6 +1663,9 @@ AT_ODDS = [
     ({"chat_url": CHAT_URL, "chat_headers": {"X-Key": "hunter2€"}}, "CHAT_URL: "),
     ({"chat_url": f"{CHAT_URL}/{{bot}}", "chat_shape": "dify"}, "CHAT_URL: "),
     ({"openai_api_base": API_BASE, "openai_api_key": "hunter2\n"}, "OPENAI_API_BASE: "),
+    ({"revoked_keys": ("0" * 16, "alice")}, "REVOKED_KEYS: entry 2 is neither"),
+    ({"revoked_keys": (REVOKED[:-1],)}, "REVOKED_KEYS: entry 1 is neither"),
+    ({"revoked_keys": (f"{REVOKED}  # 'eve'",)}, "REVOKED_KEYS: entry 1 is neither"),
 ]
 
 
@@ -1669,7 +1674,7 @@ def test_settings_that_cannot_be_stop_the_start_with_one_line(settings: dict[str
     with pytest.raises(ValueError, match=f"^{says}") as caught:
         create_app(Settings(**settings))
     assert "\n" not in str(caught.value)
-    assert "hunter2" not in str(caught.value)
+    assert not [secret for secret in ("hunter2", REVOKED[-20:-1]) if secret in str(caught.value)]
 
 
 def test_what_is_for_a_chat_url_may_stand_beside_the_mock_and_a_file_of_backends() -> None:
@@ -1679,7 +1684,17 @@ def test_what_is_for_a_chat_url_may_stand_beside_the_mock_and_a_file_of_backends
         create_app(Settings(config="/none", **aside))
 
 
-@pytest.mark.parametrize(("name", "value"), [("PORT", "abc"), ("CHAT_URL", "http://[::1/x"), ("CHAT_SHAPE", "ollama")])
+async def test_a_key_is_revoked_by_its_id_or_whole() -> None:
+    good = sign("a secret", "ada")
+    for entry in (REVOKED, REVOKED.split(".")[0][-16:], REVOKED.split(".")[0][-16:].upper()):
+        some = client(rewrap(secret_key=("a secret",), revoked_keys=(entry,)))
+        answers = [await some.post(CHAT, json=ASKED, headers={"api-key": key}) for key in (REVOKED, good)]
+        assert [answer.status_code for answer in answers] == [401, 200]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("PORT", "abc"), ("CHAT_URL", "http://[::1/x"), ("CHAT_SHAPE", "ollama"), ("REVOKED_KEYS", "x")]
+)
 def test_a_bad_setting_stops_the_start_with_one_line(name: str, value: str) -> None:
     run = subprocess.run(
         [sys.executable, "main.py"],

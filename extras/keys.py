@@ -65,6 +65,18 @@ def verify(secrets: Sequence[str], key: str, *, revoked: Container[str] = (), no
     return Key(unquote(user) if "%" in user else user, id, ends)
 
 
+def revoked_ids(entries: Sequence[str]) -> tuple[str, ...]:
+    """The ids of what REVOKED_KEYS lists: ids, or whole keys. Raises ValueError, which repeats no key."""
+    ids = []
+    for number, entry in enumerate(entries, 1):
+        key = SHAPE.fullmatch(entry)
+        if not key and not re.fullmatch(r"[0-9a-fA-F]{16}", entry):
+            whole = "a whole key (sk-USER-ID.EXPIRES.SIGNATURE)"
+            raise ValueError(f"REVOKED_KEYS: entry {number} is neither {whole} nor the ID of one (16 hex digits)")
+        ids.append(key[3] if key else entry.lower())
+    return tuple(ids)
+
+
 def signature(secret: str, body: str) -> str:
     """HMAC-SHA256 in lower-case hex; `hmac.digest` is a third of the price of `hmac.new`."""
     return hmac.digest(secret.encode(), body.encode(), "sha256").hex()

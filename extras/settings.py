@@ -40,7 +40,7 @@ class Settings:
         "Secrets that keys are signed with; the first signs, all verify. Make keys with: ./rewrap key USER",
         secret=True,
     )
-    revoked_keys: tuple[str, ...] = setting((), "Ids of signed keys that are no longer good, with commas.")
+    revoked_keys: tuple[str, ...] = setting((), "Signed keys that are no longer good, whole or their ids, with commas.")
     rate_limit_per_minute: int = setting(0, "Requests a minute for each key, or address; 0: no limit.", least=0)
     rate_limit_store_url: str = setting(
         "",
