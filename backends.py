@@ -428,7 +428,7 @@ class ChatURL:
         self.targets: dict[tuple[str, bool], Any] = {}
         self.secrets = secrets_in(url, key, self.own_headers)
         # An address that is not whole stops the start, and so does a header that cannot be sent.
-        self.target(shape.url(url, Chat("m", [], {})), False)
+        self.target(shape.url(url, Chat("m", [], {"user": "u"})), False)
 
     def target(self, url: str, stream: bool) -> Any:
         """Where a request goes, and the headers that all of them share: made once."""

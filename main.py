@@ -493,7 +493,7 @@ def made(kind: type[ChatURL], where: str, client: Client, url: str, shape: Shape
     """A backend that can be asked, streaming too. Raises ValueError, which begins with `where`."""
     try:
         backend = kind(client, url, shape, **options)
-        backend.target(shape.url(backend.url, Chat("m", [], {}, stream=True)), True)
+        backend.target(shape.url(backend.url, Chat("m", [], {"user": "u"}, stream=True)), True)
     except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:
         said = str(error)
         raise ValueError(said if said.startswith(where) else f"{where}: {said}") from None

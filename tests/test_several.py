@@ -125,3 +125,19 @@ async def test_a_stored_chat_that_goes_on_is_one_session() -> None:
     assert again.status_code == other.status_code == 200
     assert sent[0]["sender"] == sent[1]["sender"] != sent[2]["sender"]
     assert "x-dropped-params" not in again.headers
+
+
+async def test_a_user_may_stand_in_an_address_that_was_given() -> None:
+    settings = Settings(chat_url="http://bot/of/{user}", chat_shape="dify", store_url="sqlite://")
+    asked: list[str] = []
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        asked.append(str(request.url))
+        return httpx.Response(200, json={"answer": "ok"})
+
+    app = create_app(settings, transport=httpx.MockTransport(upstream))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+        await some.post("/v1/chat/completions", json=ASKED | {"user": "ada"})
+        answer = await some.post("/v1/chat/completions", json=ASKED | {"user": "../x"})
+    assert asked == ["http://bot/of/ada"]
+    assert answer.status_code == 400
