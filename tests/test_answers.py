@@ -1,7 +1,9 @@
 """What chat URLs in the wild say, in pieces of any size, in memory: each is the reply, however it is cut."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
@@ -141,12 +143,7 @@ async def test_the_reply_is_found_however_it_is_cut(name: str, size: int, stream
         (JSON, ['{"reply":' + "[" * 600 + "]" * 600 + "}"]),
         (
             JSON,
-            [
-                '{"reply":"x","usage":{"prompt_tokens":1,"completion_tokens":1,"x":'
-                + "[" * 300
-                + "]" * 300
-                + "}}"
-            ],
+            ['{"reply":"x","usage":{"prompt_tokens":1,"completion_tokens":1,"x":' + "[" * 300 + "]" * 300 + "}}"],
         ),
         (JSON, ['{"reply":"x","usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}']),
         (SSE, ['data: {"text":"Hel']),
@@ -158,6 +155,59 @@ async def test_what_is_no_reply_is_a_failure(kind: str, parts: list[str], stream
     response = await client(answer).post("/v1/chat/completions", json=ASKED | {"stream": stream})
     assert response.status_code == 502, response.text
     assert response.json()["error"]["code"] == "bad_gateway"
+
+
+# What has no end
+
+
+async def endless(
+    first: bytes, more: bytes, pause_s: float = 0.0, status: int = 200, kind: str = SSE, **limits: Any
+) -> httpx.Response:
+    """What a client that wants no stream gets of it, within seconds."""
+
+    async def content() -> AsyncIterator[bytes]:
+        yield first
+        while True:
+            await asyncio.sleep(pause_s)
+            yield more
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, headers={"content-type": kind}, content=content())
+
+    settings = Settings(chat_url="http://bot/v1", store_url="sqlite://", **limits)
+    app = create_app(settings, transport=httpx.MockTransport(upstream))
+    async with asyncio.timeout(5), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://p") as some:
+        return await some.post("/v1/chat/completions", json=ASKED)
+
+
+EVENT = b'data: {"text":"a"}\n\n'
+
+
+async def test_a_stream_that_is_gathered_ends_by_its_size() -> None:
+    answer = await endless(EVENT, EVENT, max_reply_bytes=10_000)
+    assert (answer.status_code, answer.json()["error"]["message"]) == (502, "The chat backend's answer is too large.")
+
+
+async def test_a_stream_that_is_gathered_ends_by_its_time() -> None:
+    assert (await endless(EVENT, EVENT, 0.02, total_timeout_seconds=0.3)).status_code == 504
+
+
+@pytest.mark.parametrize("kind", [JSON, TEXT, ""])
+async def test_an_answer_that_never_ends_ends_by_its_time(kind: str) -> None:
+    answer = await endless(b'{"reply":"', b"a", 0.02, kind=kind, total_timeout_seconds=0.3)
+    assert answer.status_code == 504
+    answer = await endless(b'{"reply":"', b"a" * 1000, kind=kind, max_reply_bytes=100_000)
+    assert answer.status_code == 502
+
+
+async def test_the_words_of_a_refusal_are_not_waited_for_without_end() -> None:
+    answer = await endless(b" ", b" ", 0.02, status=500, kind=JSON, first_byte_timeout_seconds=0.3)
+    assert answer.status_code == 502
+
+
+async def test_an_event_of_many_empty_lines_is_bounded() -> None:
+    answer = await endless(EVENT, b"data\n" * 1000, max_event_bytes=20_000)
+    assert answer.status_code == 502
 
 
 # In front of an OpenAI-compatible upstream
