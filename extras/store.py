@@ -14,8 +14,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
@@ -67,12 +68,18 @@ class Page:
 def open_store(url: str, max_age_days: float | None = None) -> "Store":
     """The store at sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (memory) or mongodb://host/database.
 
-    Connects when first used. Raises ValueError: one line, without the URL, which may hold a password.
+    Connects when first used. Raises ValueError, also if a newer version made the file: one line, without the URL, which
+    may hold a password.
     """
     if url in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
         return SQLiteStore("", max_age_days)
     if url.startswith("sqlite:///") and "?" not in url:
-        return SQLiteStore(url.removeprefix("sqlite:///"), max_age_days)
+        path = url.removeprefix("sqlite:///")
+        # A file that is not there yet, or cannot be read now, is no reason not to start.
+        with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(uri(path), uri=True)) as db:
+            if (version := schema(db)) > SCHEMA_VERSION:
+                raise ValueError(newer(version))
+        return SQLiteStore(path, max_age_days)
     if url.startswith(("mongodb://", "mongodb+srv://")):
         return MongoStore(url, max_age_days)
     raise ValueError("The store's URL must be sqlite:///file.db, sqlite:////path/file.db, sqlite:// or mongodb://...")
@@ -93,7 +100,7 @@ class Store(ABC):
     async def open(self) -> None:
         """Start the task that removes what is too old and makes MongoDB's indexes; all else works without.
 
-        A store that is down does not matter here. Raises ValueError if a newer version made the file.
+        A store that is down does not matter here.
         """
         self._task = asyncio.create_task(self._upkeep())
 
@@ -264,15 +271,28 @@ def connect(path: str) -> Connection:
     try:
         switch_to_wal(db)
         db.execute("PRAGMA synchronous = FULL")
-        (version,) = db.execute("PRAGMA user_version").fetchone()
+        version = schema(db)
         if version > SCHEMA_VERSION:
-            raise ValueError(f"The store has schema {version}, but this version knows {SCHEMA_VERSION} at most.")
+            raise sqlite3.DatabaseError(newer(version))
         if version < SCHEMA_VERSION:
             db.executescript(SCHEMA)
     except BaseException:
         db.close()
         raise
     return db
+
+
+def uri(path: str) -> str:
+    """For SQLite, which is not to make the file."""
+    return f"{Path(path).absolute().as_uri()}?mode=rw"
+
+
+def schema(db: Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def newer(version: int) -> str:
+    return f"The store has schema {version}, but this version knows {SCHEMA_VERSION} at most."
 
 
 def switch_to_wal(db: Connection) -> None:

@@ -593,18 +593,33 @@ async def test_a_transaction_that_cannot_be_ended_gives_up_its_connection(
 
 
 async def test_a_newer_schema_is_refused_at_the_start_in_one_clear_line(tmp_path: Path) -> None:
-    path = tmp_path / "chat.db"
+    path = tmp_path / "ü 100%.db"
     async with opened(f"sqlite:///{path}") as store:
         await store.put(chat("a"), [], owner="ann")
-    db = sqlite3.connect(path)
-    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert db.execute("PRAGMA user_version").fetchone() == (1,)
-    db.execute("PRAGMA user_version = 7")
-    db.close()
-    store = open_store(f"sqlite:///{path}")
-    with pytest.raises(ValueError, match="schema 7"):
-        await store.open()
-    await store.close()
+        with closing(sqlite3.connect(path)) as db:
+            assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+            assert db.execute("PRAGMA user_version").fetchone() == (1,)
+            db.execute("PRAGMA user_version = 7")
+        with pytest.raises(ValueError, match=r"^The store has schema 7, but this version knows 1 at most\.$"):
+            open_store(f"sqlite:///{path}")
+    assert os.listdir(tmp_path) == [path.name]
+
+
+async def test_a_newer_schema_while_it_runs_is_store_down(tmp_path: Path) -> None:
+    async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
+        await store.put(chat("a"), [], owner="ann")
+        with closing(sqlite3.connect(tmp_path / "new.db")) as db:
+            db.execute("PRAGMA user_version = 7")
+        os.replace(tmp_path / "new.db", tmp_path / "chat.db")
+        for ask in (store.put(chat("b"), [], owner="ann"), store.get("ann", "a")):
+            with pytest.raises(StoreDown):
+                await ask
+
+
+def test_who_only_names_a_store_makes_no_file(tmp_path: Path) -> None:
+    open_store(f"sqlite:///{tmp_path}/chat.db")
+    open_store(f"sqlite:///{tmp_path}/later/chat.db")
+    assert os.listdir(tmp_path) == []
 
 
 async def test_two_processes_over_one_file_see_each_others_completions(tmp_path: Path) -> None:

@@ -6,10 +6,12 @@ import json
 import os
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from threading import Event
@@ -22,7 +24,7 @@ import plotly.graph_objects as go
 import pytest
 from anyio.from_thread import start_blocking_portal
 from mongo_wire import MongoWire
-from serving import Process, served, started
+from serving import ROOT, Process, served, started
 from test_sdk import TOOLS, with_calls
 from upstreams import JSON, TEXT, Reader, Request, Upstream, Writer, make, send, whole
 
@@ -703,6 +705,22 @@ def test_with_mongodb_down_chat_goes_on_and_storing_works_again_by_itself(
             wire.start()
             assert ids(sdk) == [id]
     gc.collect()
+
+
+# ---- a store that cannot be
+
+
+@pytest.mark.parametrize("command", [["main.py"], ["-m", "uvicorn", "main:app", "--port", "0"]])
+def test_a_store_of_a_newer_version_stops_the_start_with_one_line(tmp_path: Path, command: list[str]) -> None:
+    with closing(sqlite3.connect(tmp_path / "chat.db")) as newer:
+        newer.execute("PRAGMA user_version = 99")
+    settings = {"STORE_URL": f"sqlite:///{tmp_path}/chat.db", "PORT": "0"}
+    run = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=20
+    )
+    assert run.returncode != 0
+    (line,) = run.stderr.splitlines()
+    assert line == "rewrap: STORE_URL: The store has schema 99, but this version knows 1 at most."
 
 
 # ---- several servers
