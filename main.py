@@ -61,7 +61,7 @@ from extras.server import graceful, run
 from extras.settings import Settings, variables
 from extras.several import Function, Several
 from extras.shapes import known_shapes, shape_named, shape_of
-from extras.store import StoreDown, open_store
+from extras.store import SQLiteStore, StoreDown, open_store
 from extras.stored import JSON, StoredCompletions
 from extras.transport import Transport
 
@@ -354,7 +354,7 @@ class Gateway:
             self.store = open_store(settings.store_url, settings.store_max_age_days or None)
         except ValueError as error:
             raise ValueError(f"STORE_URL: {error}") from None
-        if settings.workers > 1 and settings.store_url == "sqlite://":
+        if settings.workers > 1 and isinstance(self.store, SQLiteStore) and not self.store.path:
             raise ValueError("STORE_URL: a store in memory is not shared by WORKERS: name a file, sqlite:///chat.db")
         self.stored = StoredCompletions(self.store, StoreDown, self.owner, self.metadata, figures)
 

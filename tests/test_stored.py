@@ -30,6 +30,8 @@ from upstreams import JSON, TEXT, Reader, Request, Upstream, Writer, make, send,
 
 from extras import store as store_module
 from extras.keys import sign
+from extras.settings import Settings
+from main import create_app
 
 SECRET = "a secret of these tests"
 USERS = (f"user {n}" for n in count())
@@ -721,6 +723,13 @@ def test_a_store_of_a_newer_version_stops_the_start_with_one_line(tmp_path: Path
     assert run.returncode != 0
     (line,) = run.stderr.splitlines()
     assert line == "rewrap: STORE_URL: The store has schema 99, but this version knows 1 at most."
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
+def test_workers_cannot_share_memory_however_it_is_spelled(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^STORE_URL: .* WORKERS"):
+        create_app(Settings(store_url=url, workers=2))
+    create_app(Settings(store_url=url, workers=1))
 
 
 # ---- several servers
