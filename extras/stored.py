@@ -197,7 +197,7 @@ def paging(request: Request) -> dict[str, Any]:
         message = f"Invalid value: '{order[:100]}'. Supported values are: 'asc' and 'desc'."
         raise APIError(400, message, param="order", code="invalid_value")
     limit = asked.get("limit") or "20"
-    if not (limit.isascii() and limit.isdecimal() and int(limit[:9]) <= 100):
+    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 3 and int(limit) <= 100):
         message = f"Invalid 'limit': expected an integer between 0 and 100, but got '{limit[:100]}' instead."
         raise APIError(400, message, param="limit", code="invalid_value")
     return {"after": asked.get("after") or None, "limit": int(limit), "order": order}

@@ -336,6 +336,8 @@ def test_has_more_is_exact_and_the_cursor_may_be_one_that_the_filters_exclude(sd
         ("limit=x", "limit", 400),
         ("limit=٣", "limit", 400),
         (f"limit={'9' * 5000}", "limit", 400),
+        (f"limit={'0' * 5000}1", "limit", 400),
+        ("limit=0000000001000", "limit", 400),
         ("order=up", "order", 400),
         ("after=chatcmpl-none", "after", 404),
         ("&".join(f"metadata[{n}]=x" for n in range(17)), "metadata", 400),
