@@ -75,7 +75,7 @@ class StoredCompletions:
                 raise no_such(id)
             earlier += page.data
         chat.new_messages = chat.messages
-        chat.messages = [said(message) for message in earlier] + chat.messages
+        chat.messages = [said(message) for message in earlier if not message.get("choice")] + chat.messages
         chat.id, chat.body = id, b""
         chat.payload = {k: v for k, v in chat.payload.items() if k != "completion_id"} | {"store": True}
 
@@ -102,7 +102,8 @@ class StoredCompletions:
         known = {"metadata": metadata or {}, "request_id": request_id, "input_user": chat.payload.get("user")}
         row = completion | asked | known
         new = chat.messages if chat.new_messages is None else chat.new_messages
-        messages = [as_stored(message) for message in new] + [as_stored(c["message"]) for c in completion["choices"]]
+        replies = [as_stored(choice["message"], n) for n, choice in enumerate(completion["choices"])]
+        messages = [as_stored(message) for message in new] + replies
         try:
             await self.reached(self.store.put(row, messages, owner=owner, title=title(chat.messages)))
         except TypeError:  # orjson writes 254 levels, and an upstream may send more
@@ -208,13 +209,17 @@ def listed(page: Any) -> Response:
     return JSON({"object": "list", "data": page.data, "first_id": first, "last_id": last, "has_more": page.has_more})
 
 
-def as_stored(message: Document) -> Document:
-    """A message as the API lists it: text in `content`, the parts of a list in `content_parts`, and what else it has."""
+def as_stored(message: Document, choice: int = 0) -> Document:
+    """A message as the API lists it: text in `content`, the parts of a list in `content_parts`, and what else it has.
+
+    Of the choices of one reply, those after the first have their number in `choice`: they are listed, and not said again.
+    """
     content = message.get("content")
     parts = content if isinstance(content, list) else None
-    kept = {k: v for k, v in message.items() if v is not None and k not in ("id", "annotations")}
+    kept = {k: v for k, v in message.items() if v is not None and k not in ("id", "annotations", "choice")}
     text = text_of(content) if parts is not None else content
-    return kept | {"content": text, "content_parts": parts, "name": message.get("name")}
+    number = {"choice": choice} if choice else {}
+    return kept | {"content": text, "content_parts": parts, "name": message.get("name")} | number
 
 
 def said(message: Document) -> Document:
@@ -223,7 +228,9 @@ def said(message: Document) -> Document:
     return kept | {"content": message.get("content_parts") or message.get("content")}
 
 
-NOT_SAID = frozenset(["id", "content_parts", "figure", "figures", "refusal", "reasoning", "reasoning_content"])
+NOT_SAID = frozenset(
+    ["id", "content_parts", "choice", "figure", "figures", "refusal", "reasoning", "reasoning_content"]
+)
 
 
 def title(messages: list[Document]) -> str:

@@ -451,6 +451,30 @@ def test_a_chat_that_is_deleted_while_it_goes_on_stays_deleted() -> None:
         assert ids(sdk) == []
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_several_choices_the_first_alone_is_said_again(stream: bool) -> None:
+    async def answer(request: Request, reader: Reader, writer: Writer) -> None:
+        prompt = request.json()["messages"][-1]["content"]
+        choices = [
+            {"index": n, "message": {"role": "assistant", "content": f"{prompt} {n}"}, "finish_reason": "stop"}
+            for n in range(request.json().get("n", 1))
+        ]
+        await send(writer, whole(JSON, json.dumps({"object": "chat.completion", "choices": choices}).encode()))
+
+    with listening(answer) as up, served(store_url="sqlite://", openai_api_base=up.url) as url, client(url) as sdk:
+        prompt = {"role": "user", "content": "a", "choice": 5}  # of the client's own, which means nothing
+        id = streamed(sdk, messages=[prompt], n=3)[0] if stream else keep(sdk, messages=[prompt], n=3)
+        list(go_on(sdk, id, "b", n=2, stream=stream))
+        go_on(sdk, id, "c")
+        sent = up.requests[-1].json()["messages"]
+        assert [message["content"] for message in sent] == ["a", "a 0", "b", "b 0", "c"]
+        assert not any("choice" in message for message in sent)
+        listed = [message.to_dict() for message in sdk.chat.completions.messages.list(id)]
+        contents = ["a", "a 0", "a 1", "a 2", "b", "b 0", "b 1", "c", "c 0"]
+        assert [message["content"] for message in listed] == contents
+        assert [message.get("choice") for message in listed] == [None, None, 1, 2, None, None, 1, None, None]
+
+
 def test_content_parts_are_kept_and_said_again(sdk: SDK, upstream: Upstream) -> None:
     parts = [
         {"type": "text", "text": "What is"},
