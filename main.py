@@ -62,7 +62,7 @@ from extras.settings import Settings, variables
 from extras.several import Function, Several
 from extras.shapes import known_shapes, shape_named, shape_of
 from extras.store import SQLiteStore, StoreDown, open_store
-from extras.stored import JSON, StoredCompletions
+from extras.stored import JSON, StoredCompletions, still_new
 from extras.transport import Transport
 
 __version__ = "0.1.0"
@@ -428,8 +428,11 @@ class Gateway:
         if stored:
             dumps(chat.payload)  # what cannot be written is refused now, not after the answer
         if self.before:
+            before = list(chat.messages)
             await run_hooks(self.before, chat)
             chat.body = b""
+            if chat.new_messages is not None:
+                chat.new_messages = still_new(before, chat.new_messages, chat.messages)
         deltas = self.backend.stream(chat)
         if stored:
             return self.stored.kept(chat, deltas, owner, call.id, self.finished)

@@ -233,6 +233,21 @@ NOT_SAID = frozenset(
 )
 
 
+def still_new(before: list[Document], new: list[Document], after: list[Document]) -> list[Document]:
+    """Which messages are new when hooks have been there: they may change, copy, insert, append and leave out.
+
+    The first new one that is still the same object shows where they begin; as many before it as there were may be copies.
+    If none is, as many from the end as there were. What was said earlier never is.
+    """
+    places = {id(message): n for n, message in enumerate(new)}
+    earlier = {id(message) for message in before} - places.keys()
+    found = ((at, places[id(message)]) for at, message in enumerate(after) if id(message) in places)
+    start, copies = next(found, (len(after), len(new)))
+    while copies and start and id(after[start - 1]) not in earlier:
+        start, copies = start - 1, copies - 1
+    return after[start:]
+
+
 def title(messages: list[Document]) -> str:
     """The first prompt's beginning, in one line."""
     first = next((text_of(m.get("content")) for m in messages if m.get("role") == "user"), "")

@@ -8,7 +8,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
+from serving import served
 
 from extras.hooks import load_hooks, run
 
@@ -95,6 +97,62 @@ async def test_what_a_hook_raises_goes_to_the_caller_and_stops_the_rest() -> Non
     with pytest.raises(PermissionError, match="not this one"):
         await run([before_refusing, chat.append], "x")
     assert chat == []
+
+
+# ---- what of a stored chat that goes on is new, after the hooks
+
+
+def before_copying(chat: Any) -> None:
+    chat.messages = [m | {"content": m["content"].replace("secret", "[hidden]")} for m in chat.messages]
+
+
+def before_copying_some(chat: Any) -> None:
+    chat.messages = [m | {"content": "[hidden]"} if "secret" in m["content"] else m for m in chat.messages]
+
+
+def before_trimming(chat: Any) -> None:
+    chat.messages[:-2] = [{"role": "system", "content": "Be kind."}]
+
+
+def before_leaving_out(chat: Any) -> None:
+    chat.messages.pop(-2)
+
+
+def before_summing_up(chat: Any) -> None:
+    chat.messages[-2:] = [{"role": "user", "content": "both"}]
+
+
+def before_adding(chat: Any) -> None:
+    chat.messages.insert(-2, {"role": "system", "content": "Facts."})
+    chat.messages.append({"role": "user", "content": "Be terse."})
+
+
+@pytest.mark.parametrize(
+    ("hook", "new"),
+    [
+        ("before_copying", ["my [hidden]", "more"]),
+        ("before_copying_some", ["[hidden]", "more"]),
+        ("before_trimming", ["my secret", "more"]),
+        ("before_leaving_out", ["more"]),
+        ("before_summing_up", ["both"]),
+        ("before_adding", ["my secret", "more", "Be terse."]),
+    ],
+)
+async def test_of_a_stored_chat_that_goes_on_what_the_hooks_left_of_the_new_messages_is_kept(
+    hook: str, new: list[str]
+) -> None:
+    path = "/v1/chat/completions"
+    with served(store_url="sqlite://", use_mock_api=True, hooks=f"test_hooks:{hook}") as url:
+        async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=10) as client:
+            first = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+            id = (await client.post(path, json={"model": "m", "messages": first, "store": True})).json()["id"]
+            earlier = (await client.get(f"{path}/{id}/messages")).json()["data"]
+            more = [{"role": "user", "content": "my secret"}, {"role": "user", "content": "more"}]
+            await client.post(path, json={"model": "m", "messages": more, "completion_id": id})
+            *kept, reply = (await client.get(f"{path}/{id}/messages")).json()["data"]
+    assert kept[: len(earlier)] == earlier
+    assert [message["content"] for message in kept[len(earlier) :]] == new
+    assert reply["role"] == "assistant"
 
 
 async def test_the_example_redacts_e_mail_addresses_and_logs_sizes_alone(caplog: pytest.LogCaptureFixture) -> None:
