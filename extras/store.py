@@ -190,11 +190,13 @@ class Lane:
     """A thread with a SQLite connection; all work that waits when it is free shares one transaction.
 
     Each work has a savepoint: one that fails takes no other with it. After a failure of the transaction itself the
-    connection is given up, and the next work makes a new one.
+    connection is given up, and the next work makes a new one. A file that was deleted or replaced meanwhile is none to go on
+    with: what went to the old one would be lost, and SQLite's -wal beside it belongs to nobody knows which. It takes a restart.
+    `opened` is that file, the same for all lanes of a store.
     """
 
-    def __init__(self, path: str, begin: str) -> None:
-        self.path, self.begin = path, begin
+    def __init__(self, path: str, begin: str, opened: list[Any]) -> None:
+        self.path, self.begin, self.opened = path, begin, opened
         self._queue: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -230,7 +232,13 @@ class Lane:
             if job is None:
                 self._queue.put(None)
             try:
+                if self.opened and self.opened[0] != file_at(self.path):
+                    raise FileNotFoundError(
+                        "the file was deleted or replaced while it was in use: start the server anew"
+                    )
                 db = db or connect(self.path)
+                if not self.opened:
+                    self.opened.append(file_at(self.path))
                 outcomes = transaction(db, self.begin, [work for work, _ in group])
             except Exception as exc:
                 outcomes = [exc] * len(group)
@@ -282,6 +290,14 @@ def connect(path: str) -> Connection:
     return db
 
 
+def file_at(path: str) -> tuple[int, int] | None:
+    """Device and inode."""
+    with suppress(FileNotFoundError):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+    return None
+
+
 def uri(path: str) -> str:
     """For SQLite, which is not to make the file."""
     return f"{Path(path).absolute().as_uri()}?mode=rw"
@@ -317,8 +333,9 @@ class SQLiteStore(Store):
     def __init__(self, path: str, max_age_days: float | None) -> None:
         super().__init__(max_age_days)
         self.path = path
-        self._writer = Lane(path, "BEGIN IMMEDIATE")
-        self._reader = Lane(path, "BEGIN") if path else self._writer
+        opened: list[Any] = []
+        self._writer = Lane(path, "BEGIN IMMEDIATE", opened)
+        self._reader = Lane(path, "BEGIN", opened) if path else self._writer
 
     async def open(self) -> None:
         if self._is_made():
@@ -330,6 +347,7 @@ class SQLiteStore(Store):
         await super().close()
         await self._reader.close()
         await self._writer.close()
+        self._writer.opened.clear()
 
     async def put(self, completion: Document, messages: Documents, *, owner: str, title: str | None = None) -> None:
         def work(db: Connection) -> None:

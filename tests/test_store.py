@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -614,6 +614,32 @@ async def test_a_newer_schema_while_it_runs_is_store_down(tmp_path: Path) -> Non
         for ask in (store.put(chat("b"), [], owner="ann"), store.get("ann", "a")):
             with pytest.raises(StoreDown):
                 await ask
+
+
+@pytest.mark.parametrize("gone", [["chat.db"], ["chat.db", "chat.db-wal", "chat.db-shm"]])
+async def test_nothing_is_acknowledged_that_goes_to_a_file_nobody_can_open_any_more(
+    tmp_path: Path, gone: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    url, path = f"sqlite:///{tmp_path}/chat.db", tmp_path / "chat.db"
+    for replaced in (False, True):
+        async with opened(url) as store:
+            await store.put(chat("a"), said("a"), owner="ann")
+            assert await store.get("ann", "a")
+            with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
+                db.backup(backup)
+            for name in gone:
+                (tmp_path / name).unlink()
+            if replaced:
+                os.replace(tmp_path / "backup.db", path)
+            for _ in range(2):
+                with pytest.raises(StoreDown):
+                    await store.put(chat("b"), said("b"), owner="ann")
+                with pytest.raises(StoreDown):
+                    await store.list("ann")
+            assert path.exists() == replaced
+        assert "start the server anew" in caplog.text
+        async with opened(url) as store:
+            assert ids(await store.list("ann")) == (["a"] if replaced else [])
 
 
 def test_who_only_names_a_store_makes_no_file(tmp_path: Path) -> None:
