@@ -20,7 +20,18 @@ from urllib.parse import quote, unquote_to_bytes
 import httpx
 import orjson
 
-from extras.framing import Events, Lines, Pieces, charset, framing, is_json
+from extras.framing import (
+    DONE,
+    EVENT_END,
+    Events,
+    Lines,
+    Pieces,
+    charset,
+    framing,
+    is_json,
+    is_plain_events,
+    last_event_end,
+)
 
 Headers = list[tuple[bytes, bytes]]
 log = logging.getLogger("rewrap")
@@ -806,18 +817,6 @@ def is_plain(value: Any) -> bool:
     return all(isinstance(message, dict) and isinstance(message.get("content"), str) for message in messages)
 
 
-def is_plain_events(data: bytes) -> bool:
-    """Whether these are events as almost all are: one line with a JSON object. Four looks in C, 0.4 µs."""
-    count = data.count(b"\n\n")
-    between = data.count(b"}\n\ndata: {")
-    return (
-        between == count - 1
-        and data.startswith(b"data: {")
-        and data.endswith(b"}\n\n")
-        and data.count(b"\n") == 2 * count
-    )
-
-
 def failed_event(data: bytes) -> tuple[int, Refused] | None:
     """Where, in whole events, the first one stands that says an error, or is none of a chat completion's."""
     start = 0
@@ -837,17 +836,6 @@ def failed_event(data: bytes) -> tuple[int, Refused] | None:
 MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 USAGE = re.compile(rb'"usage":\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 FINISHED = re.compile(rb'"finish_reason":\s*"')
-# At the start of a line alone: in the text of a reply, line breaks are escaped.
-DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
-EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
-
-
-def last_event_end(data: bytes) -> int:
-    """Where the last whole event ends, whichever line ends it uses; 0 if none does."""
-    end = 0
-    for match in EVENT_END.finditer(data):
-        end = match.end()
-    return end
 
 
 def refused_in_200(error: Any) -> Refused:

@@ -165,6 +165,31 @@ class Events(Lines):
         return self.feed(b"\n\n")
 
 
+# At the start of a line alone: in the text of a reply, line breaks are escaped.
+DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
+EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
+
+
+def last_event_end(data: bytes) -> int:
+    """Where the last whole event ends, whichever line ends it uses; 0 if none does."""
+    end = 0
+    for match in EVENT_END.finditer(data):
+        end = match.end()
+    return end
+
+
+def is_plain_events(data: bytes) -> bool:
+    """Whether these are events as almost all are: one line with a JSON object. Four looks in C, 0.4 µs."""
+    count = data.count(b"\n\n")
+    between = data.count(b"}\n\ndata: {")
+    return (
+        between == count - 1
+        and data.startswith(b"data: {")
+        and data.endswith(b"}\n\n")
+        and data.count(b"\n") == 2 * count
+    )
+
+
 class Pieces:
     """Plain text, as it comes; a character that is split between two reads is given out whole."""
 
