@@ -295,7 +295,9 @@ class Front:
             return
         status, body = error.status, orjson.dumps(error.body)
         if call.scope["path"] == "/ask":
-            status = 500 if error.reason.startswith("upstream") or status in (502, 504) else status
+            status = (
+                500 if status in (502, 504) else status
+            )  # what concerns the request, and "wait", are for the client to know
             said = {"role": "assistant", "content": error.message, "error": error.type}
             body = orjson.dumps(said | {"details": error.code or error.param})
         elif status == 400 and error.type == "invalid_request_error":
