@@ -349,18 +349,17 @@ class Transport(httpx.AsyncBaseTransport):
         body = await request.aread()
         headers = {k: v for k, v in request.headers.items() if k not in ("host", "content-length", "transfer-encoding")}
         headers["connection"] = "keep-alive"
-        self.loop = asyncio.get_running_loop()
         seconds = request.extensions.get("timeout", {}).get("read") or float("inf")
         target = Target(request.method, request.url, headers)
-        reply = await self.exchange(target, b"", body, min(self.loop.time() + seconds, self.loop.time() + 86400))
+        reply = await self.exchange(target, b"", body, asyncio.get_running_loop().time() + min(seconds, 86400))
         reply.inflate = None  # httpx decodes by itself
         raw = [(k, v) for k, v in reply.headers.items()]
         return httpx.Response(reply.status, headers=raw, stream=Body(reply, seconds), request=request)
 
     async def acquire(self, origin: Origin, *, fresh: bool) -> Connection:
         """The newest idle connection to `origin`, or a new one; waits for its turn where the pool is full."""
-        if self.loop is None:
-            self.loop = asyncio.get_running_loop()
+        if self.loop is not asyncio.get_running_loop():
+            self.move()
         deadline = 0.0
         while True:
             idle = self.idle.get(origin)
@@ -388,6 +387,13 @@ class Transport(httpx.AsyncBaseTransport):
                 raise httpx.ConnectError("The server cannot be reached.") from exc
             raise
         return connection
+
+    def move(self) -> None:
+        """To the running loop, the first one, or a test's own: in it, another's connections are of no use."""
+        if self.sweeper is not None:
+            self.sweeper.cancel()
+        self.loop, self.sweeper = asyncio.get_running_loop(), None
+        self.idle, self.connections, self.waiters = {}, set(), deque()
 
     async def connect(self, connection: Connection) -> None:
         tls, host, port = connection.origin
@@ -427,7 +433,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     def release(self, connection: Connection) -> None:
         """Back into the pool."""
-        if connection.closed or not connection.reusable:
+        if connection.closed or not connection.reusable or connection.loop is not self.loop:
             connection.abort()
             return
         connection.used = True
@@ -470,8 +476,12 @@ class Transport(httpx.AsyncBaseTransport):
             self.sweeper = self.loop.call_later(self.keepalive_expiry / 2, self.sweep)
 
     async def aclose(self) -> None:
+        """Close what is open; the next request opens it anew."""
+        if self.loop is not asyncio.get_running_loop():
+            self.move()
         if self.sweeper is not None:
             self.sweeper.cancel()
+            self.sweeper = None
         for connection in list(self.connections):
             connection.abort()
         await asyncio.sleep(0)  # lets the sockets close

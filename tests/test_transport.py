@@ -1,6 +1,7 @@
 """The pool of extras/transport.py on real sockets, by itself, on asyncio's loop and on uvloop; then behind the app, fault by fault."""
 
 import asyncio
+import gc
 import gzip
 import json
 import random
@@ -839,3 +840,42 @@ async def test_no_fault_hangs_or_leaks_or_spoils_the_next_request(name: str) -> 
                 up.handler = FAULTS["good"]
                 assert await sweep() == [GOOD["good"]] * 4
         await up.until(lambda: up.open == 0)
+
+
+# ---- event loops
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what the first loop has left open
+def test_each_event_loop_has_connections_of_its_own_and_the_pool_closes_and_opens_again() -> None:
+    pool = Transport(max_connections=1, keepalive_expiry=0.05)
+
+    async def twice() -> None:
+        async with Upstream(says(b"{}")) as up:
+            for _ in range(2):
+                assert await ask(pool, up.url) == (200, b"{}")
+            assert up.connections == 1
+
+    async def swept() -> None:
+        async with Upstream(says(b"{}")) as up:
+            assert await ask(pool, up.url) == (200, b"{}")
+            await pool.aclose()
+            assert await ask(pool, up.url) == (200, b"{}")
+            async with asyncio.timeout(3):
+                while pool.connections:
+                    await asyncio.sleep(0.01)
+
+    for run in (twice, twice, swept, swept):
+        asyncio.run(run())
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+async def test_a_connection_that_ends_when_another_event_loop_has_the_pool_is_not_kept() -> None:
+    async with Upstream(says(b"{}")) as up, pooled() as pool:
+        reply = await begin(pool, up.url)
+        with served() as url:
+            await asyncio.to_thread(asyncio.run, ask(pool, f"{url}/v1/models"))
+        assert await rest(reply) == b"{}"
+        assert reply.closed
+        assert await ask(pool, up.url) == (200, b"{}")
+    gc.collect()
