@@ -627,7 +627,8 @@ def create_app(
     if transport is None and settings.upstream_proxy:
         transport = httpx.AsyncHTTPTransport(proxy=settings.upstream_proxy)
     timeout = settings.connect_timeout_seconds
-    client = Client(transport or Transport(settings.max_connections, timeout), timeout)
+    transport = transport or Transport(settings.max_connections, timeout)
+    client = Client(transport, timeout)
     if backend is None:
         backend = backend_of(settings, client)
     gateway = Gateway(settings, Function(backend) if callable(backend) else backend)
@@ -665,8 +666,14 @@ def create_app(
     async def lifespan(app: Rewrap) -> AsyncIterator[None]:
         if not announced and parent_process() is None:
             log.info("rewrap %s: %s%s", __version__, who_answers(gateway.backend), who_may(gateway))
+        app.front.stopping = False
+        if app.front.logs_lines:  # one line a request, ours; where this is only mounted, no lifespan comes here
+            logging.getLogger("uvicorn.access").disabled = True
         await gateway.store.open()
-        async with client, graceful(app.front.drain, settings.grace_seconds):
+        async with (
+            transport,
+            graceful(app.front.drain, settings.grace_seconds),
+        ):  # a closed client would not start again
             yield
         app.front.access.flush()
         await gateway.store.close()

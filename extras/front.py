@@ -169,10 +169,13 @@ class AccessLog:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.loop: asyncio.AbstractEventLoop | None = None  # that flushes
 
     def __call__(self, line: str) -> None:
-        if not self.lines:
-            asyncio.get_running_loop().call_later(self.SECONDS, self.flush)
+        loop = asyncio.get_running_loop()
+        if not self.lines or self.loop is not loop:  # another one may have ended before it came to that
+            self.loop = loop
+            loop.call_later(self.SECONDS, self.flush)
         self.lines.append(line)
 
     def flush(self) -> None:
@@ -212,7 +215,6 @@ class Front:
         self.calls: set[Call] = set()
         self.known_hosts: set[bytes] = set()
         self.hot = {r.path: r.endpoint for r in router.routes if r.methods == {"POST"} and "{" not in r.path}
-        self.loop: asyncio.AbstractEventLoop | None = None  # the one it serves in
         self.stopping = False
 
     async def drain(self) -> None:
@@ -232,11 +234,14 @@ class Front:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
+        scope = dict(scope)  # a copy: the server's own log names the path as it came
         call = scope["call"] = Call(scope, receive, send)
-        self.loop = self.loop or asyncio.get_running_loop()
-        call.loop = self.loop
+        call.loop = asyncio.get_running_loop()  # in tests, each may have one of its own
         scope["original_path"] = path = scope["path"]
-        scope["path"] = NORMAL.get(path) or normal_path(path)
+        if root := scope.get("root_path", "").strip("/"):
+            scope["path"], scope["root_path"] = self.below(root, path), ""
+        else:
+            scope["path"] = NORMAL.get(path) or normal_path(path)
         self.calls.add(call)
         try:
             await self.inner(scope, receive, call.send)
@@ -247,6 +252,13 @@ class Front:
                 call.gate.leave()
             if self.logs_lines:
                 self.access(call.line())
+
+    def below(self, root: str, path: str) -> str:
+        """What stands after root_path. uvicorn puts it before every path, one that a proxy has left it in, too."""
+        prefix = re.compile(rf"^/+{re.escape(root)}(?=/|$)")
+        rest = prefix.sub("", path)
+        found = normal_path(rest)
+        return found if self.methods(found) else normal_path(prefix.sub("", rest))
 
     async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The router; whatever it raises becomes an answer."""
