@@ -48,6 +48,8 @@ class RateLimit:
     def __init__(self, per_minute: int, store_url: str = "") -> None:
         self.per_minute = per_minute
         self.windows: OrderedDict[str, tuple[int, float]] = OrderedDict()  # key: (hits, end on the monotonic clock)
+        self.store_url = store_url
+        self.loop: asyncio.AbstractEventLoop | None = None  # that the store's connections are of
         self.store = open_store(store_url) if store_url else None
         self.retry_at = 0.0  # on the monotonic clock; 0: the store is up
 
@@ -73,6 +75,10 @@ class RateLimit:
             return None
         from limits.errors import StorageError
 
+        loop = asyncio.get_running_loop()
+        if self.loop is not loop:  # the drivers keep to the one of their first use
+            self.store = open_store(self.store_url) if self.loop else self.store
+            self.loop = loop
         if self.retry_at:
             self.retry_at = time.monotonic() + STORE_PAUSE_SECONDS  # this request alone waits to see if it is back
         try:
@@ -89,9 +95,10 @@ class RateLimit:
         return hits, min(max(0.0, reset), WINDOW_SECONDS)  # clocks of two machines differ
 
     async def close(self) -> None:
-        """Close the connections to the store."""
+        """Close the connections to the store; the next hit opens them anew."""
         if self.store:
             client: Any = getattr(self.store, "bridge", self.store)  # of Redis, of MongoDB
+            self.store, self.loop = open_store(self.store_url), None
             await client.storage.aclose()
 
 

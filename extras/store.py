@@ -17,9 +17,12 @@ from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
+
+if TYPE_CHECKING:
+    from pymongo.asynchronous.collection import AsyncCollection
 
 log = logging.getLogger(__name__)
 
@@ -504,23 +507,39 @@ class MongoStore(Store):
             import pymongo
             from bson.errors import BSONError
             from pymongo.errors import PyMongoError
-            from pymongo.read_concern import ReadConcern
         except ImportError:
             raise ValueError("A mongodb:// store needs a package: pip install pymongo") from None
         self._errors = (PyMongoError, BSONError)
         self._asked: set[asyncio.Task[Any]] = set()
+        self._url = url
         try:
-            self._client: pymongo.AsyncMongoClient[Document] = pymongo.AsyncMongoClient(url, **MONGO_TIMEOUTS)
-            database = self._client.get_default_database("rewrap")
+            self._renew()
         except (*self._errors, ValueError, TypeError):  # their texts may repeat a password
             raise ValueError("The store's mongodb:// URL is not valid.") from None
-        self._chats = database.get_collection(
+        lists = "owner seq", "owner model seq", "owner tags seq", "owner model tags seq", "seq"
+        self._indexes = [pymongo.IndexModel(names.split()) for names in lists]
+
+    def _renew(self) -> None:
+        """A client that connects when it is used: it keeps to the event loop of that, and does not open again."""
+        import pymongo
+        from pymongo.read_concern import ReadConcern
+
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: pymongo.AsyncMongoClient[Document] = pymongo.AsyncMongoClient(self._url, **MONGO_TIMEOUTS)
+        self._collection = self._client.get_default_database("rewrap").get_collection(
             "completions",
             read_concern=ReadConcern("majority"),
             write_concern=pymongo.WriteConcern("majority", wtimeout=4_000, j=True),
         )
-        lists = "owner seq", "owner model seq", "owner tags seq", "owner model tags seq", "seq"
-        self._indexes = [pymongo.IndexModel(names.split()) for names in lists]
+
+    @property
+    def _chats(self) -> "AsyncCollection[Document]":
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop:
+                self._renew()
+            self._loop = loop
+        return self._collection
 
     async def open(self) -> None:
         with suppress(StoreDown):  # the upkeep tries again
@@ -530,7 +549,9 @@ class MongoStore(Store):
     async def close(self) -> None:
         await super().close()
         await asyncio.gather(*self._asked, return_exceptions=True)
-        await self._client.close()
+        client = self._client
+        self._renew()
+        await client.close()
 
     async def _ask(self, answer: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(answer)

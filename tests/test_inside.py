@@ -1,7 +1,6 @@
 """The app inside other programs: an event loop for each test, a second start, below a prefix, mounted in another app."""
 
 import asyncio
-import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ async def asked(app: Any, path: str = CHAT, method: str = "POST", **request: Any
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what the first loop has left open
+@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("kind", ["mock", "upstream"])
 def test_an_app_serves_in_one_event_loop_after_the_other(kind: str) -> None:
     with served() as url:
@@ -40,10 +40,10 @@ def test_an_app_serves_in_one_event_loop_after_the_other(kind: str) -> None:
         for _ in range(3):
             answer = asyncio.run(asked(app))
             assert answer.status_code == 200, answer.text
-        gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.usefixtures("collected")
 def test_lines_that_waited_when_their_loop_ended_are_logged_by_the_next(caplog: pytest.LogCaptureFixture) -> None:
     app = app_of()
     asyncio.run(asked(app))

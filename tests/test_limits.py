@@ -3,6 +3,7 @@
 Redis here is a stub of its wire (loopback, a port of its own): it counts as the script that `limits` sends would count.
 """
 
+import asyncio
 import socket
 import socketserver
 import threading
@@ -186,6 +187,26 @@ async def test_mongodb_counts_for_all_processes(tmp_path: Path) -> None:
     assert (third.allowed, third.remaining) == (True, 0)
     assert (fourth.allowed, fourth.remaining) == (False, 0)
     assert 55 < third.reset_seconds <= 60
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # what the first loop has left open
+@pytest.mark.usefixtures("collected")
+@pytest.mark.parametrize("kind", ["redis", "mongodb"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_store_counts_on_in_another_event_loop_and_after_its_end(
+    kind: str, closed: bool, redis: FakeRedis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MongoWire(tmp_path) as wire:
+        limit = RateLimit(3, redis.url if kind == "redis" else wire.url)
+
+        async def twice() -> list[bool]:
+            hits = await allowed(limit, 2)
+            if closed:
+                await limit.close()
+            return hits
+
+        assert asyncio.run(twice()) + asyncio.run(twice()) == [True, True, True, False]
+    assert (caplog.messages, len(limit.windows)) == ([], 0)
 
 
 async def test_with_redis_down_requests_go_on_with_one_warning_and_it_is_used_again_when_it_is_back(

@@ -1,7 +1,6 @@
 """The contract of a store, held by every engine; and what is asked of SQLite and of MongoDB alone."""
 
 import asyncio
-import gc
 import os
 import resource
 import signal
@@ -702,13 +701,6 @@ def kill(process: subprocess.Popen[str]) -> list[str]:
 # MongoDB
 
 
-@pytest.fixture
-def collected() -> Iterator[None]:
-    """pymongo 4.20 leaves its monitor's socket to the garbage collector if the server dies: no other test should see it."""
-    yield
-    gc.collect()
-
-
 async def test_two_stores_over_one_mongodb_see_each_others_completions(wire: MongoWire) -> None:
     url = f"{wire.url}test{next(NUMBER)}"
     async with opened(url) as one, opened(url) as two:
@@ -719,6 +711,26 @@ async def test_two_stores_over_one_mongodb_see_each_others_completions(wire: Mon
         page = await one.messages("ann", "a")
         assert page
         assert [message["content"] for message in page.data] == ["one", "two"]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # what the first loop has left open
+@pytest.mark.usefixtures("collected")
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_store_goes_on_in_another_event_loop_and_after_its_end(closed: bool, tmp_path: Path, wire: MongoWire) -> None:
+    for url in (f"sqlite:///{tmp_path}/chat.db", f"{wire.url}test{next(NUMBER)}"):
+        store = open_store(url)
+
+        async def once(id: str, store: Store = store) -> list[str]:
+            if closed:
+                await store.open()
+            await store.put(chat(id), said("x"), owner="ann")
+            found = ids(await store.list("ann"))
+            if closed:
+                await store.close()
+            return found
+
+        assert asyncio.run(once("a")) == ["a"]
+        assert asyncio.run(once("b")) == ["a", "b"]
 
 
 async def test_mongodb_has_an_index_for_every_list(wire: MongoWire) -> None:

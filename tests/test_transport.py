@@ -1,7 +1,6 @@
 """The pool of extras/transport.py on real sockets, by itself, on asyncio's loop and on uvloop; then behind the app, fault by fault."""
 
 import asyncio
-import gc
 import gzip
 import json
 import random
@@ -846,6 +845,7 @@ async def test_no_fault_hangs_or_leaks_or_spoils_the_next_request(name: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what the first loop has left open
+@pytest.mark.usefixtures("collected")
 def test_each_event_loop_has_connections_of_its_own_and_the_pool_closes_and_opens_again() -> None:
     pool = Transport(max_connections=1, keepalive_expiry=0.05)
 
@@ -866,10 +866,10 @@ def test_each_event_loop_has_connections_of_its_own_and_the_pool_closes_and_open
 
     for run in (twice, twice, swept, swept):
         asyncio.run(run())
-    gc.collect()
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.usefixtures("collected")
 async def test_a_connection_that_ends_when_another_event_loop_has_the_pool_is_not_kept() -> None:
     async with Upstream(says(b"{}")) as up, pooled() as pool:
         reply = await begin(pool, up.url)
@@ -878,4 +878,3 @@ async def test_a_connection_that_ends_when_another_event_loop_has_the_pool_is_no
         assert await rest(reply) == b"{}"
         assert reply.closed
         assert await ask(pool, up.url) == (200, b"{}")
-    gc.collect()
