@@ -935,6 +935,23 @@ async def test_any_origin_and_credentials_never_come_together(origins: tuple[str
         assert "access-control-allow-credentials" not in answer.headers
 
 
+async def test_a_star_in_an_origin_stands_for_names_and_ports() -> None:
+    some = client(allow_origins=("https://*.app.example", "http://localhost:*", "https://one.example"))
+    for origin, may in {
+        "https://a.app.example": True,
+        "https://a.b.app.example": True,
+        "http://localhost:3000": True,
+        "https://one.example": True,
+        "https://app.example": False,
+        "https://evil-app.example": False,
+        "https://a.appxexample": False,
+        "https://a.app.example.evil.com": False,
+        "https://evil.com/.app.example": False,
+    }.items():
+        answer = await some.post(CHAT, json=ASKED, headers={"origin": origin})
+        assert answer.headers.get("access-control-allow-origin") == (origin if may else None), origin
+
+
 async def test_without_origins_no_page_may_read() -> None:
     answer = await client().post(CHAT, json=ASKED, headers=PAGE)
     assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -1605,6 +1622,12 @@ BAD = [
     ("CHAT_URL", "http://bot..example/chat"),
     ("CHAT_URL", "http://{host}/chat"),
     ("OPENAI_API_BASE", "http://bot.example:99999/v1"),
+    ("CHAT_URL", "http://bot/chat # my bot"),
+    ("ALLOW_ORIGINS", "app.example"),
+    ("ALLOW_ORIGINS", "https://*"),
+    ("ALLOW_ORIGINS", "http://*:3000"),
+    ("ALLOW_ORIGINS", "https://app.example/page"),
+    ("ALLOW_ORIGINS", "https://a.example https://b.example"),
     ("OPENAI_API_BASE", "localhost:8080/v1"),
     ("CHAT_KEY", "hunter2\nhunter2"),
     ("CHAT_KEY", "hunter2é€"),
@@ -1732,6 +1755,68 @@ def test_settings_come_from_the_env_file_and_the_environment_wins(env: pytest.Mo
     )
     assert (settings.log_level, settings.openai_model, settings.stall_timeout_seconds) == ("debug", "", 1.5)
     assert (settings.chat_headers, settings.chat_url) == ({"Authorization": "Bearer x"}, "http://bot.example/chat")
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("\ufeffCHAT_SHAPE=x", "x"),  # as Notepad writes it
+        ("export CHAT_SHAPE=x", "x"),
+        ("  export  CHAT_SHAPE = x  ", "x"),
+        ("CHAT_SHAPE=x # my bot", "x"),
+        ("CHAT_SHAPE=x\t#my bot", "x"),
+        ("CHAT_SHAPE= # none", ""),
+        ("CHAT_SHAPE=x#1", "x#1"),
+        ("CHAT_SHAPE=#1", "#1"),
+        ("CHAT_SHAPE='x # 1'", "x # 1"),
+        ('CHAT_SHAPE="x # 1" # it\'s "mine"', "x # 1"),
+        ("CHAT_SHAPE=it's # don't", "it's"),
+        ('CHAT_SHAPE="x', '"x'),
+        ("CHAT_SHAPE=a=b", "a=b"),
+        ("#CHAT_SHAPE=x", None),
+        ("CHAT_SHAPE", None),
+        ("CHAT_SHAPE=x\u2028y", "x\u2028y"),
+    ],
+)
+def test_lines_of_the_env_file_mean_what_they_do_elsewhere(
+    env: pytest.MonkeyPatch, tmp_path: Path, line: str, value: str | None
+) -> None:
+    (tmp_path / ".env").write_text(f"{line}\r\nPORT=9001\n", encoding="utf-8", newline="")
+    settings, found = Settings.load(str(tmp_path / ".env")), variables(str(tmp_path / ".env"))
+    assert (settings.chat_shape, settings.port) == (value or "", 9001)
+    assert (found.get("CHAT_SHAPE"), found["PORT"]) == (value, "9001")
+
+
+@pytest.mark.parametrize("end", ["", " # mine", ' # {"not": "this"'])
+def test_headers_in_the_env_file_may_have_a_hash(env: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
+    (tmp_path / ".env").write_text('CHAT_HEADERS={"X-A": "b # c", "X-D": "e"}' + end)
+    assert Settings.load(str(tmp_path / ".env")).chat_headers == {"X-A": "b # c", "X-D": "e"}
+
+
+def test_an_env_file_that_cannot_be_read_is_named_in_one_line(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes(b"OPENAI_MODEL=caf\xe9\n")
+    for load in (Settings.load, variables):
+        with pytest.raises(ValueError, match=r"\.env: not UTF-8$"):
+            load(str(file))
+
+
+@pytest.mark.parametrize(
+    ("given", "origin"),
+    [
+        ("http://localhost:3000/", "http://localhost:3000"),
+        ("HTTPS://App.Example", "https://app.example"),
+        ("https://app.example:443", "https://app.example"),
+        ("http://app.example:80/", "http://app.example"),
+        ("https://app.example:80", "https://app.example:80"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+        ("null", "null"),
+        ("*", "*"),
+    ],
+)
+def test_an_origin_is_taken_as_browsers_write_it(env: pytest.MonkeyPatch, given: str, origin: str) -> None:
+    env.setenv("ALLOW_ORIGINS", f"https://a.example,{given}")
+    assert Settings.load(NO_FILE).allow_origins == ("https://a.example", origin)
 
 
 def test_allowed_origin_goes_by_both_names(env: pytest.MonkeyPatch) -> None:

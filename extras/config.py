@@ -142,8 +142,8 @@ def check_url(url: str, where: str) -> None:
         host.encode("idna")  # as it is looked up: no label is empty, or too long
     except (httpx.InvalidURL, UnicodeError):
         address, host, port = httpx.URL(), "", 0
-    if address.scheme not in ("http", "https") or not HOST.fullmatch(host) or not 0 < port < 65536:
-        parts = "name a host (and a port from 1 to 65535, if any), and have no control characters"
+    if address.scheme not in ("http", "https") or not HOST.fullmatch(host) or not 0 < port < 65536 or " #" in url:
+        parts = "name a host (and a port from 1 to 65535, if any), and have no control characters, and no comment"
         raise ValueError(f"{where} must begin with http:// or https://, {parts}")
 
 

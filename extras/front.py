@@ -202,9 +202,11 @@ class Front:
         self.router, self.settings = router, settings
         self.inner: ASGIApp = self.guarded
         if origins := settings.allow_origins:
+            stars = [re.escape(origin).replace(r"\*", r"[\w.-]+") for origin in origins if "*" in origin]
             self.inner = CORS(
                 self.guarded,
                 allow_origins=["*"] if "*" in origins else list(origins),
+                allow_origin_regex="|".join(stars) or None,
                 allow_credentials="*" not in origins,  # together they would let every page use its visitor's cookies
                 allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
                 allow_headers=["*"],

@@ -1,11 +1,12 @@
-"""Settings: one frozen dataclass is the only reader of the environment and of `.env`."""
+"""Settings: one frozen dataclass, and the only reader of the environment and of `.env`."""
 
 import os
+import re
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import orjson
-from starlette.config import Config
 
 from extras.config import check_url, is_header
 
@@ -57,7 +58,8 @@ class Settings:
     store_max_age_days: float = setting(0.0, "Stored completions that are older are deleted; 0: never.", least=0)
     allowed_hosts: tuple[str, ...] = setting((), "Names this server answers to (Host), beside localhost on a loopback.")
     allow_origins: tuple[str, ...] = setting(
-        (), "Origins of web pages that may call (CORS), with commas, or *. ALLOWED_ORIGIN does, too."
+        (),
+        "Origins of web pages that may call (CORS), with commas: https://app.example, https://*.app.example, or *. ALLOWED_ORIGIN does, too.",
     )
     docs_assets_url: str = setting(
         "https://cdn.jsdelivr.net/npm", "Where /docs and /redoc get their scripts: a mirror of npm packages.", url=True
@@ -83,11 +85,11 @@ class Settings:
     @classmethod
     def load(cls, env_file: str = ".env") -> "Settings":
         """From the environment and `.env`. Raises ValueError, one line that names the setting."""
-        config = Config(env_file if os.path.isfile(env_file) else None)
+        found = variables(env_file)
         values: dict[str, Any] = {}
         for spec in fields(cls):
             name = spec.name.upper()
-            text = config(name, default="") or (config("ALLOWED_ORIGIN", default="") if name == "ALLOW_ORIGINS" else "")
+            text = found.get(name) or (found.get("ALLOWED_ORIGIN", "") if name == "ALLOW_ORIGINS" else "")
             if text.strip():
                 values[spec.name] = cast(name, text.strip(), spec.type, spec.metadata)
         if values.get("log_level", "info") not in ("debug", "info", "warning", "error"):
@@ -102,8 +104,20 @@ class Settings:
 
 
 def variables(env_file: str = ".env") -> dict[str, str]:
-    """All that is set, for what a CONFIG file names: `.env`, and the environment over it."""
-    return (Config(env_file).file_values if os.path.isfile(env_file) else {}) | dict(os.environ)
+    """All that is set: `.env`, and the environment over it. Raises ValueError, one line that names the file."""
+    try:  # utf-8-sig: Notepad begins a file with a mark
+        lines = Path(env_file).read_text("utf-8-sig").split("\n") if os.path.isfile(env_file) else []
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{env_file}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
+    found = [match for match in map(LINE.fullmatch, lines) if match]
+    values = {match["name"]: match["quoted"] or match["json"] or (match["bare"] or "").strip() for match in found}
+    return values | dict(os.environ)
+
+
+# As python-dotenv reads one: `export` before it, quotes around its value, and a comment (blank and #) after it.
+LINE = re.compile(
+    r"""\s*(?:export\s+)?(?P<name>[^\s#=]+)\s*=(?:\s*(?P<mark>["'])(?P<quoted>.*?)(?P=mark)|\s*(?P<json>\{.*\})|(?P<bare>.*?))(?:\s+\#.*)?\s*"""
+)
 
 
 def cast(name: str, text: str, type: Any, limits: Any) -> Any:
@@ -140,7 +154,15 @@ def cast(name: str, text: str, type: Any, limits: Any) -> Any:
     parts = tuple(part.strip() for part in text.split(",") if part.strip())
     if not parts:
         raise ValueError(f"{name} has commas, and nothing between them")
-    return parts
+    return tuple(map(origin, parts)) if name == "ALLOW_ORIGINS" else parts
+
+
+def origin(text: str) -> str:
+    """As browsers write it. Raises ValueError for what none of them sends."""
+    text = re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", text.lower().removesuffix("/"))
+    if text not in ("*", "null") and not re.fullmatch(r"[a-z][a-z0-9+.-]*://(?!\*(?::|$))[^/\s]+", text):
+        raise ValueError(f"ALLOW_ORIGINS: {text!r} is no origin: they are like https://app.example:8443")
+    return text
 
 
 def listed(value: Any) -> list[str]:
