@@ -335,7 +335,7 @@ class Front:
         return APIError(500, "The server had an error while processing your request.", type="server_error")
 
 
-LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost", "::ffff:127.0.0.1"])
 PORT = re.compile(r":\d*$")
 
 

@@ -106,7 +106,8 @@ def run(
     )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:  # who connects as soon as the start line is out waits, and is not refused
-        sock = socket.create_server((host, port), family=family, backlog=config.backlog)
+        both = host == "::" and socket.has_dualstack_ipv6()  # all addresses, of IPv4 too
+        sock = socket.create_server((host, port), family=family, backlog=config.backlog, dualstack_ipv6=both)
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
         sys.exit(f"rewrap: HOST {host}, PORT {port}: {reason}")

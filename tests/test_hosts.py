@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -100,6 +102,16 @@ async def test_a_loopback_refuses_foreign_hosts() -> None:
             refused = await way.answer(get("/v1/models", "x-forwarded-host: localhost", "host: evil.example"))
             assert refused.status == 403
             assert (await way.answer(get("/health", "host: evil.example"))).status == 200  # load balancers ask so
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket takes IPv4 and IPv6 here")
+async def test_all_addresses_of_ipv6_are_those_of_ipv4_too() -> None:
+    async with running(HOST="::") as process:
+        port = int(re.findall(r" on http://\[::\]:(\d+)", process.log)[0])
+        for host in ("127.0.0.1", "[::1]"):
+            async with wire(f"http://{host}:{port}") as way:
+                assert (await way.answer(post())).status == 200
+                assert (await way.answer(post(host="evil.example"))).status == 403
 
 
 async def test_of_two_hosts_none_that_is_foreign_gets_by() -> None:
