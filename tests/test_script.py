@@ -47,12 +47,14 @@ def test_it_sets_up_once_and_then_serves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["no pip", "no python"])
 def test_a_venv_that_was_left_half_made_is_made_anew(tmp_path: Path, kind: str) -> None:
-    (tmp_path / ".venv/bin").mkdir(parents=True)
     python = tmp_path / ".venv/bin/python"
     if kind == "no pip":
+        python.parent.mkdir(parents=True)
         python.write_text(HALF)
         python.chmod(0o755)
-    else:
+    else:  # though all had been installed
+        run(tmp_path)
+        python.unlink()
         python.symlink_to(tmp_path / "gone")
     asked, ended = run(tmp_path)
     assert (asked[0], asked[-1], ended.returncode) == ("-m venv --clear .venv", "main.py", 0)
