@@ -378,6 +378,6 @@ def loggable(body: bytes, secrets: list[str]) -> str:
 
 
 SECRET = re.compile(
-    r"""((?:api[_-]?key|authorization|password|secret|token)["']?\s*[:=]\s*["']?(?:Bearer\s+)?|\bBearer\s+)[^"',\s]{4,}|\b[sp]k-[\w.-]{6,}""",
+    r"""((?:api[_-]?key|authorization|password|secret|token)\\*["']?\s*[:=]\s*\\*["']?(?:Bearer\s+)?|\bBearer\s+)[^"',\s]{4,}|\b[sp]k-[\w.-]{6,}""",
     re.IGNORECASE,
 )
