@@ -80,6 +80,7 @@ class Chat:
     created: int = 0
     until: float = 0.0  # loop time by which an answer that is no stream must be whole
     backend: str = ""
+    dropped: list[str] = field(default_factory=list)  # what of the request had no place in this, as the client calls it
     usage: dict[str, Any] | None = None
     headers: Headers = field(default_factory=list)  # for the answer to the client
     own_id: bool = False  # the id is ours to choose, or that of the stored chat which goes on
@@ -480,7 +481,7 @@ class ChatURL:
             reply = await self.client.ask(target, credentials, body, deadline)
             if not 200 <= reply.status < 300:
                 raise await self.refusal(reply)
-            if dropped := dropped + self.shape.dropped(asked):
+            if dropped := chat.dropped + dropped + self.shape.dropped(asked):
                 names = UNPRINTABLE.sub("?", ", ".join(dropped))[:1000]  # they are the client's
                 chat.headers.append((b"x-dropped-params", names.encode()))
             chat.headers += passed_on(reply.headers)

@@ -133,10 +133,15 @@ def parse_metadata(body: bytes) -> dict[str, str]:
 def parse_ask(body: bytes, default_model: str) -> Chat:
     """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
     payload = parse_object(body)
-    if isinstance(payload.get("messages"), list):
-        payload["messages"] = [from_ui_message(message) for message in payload["messages"]]
+    lost: list[str] = []
+    if isinstance(messages := payload.get("messages"), list):
+        messages = [m for m in messages if not (isinstance(m, dict) and m.get("role") == "data")]  # for the page alone
+        lost = [name for message in messages for name in lost_of(message)]
+        payload["messages"] = [from_ui_message(message) for message in messages]
     asked = {name: payload[name] for name in ("messages", "model", *CHECKS) if name in payload}
-    return chat_from(asked | {"stream": True}, default_model)
+    chat = chat_from(asked | {"stream": True}, default_model)
+    chat.dropped = list(dict.fromkeys(lost))
+    return chat
 
 
 def from_ui_message(message: Any) -> Any:
@@ -147,6 +152,15 @@ def from_ui_message(message: Any) -> Any:
     content = message.get("content")
     joined = "".join(text for text in texts if isinstance(text, str))
     return {"role": message.get("role"), "content": content if isinstance(content, str) and content else joined}
+
+
+def lost_of(message: Any) -> list[str]:
+    """What `from_ui_message` leaves out: files, sources, calls of tools."""
+    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
+        return []
+    types = [part.get("type") for part in message["parts"] if isinstance(part, dict)]
+    types += ["experimental_attachments"] if message.get("experimental_attachments") else []
+    return [f"messages.{type}" for type in types if isinstance(type, str) and type not in ("text", "step-start")]
 
 
 # Renderings: how Deltas look to a client.
@@ -553,10 +567,12 @@ class Ask:
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
+        backend = gateway.backend
+        self.model = gateway.settings.openai_model or (backend.default() if isinstance(backend, Several) else "default")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope["call"]
-        chat, deltas = await self.gateway.chat(call, parse_ask, self.gateway.settings.openai_model or "default")
+        chat, deltas = await self.gateway.chat(call, parse_ask, self.model)
         await stream(call, chat, deltas, PlainText(chat))
 
 
@@ -656,7 +672,8 @@ def create_app(
         """GET /info: who answers, and the theme of the pages."""
         names = [row["id"] for row in await gateway.backend.models("")]
         about = {"name": "rewrap", "version": __version__, "description": "Any chat URL as an OpenAI API"}
-        return JSON(about | {"backends": [gateway.backend.name], "models": names, "theme": THEME})
+        several = gateway.backend.rows if isinstance(gateway.backend, Several) else [(gateway.backend, [], [])]
+        return JSON(about | {"backends": [row.name for row, _, _ in several], "models": names, "theme": THEME})
 
     async def websocket_note(request: Request) -> Response:
         """GET /docs/websocket: what to use in place of websockets."""

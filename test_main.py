@@ -301,6 +301,25 @@ async def test_ask_takes_messages_as_the_ai_sdk_sends_them() -> None:
         assert answer.text == plain
 
 
+async def test_ask_takes_what_is_no_message_of_the_ai_sdk_for_none_and_names_the_parts_that_do_not_go_along() -> None:
+    parts = [
+        {"type": "step-start"},
+        {"type": "text", "text": "Greet the world, please."},
+        {"type": "file", "mediaType": "image/png", "url": "data:image/png;base64,AA=="},
+        {"type": "file", "mediaType": "image/png", "url": "data:image/png;base64,AA=="},
+        {"type": "x\r\nset-cookie: a=b"},
+        {"type": 5},
+    ]
+    messages = [{"role": "data", "content": "x", "data": {"a": 1}}, {"id": "1", "role": "user", "parts": parts}]
+    some, route = chat_url(httpx.Response(200, json={"reply": "Hi"}))
+    answer = await some.post("/ask", json={"messages": messages})
+    assert answer.text == "Hi"
+    assert answer.headers["x-dropped-params"] == "messages.file, messages.x??set-cookie: a=b"
+    assert "set-cookie" not in answer.headers
+    assert json.loads(route.calls.last.request.content)["messages"] == ASKED["messages"]
+    assert (await client().post("/ask", json={"messages": messages[:1]})).status_code == 400
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -347,6 +366,13 @@ async def test_info_tells_who_answers_and_the_theme_but_no_secret() -> None:
     assert body["theme"]["name"] == "Ocean Professional"
     assert (body["theme"]["primary"], body["theme"]["accent"]) == ("#2563EB", "#F59E0B")
     assert not re.search("internal|secret-path|sk-upstream|sk-client", answer.text)
+
+
+async def test_info_names_each_of_several_backends(tmp_path: Path) -> None:
+    tables = [f'[[backend]]\nname = "{name}"\nkind = "mock"\nmodels = ["{name}"]\n' for name in ("one", "two")]
+    (tmp_path / "c.toml").write_text("".join(tables))
+    answer = await client(config=str(tmp_path / "c.toml")).get("/info")
+    assert answer.json()["backends"] == ["one", "two"]
 
 
 async def test_docs_say_what_to_use_in_place_of_websockets() -> None:
@@ -1916,6 +1942,18 @@ async def test_payloads_are_logged_at_debug_alone_with_keys_masked(caplog: pytes
             await client(app).post(CHAT, content=body, headers={"authorization": f"Bearer {keys[1]}"})
         assert ("Greet" in caplog.text) is (level == "debug")
         assert [key for key in keys if key in caplog.text] == []
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+async def test_keys_in_the_arguments_of_tools_are_masked(caplog: pytest.LogCaptureFixture, depth: int) -> None:
+    told: Any = {"api_key": "SECRET123456", "password": "hunter2222", "Authorization": "Bearer abc.def", "city": "Rome"}
+    for _ in range(depth):
+        told = json.dumps({"arguments": json.dumps(told)})
+    app = rewrap(log_level="debug")
+    async with app.router.lifespan_context(app):
+        await client(app).post(CHAT, json=ASKED | {"x": told})
+    assert "Rome" in caplog.text
+    assert [key for key in ("SECRET123456", "hunter2222", "abc.def") if key in caplog.text] == []
 
 
 async def test_control_characters_are_escaped_in_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -40,6 +40,11 @@ class Several:
             found += [(pattern == model, len(pattern), backend) for pattern in hits]
         return max(found, key=lambda row: row[:2])[2] if found else None
 
+    def default(self) -> str:
+        """The model of a request that names none: any where "*" takes it, else the first in the file."""
+        named = [pattern for _, patterns, _ in self.rows for pattern in patterns]
+        return "default" if self.first("default") or not named else named[0]  # a pattern matches itself
+
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         """The names in the file, and of each backend's own list those that it is asked for."""
         cards: dict[str, dict[str, Any]] = {}

@@ -141,3 +141,31 @@ async def test_a_user_may_stand_in_an_address_that_was_given() -> None:
         answer = await some.post("/v1/chat/completions", json=ASKED | {"user": "../x"})
     assert asked == ["http://bot/of/ada"]
     assert answer.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("patterns", "asked"),
+    [
+        (('models = ["one", "uno"]', 'models = ["two"]'), ("a", "one")),
+        (("models = []", 'models = ["two"]'), ("b", "two")),
+        (('models = ["gpt-*"]', 'models = ["two"]'), ("a", "gpt-*")),
+        (('models = ["one"]', 'models = ["*"]'), ("b", "default")),
+    ],
+)
+async def test_ask_without_a_model_is_for_the_first_of_several(
+    patterns: tuple[str, str], asked: tuple[str, str], tmp_path: Path
+) -> None:
+    seen = []
+
+    def upstream(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.host, json.loads(request.content)["model"]))
+        return httpx.Response(200, json=GOOD)
+
+    (tmp_path / "c.toml").write_text("".join(map(backend, ("a", "b"), patterns)))
+    settings = Settings(config=str(tmp_path / "c.toml"), store_url="sqlite://")
+    transport = httpx.ASGITransport(create_app(settings, transport=httpx.MockTransport(upstream)))
+    some = httpx.AsyncClient(transport=transport, base_url="http://proxy")
+    assert (await some.post("/ask", json={"messages": ASKED["messages"]})).text == "from b"
+    assert seen == [asked]
+    unknown = await some.post("/ask", json=ASKED | {"model": "unknown"})
+    assert unknown.status_code == (200 if asked[1] == "default" else 404)
