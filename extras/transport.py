@@ -27,6 +27,7 @@ Origin = tuple[bool, str, int]  # TLS, host, port
 HEAD_BYTES = 65_536  # of a response head, or of what else is no body: trailers, chunk sizes
 BUFFER_BYTES = 262_144  # unread body at which the socket is read no further until the reader has caught up
 WRITE_BYTES = 262_144  # of a request body given to the socket at a time
+INFLATE_BYTES = 16_384  # inflated at a time: what follows the end of a gzip is copied for each
 LINGER_SECONDS = 1.0  # for the rest of an answer that nobody reads, before its connection is closed
 
 
@@ -78,7 +79,7 @@ class Connection(asyncio.Protocol):
         self.reusable = self.held = True  # held: until its reader gives it back by aclose()
         self.error: httpx.RequestError | None = None
         self.inflate: Any = None
-        self.tail = b""
+        self.tail: bytes | memoryview = b""  # compressed, and not yet read
 
     # From the socket.
 
@@ -243,34 +244,41 @@ class Connection(asyncio.Protocol):
     async def read(self) -> bytes:
         """What has come of the body since the last call; b"" at its end. Raises httpx.TransportError."""
         while True:
-            if not self.chunks and not self.tail:
-                if self.error is not None:
-                    raise self.error
-                if self.complete:
-                    if self.inflate is not None and not self.inflate.eof:
-                        raise httpx.DecodingError("The answer's compression is cut short.")
-                    return b""
+            if self.chunks and not self.tail:
+                data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
+                self.chunks = []
+                self.buffered = 0
+                if self.paused:
+                    self.paused = False
+                    if not self.closed:
+                        self.transport.resume_reading()
+                if self.inflate is None:
+                    return data
+                self.tail = memoryview(data)
+            if self.tail:
+                if data := self.unpack():
+                    return data
+                if self.loop.time() >= self.deadline:  # what comes to nothing is silence, too
+                    raise httpx.ReadTimeout("The server was silent for too long.")
+            elif self.error is not None:
+                raise self.error
+            elif self.complete:
+                if self.inflate is not None and not self.inflate.eof:
+                    raise httpx.DecodingError("The answer's compression is cut short.")
+                return b""
+            else:
                 await self.wait()
-                continue
-            data = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
-            self.chunks = []
-            self.buffered = 0
-            if self.paused:
-                self.paused = False
-                if not self.closed:
-                    self.transport.resume_reading()
-            if self.inflate is None:
-                return data
-            if data := self.unpack(data):
-                return data
 
-    def unpack(self, data: bytes) -> bytes:
+    def unpack(self) -> bytes:
         """Inflate a bounded piece at a time, so that a small bomb stays small. Raises DecodingError."""
+        if self.inflate.eof:  # by RFC 1952 a gzip may follow the other, and nothing else may
+            self.inflate = zlib.decompressobj(zlib.MAX_WBITS | 16)
         try:
-            out: bytes = self.inflate.decompress(self.tail + data, BUFFER_BYTES)
+            out: bytes = self.inflate.decompress(self.tail[:INFLATE_BYTES], BUFFER_BYTES)
         except zlib.error as exc:
             raise httpx.DecodingError("The answer's compression is broken.") from exc
-        self.tail = self.inflate.unconsumed_tail
+        left = self.inflate.unused_data or self.inflate.unconsumed_tail
+        self.tail = self.tail[min(len(self.tail), INFLATE_BYTES) - len(left) :]
         return out
 
     async def aclose(self) -> None:

@@ -391,6 +391,9 @@ async def test_endless_early_hints_are_refused() -> None:
             await ask(pool, up.url)
 
 
+CHUNKED_BODY = "transfer-encoding: chunked"
+EMPTY_BLOCKS = b"\x00\x00\x00\xff\xff"  # stored, with nothing in it
+GZIP = "content-encoding: gzip"
 ANSWERS: dict[str, tuple[list[bytes], tuple[int, bytes], bool]] = {  # the bytes, what they mean, used again
     "length": ([OK + b"content-length: 2\r\n\r\nok"], (200, b"ok"), True),
     "no body": ([OK + b"content-length: 0\r\n\r\n"], (200, b""), True),
@@ -413,6 +416,15 @@ ANSWERS: dict[str, tuple[list[bytes], tuple[int, bytes], bool]] = {  # the bytes
     "until close": ([OK + b"content-type: a/b\r\n\r\no", b"k"], (200, b"ok"), False),
     "gzip": ([b"".join(whole(JSON, gzip.compress(b"ok"), "content-encoding: gzip"))], (200, b"ok"), True),
     "deflate": ([b"".join(whole(JSON, zlib.compress(b"ok"), "content-encoding: deflate"))], (200, b"ok"), True),
+    "two gzips": ([b"".join(whole(JSON, gzip.compress(b"o") + gzip.compress(b"k"), GZIP))], (200, b"ok"), True),
+    "gzips byte by byte": (
+        [
+            head(JSON, "content-length: 42", GZIP),
+            *(bytes([byte]) for byte in gzip.compress(b"o") + gzip.compress(b"k")),
+        ],
+        (200, b"ok"),
+        True,
+    ),
     "byte by byte": ([bytes([byte]) for byte in OK + b"content-length: 2\r\n\r\nok"], (200, b"ok"), True),
 }
 
@@ -471,7 +483,16 @@ async def test_more_than_the_answer_is_never_the_next_answer(extra: bytes, pause
 
 @pytest.mark.parametrize(
     ("data", "coding"),
-    [(gzip.compress(b"a" * 99)[:-9], "gzip"), (b"not gzip", "gzip"), (b"x", "br"), (b"x", "gzip, br")],
+    [
+        (gzip.compress(b"a" * 99)[:-9], "gzip"),
+        (gzip.compress(b"a") + gzip.compress(b"b")[:-1], "gzip"),
+        (gzip.compress(b"a") + b"\x1f", "gzip"),
+        (gzip.compress(b"a") + b"junk", "gzip"),
+        (zlib.compress(b"a") + b"junk", "deflate"),
+        (b"not gzip", "gzip"),
+        (b"x", "br"),
+        (b"x", "gzip, br"),
+    ],
 )
 async def test_compression_that_is_broken_or_was_not_asked_for_is_a_decoding_error(data: bytes, coding: str) -> None:
     async with Upstream(says(data, f"content-encoding: {coding}")) as up, pooled() as pool:
@@ -488,6 +509,51 @@ async def test_a_gzip_bomb_comes_in_bounded_pieces() -> None:
         assert len(reply.tail) <= 2 * BUFFER_BYTES
         await reply.aclose()
         await up.until(lambda: up.open == 0, 0.2)
+
+
+async def test_a_bomb_that_is_read_slowly_is_not_gathered() -> None:
+    zeros = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    first, again = (zeros.compress(bytes(2**20)) + zeros.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    bomb = first + again * 4000  # 4 MB
+    async with Upstream(sends(lambda r: [head(JSON, CHUNKED_BODY, GZIP), chunk(bomb)], hold)) as up, pooled() as pool:
+        reply = await begin(pool, up.url)
+        for _ in range(200):
+            assert 0 < len(await reply.read()) <= BUFFER_BYTES
+            await asyncio.sleep(0)
+        assert len(reply.tail) + reply.buffered <= 4 * BUFFER_BYTES
+        await reply.aclose()
+
+
+async def test_what_follows_a_compressed_answer_is_refused_and_not_gathered() -> None:
+    junk = chunk(b"junk" * 25_000)
+    parts = [head(JSON, CHUNKED_BODY, GZIP), chunk(gzip.compress(b"ok")), *[junk] * 1000]
+    async with Upstream(sends(lambda r: parts)) as up, pooled() as pool:
+        reply = await begin(pool, up.url)
+        assert await reply.read() == b"ok"
+        with fails(httpx.DecodingError):
+            await reply.read()
+        await reply.aclose()
+        await up.until(lambda: up.open == 0, 0.2)
+
+
+@pytest.mark.parametrize("nothing", [gzip.compress(b""), EMPTY_BLOCKS])
+async def test_compression_that_comes_to_nothing_ends_at_the_deadline(nothing: bytes) -> None:
+    begins = gzip.compress(b"")[:10] if nothing is EMPTY_BLOCKS else b""
+    piece = chunk(nothing * (60_000 // len(nothing)))
+
+    async def pour(request: Request, reader: Any, writer: Any) -> None:
+        writer.write(head(JSON, CHUNKED_BODY, GZIP) + (begins and chunk(begins)))
+        while True:
+            writer.write(piece)
+            await writer.drain()
+
+    async with Upstream(pour) as up, pooled() as pool:
+        reply = await begin(pool, up.url)
+        reply.deadline = pool.loop.time() + 0.2
+        async with asyncio.timeout(5):
+            with fails(httpx.ReadTimeout):
+                await reply.read()
+        await reply.aclose()
 
 
 async def test_an_answer_comes_no_faster_than_it_is_read() -> None:
