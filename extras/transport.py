@@ -13,10 +13,12 @@ WriteTimeout, RemoteProtocolError, DecodingError.
 """
 
 import asyncio
+import socket
 import ssl
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import httptools
@@ -157,6 +159,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        if exc and self.answering and not self.origin[0]:
+            self.salvage()
         if self.answering and not self.complete and self.error is None:
             self.error = httpx.ReadError("The connection broke.") if exc else httpx.RemoteProtocolError("Cut short.")
         if self.drained is not None and not self.drained.done():
@@ -166,6 +170,14 @@ class Connection(asyncio.Protocol):
             self.timer.cancel()
             self.timer = None
         self.pool.forget(self)
+
+    def salvage(self) -> None:
+        """Read what the kernel still holds: a write that met the reset hides the early answer (413) before it."""
+        self.paused = True  # there is no socket to pause any more
+        held = self.transport.get_extra_info("socket")
+        with suppress(OSError), socket.fromfd(held.fileno(), held.family, held.type) as left:
+            while data := left.recv(BUFFER_BYTES):
+                self.data_received(data)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -230,7 +242,7 @@ class Connection(asyncio.Protocol):
                         await self.drained
                 except TimeoutError:
                     raise httpx.WriteTimeout("The server did not take the request in time.") from None
-            if self.closed or self.head_done:  # an early answer, such as 413: the rest is not wanted
+            if self.transport.is_closing() or self.head_done:  # an early answer, such as 413: the rest is not wanted
                 self.reusable = False
                 return
             self.transport.write(body[start : start + WRITE_BYTES])

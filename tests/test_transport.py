@@ -8,10 +8,12 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -618,6 +620,39 @@ async def test_an_early_answer_ends_a_large_request() -> None:
         await asyncio.sleep(0.05)
         assert not pool.connections  # half a request was sent on it
     assert taken < 40_000_000
+
+
+@pytest.mark.parametrize("pause", [0, 0.003])
+async def test_an_early_answer_counts_although_the_server_closes_at_once(
+    pause: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The kernel resets the connection, as not all of the request was read: a write may hear of it before any read."""
+
+    def refuse(server: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                one, _ = server.accept()
+                with one:
+                    one.recv(65536)
+                    one.sendall(b"".join(whole(JSON, b"too large", status=413)))
+
+    async def others() -> None:
+        while True:
+            time.sleep(pause)  # noqa: ASYNC251  # the loop is busy: answer and reset come before it looks
+            await asyncio.sleep(0)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = Thread(target=refuse, args=[server], daemon=True)
+        thread.start()
+        busy = asyncio.create_task(others())
+        async with pooled() as pool:
+            for _ in range(50):
+                answer = await ask(pool, f"http://127.0.0.1:{server.getsockname()[1]}/", b"x" * 5_000_000)
+                assert answer == (413, b"too large")
+        busy.cancel()
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(5)
+    assert not caplog.records  # asyncio warns of writes to what is closed
 
 
 async def test_a_header_with_a_line_break_is_not_sent() -> None:
