@@ -264,7 +264,7 @@ class Reply(Protocol):
 
 
 class HTTPXReply:
-    """A Reply by any httpx transport: a mock in tests, httpx's own for proxies."""
+    """A Reply by any httpx transport: a mock in tests, httpx's own for the probe."""
 
     def __init__(self, response: httpx.Response, deadline: float) -> None:
         self.status = response.status_code

@@ -640,10 +640,8 @@ def create_app(
     settings = replace(settings, revoked_keys=keys.revoked_ids(settings.revoked_keys))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     log.setLevel(settings.log_level.upper())
-    if transport is None and settings.upstream_proxy:
-        transport = httpx.AsyncHTTPTransport(proxy=settings.upstream_proxy)
     timeout = settings.connect_timeout_seconds
-    transport = transport or Transport(settings.max_connections, timeout)
+    transport = transport or Transport(settings.max_connections, timeout, proxy=settings.upstream_proxy)
     client = Client(transport, timeout)
     if backend is None:
         backend = backend_of(settings, client)

@@ -2,11 +2,12 @@
 
 httpx's own pool costs milliseconds of CPU a request under load, and never recovers from a burst of cancelled ones
 (encode/httpcore#1093). Here the pool of an origin is a list, its newest idle connection taken first, and a request
-that is cancelled aborts its connection on the spot. Use it behind httpx, `httpx.AsyncClient(transport=Transport())`,
-or, without httpx's Request and Response (which cost more than the rest of the way), by `Transport.exchange`.
+that is cancelled aborts its connection on the spot. The way in is `Transport.exchange`: httpx's Request and Response
+cost more than the rest of the way.
 
-Speaks HTTP/1.1 for requests whose body is at hand. It does not do: HTTP/2, HEAD, CONNECT, upgrades, proxies, redirects,
-cookies, `Expect`, streamed request bodies, racing IPv6 against IPv4 (addresses are tried in the resolver's order).
+Speaks HTTP/1.1 for requests whose body is at hand, straight or by way of a proxy. It does not do: HTTP/2, HEAD,
+upgrades, redirects, cookies, `Expect`, streamed request bodies, racing IPv6 against IPv4 (addresses are tried in the
+resolver's order).
 
 Raises httpx's exceptions only: ConnectError, ConnectTimeout, PoolTimeout, ReadError, ReadTimeout, WriteError,
 WriteTimeout, RemoteProtocolError, DecodingError.
@@ -16,39 +17,24 @@ import asyncio
 import socket
 import ssl
 import zlib
+from base64 import b64encode
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import httptools
 import httpx
 
 Origin = tuple[bool, str, int]  # TLS, host, port
+Target = tuple[Origin, bytes]  # where requests go, and the head they share but for Content-Length and the blank line
 
 HEAD_BYTES = 65_536  # of a response head, or of what else is no body: trailers, chunk sizes
 BUFFER_BYTES = 262_144  # unread body at which the socket is read no further until the reader has caught up
 WRITE_BYTES = 262_144  # of a request body given to the socket at a time
 INFLATE_BYTES = 16_384  # inflated at a time: what follows the end of a gzip is copied for each
 LINGER_SECONDS = 1.0  # for the rest of an answer that nobody reads, before its connection is closed
-
-
-class Target:
-    """Where requests go, with the head they share made once.
-
-    `head` ends before the last two lines of a request: its Content-Length and the blank line.
-    """
-
-    __slots__ = ("head", "origin")
-
-    def __init__(self, method: str, url: httpx.URL, headers: Mapping[str, str]) -> None:
-        tls = url.scheme == "https"
-        self.origin: Origin = (tls, url.raw_host.decode("ascii"), url.port or (443 if tls else 80))
-        lines = [f"{method} {url.raw_path.decode('ascii')} HTTP/1.1", f"host: {url.netloc.decode('ascii')}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if any("\r" in line or "\n" in line or "\0" in line for line in lines):
-            raise httpx.LocalProtocolError("A header has a line break in it.")
-        self.head = "\r\n".join(lines).encode("latin-1") + b"\r\n"
 
 
 class Connection(asyncio.Protocol):
@@ -159,7 +145,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
-        if exc and self.answering and not self.origin[0]:
+        if exc and self.answering and not self.transport.get_extra_info("sslcontext"):
             self.salvage()
         if self.answering and not self.complete and self.error is None:
             self.error = httpx.ReadError("The connection broke.") if exc else httpx.RemoteProtocolError("Cut short.")
@@ -314,15 +300,21 @@ class Connection(asyncio.Protocol):
             self.transport.resume_reading()
 
 
+def origin_of(url: httpx.URL) -> Origin:
+    tls = url.scheme == "https"
+    return tls, url.raw_host.decode("ascii"), url.port or (443 if tls else 80)
+
+
 class Transport(httpx.AsyncBaseTransport):
     """A pool of at most `max_connections`, to any number of origins.
 
     `connect_timeout` is in seconds, name look-up, TCP and TLS together; so is the wait for a place in the pool.
     `keepalive_expiry` is in seconds: below the 5 s after which uvicorn and Node close an idle connection.
+    `proxy` is a URL: asked for whole URLs, and for tunnels (CONNECT) where those begin with https://.
     """
 
     def __init__(
-        self, max_connections: int = 2000, connect_timeout: float = 5.0, keepalive_expiry: float = 4.0
+        self, max_connections: int = 2000, connect_timeout: float = 5.0, keepalive_expiry: float = 4.0, proxy: str = ""
     ) -> None:
         self.max_connections = max_connections
         self.connect_timeout = connect_timeout
@@ -331,11 +323,21 @@ class Transport(httpx.AsyncBaseTransport):
         self.connections: set[Connection] = set()
         self.waiters: deque[asyncio.Future[None]] = deque()
         self.sweeper: asyncio.TimerHandle | None = None
-        self.ssl_context: ssl.SSLContext | None = None
+        via = httpx.URL(proxy)
+        self.proxy = origin_of(via) if proxy else None
+        user = b64encode(f"{via.username}:{via.password}".encode())
+        self.credentials = b"proxy-authorization: Basic %b\r\n" % user if via.userinfo else b""
         self.loop: asyncio.AbstractEventLoop = None  # type: ignore[assignment]  # known at the first request
 
     def target(self, method: str, url: httpx.URL, headers: Mapping[str, str]) -> Target:
-        return Target(method, url, headers)
+        netloc, path = url.netloc.decode("ascii"), url.raw_path.decode("ascii")
+        direct = url.scheme == "https" or self.proxy is None
+        lines = [f"{method} {path if direct else f'http://{netloc}{path}'} HTTP/1.1", f"host: {netloc}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if any("\r" in line or "\n" in line or "\0" in line for line in lines):
+            raise httpx.LocalProtocolError("A header has a line break in it.")
+        head = "\r\n".join(lines).encode("latin-1") + b"\r\n" + (b"" if direct else self.credentials)
+        return origin_of(url), head
 
     async def exchange(self, target: Target, extra: bytes, body: bytes, deadline: float) -> Connection:
         """Send a request and wait for the head of its answer, until `deadline` (loop time).
@@ -343,8 +345,9 @@ class Transport(httpx.AsyncBaseTransport):
         `extra` is more header lines, each with its CRLF. The answer is the connection itself: `status`, `headers`
         (lower-case names), `read()`, `deadline` to move on, and `aclose()` to call in any case.
         """
-        head = b"%bcontent-length: %d\r\n%b\r\n" % (target.head, len(body), extra)
-        connection = await self.acquire(target.origin, fresh=False)
+        origin, shared = target
+        head = b"%bcontent-length: %d\r\n%b\r\n" % (shared, len(body), extra)
+        connection = await self.acquire(origin, fresh=False)
         while True:
             connection.reset()
             connection.deadline = deadline
@@ -362,19 +365,7 @@ class Transport(httpx.AsyncBaseTransport):
             except BaseException:
                 connection.abort()
                 raise
-            connection = await self.acquire(target.origin, fresh=True)
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """httpx's way in. Takes its time-outs from the request: `read` for the head and for each read."""
-        body = await request.aread()
-        headers = {k: v for k, v in request.headers.items() if k not in ("host", "content-length", "transfer-encoding")}
-        headers["connection"] = "keep-alive"
-        seconds = request.extensions.get("timeout", {}).get("read") or float("inf")
-        target = Target(request.method, request.url, headers)
-        reply = await self.exchange(target, b"", body, asyncio.get_running_loop().time() + min(seconds, 86400))
-        reply.inflate = None  # httpx decodes by itself
-        raw = [(k, v) for k, v in reply.headers.items()]
-        return httpx.Response(reply.status, headers=raw, stream=Body(reply, seconds), request=request)
+            connection = await self.acquire(origin, fresh=True)
 
     async def acquire(self, origin: Origin, *, fresh: bool) -> Connection:
         """The newest idle connection to `origin`, or a new one; waits for its turn where the pool is full."""
@@ -403,7 +394,8 @@ class Transport(httpx.AsyncBaseTransport):
             self.forget(connection)
             if isinstance(exc, TimeoutError):
                 raise httpx.ConnectTimeout("The server could not be reached in time.") from exc
-            if isinstance(exc, (OSError, ssl.CertificateError)):
+            # asyncio of Python 3.11 fails with a TypeError where TLS within TLS does.
+            if isinstance(exc, (OSError, httpx.TransportError, TypeError)):
                 raise httpx.ConnectError("The server cannot be reached.") from exc
             raise
         return connection
@@ -417,13 +409,27 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def connect(self, connection: Connection) -> None:
         tls, host, port = connection.origin
-        context = None
-        if tls:
-            if self.ssl_context is None:
-                self.ssl_context = httpx.create_ssl_context()
-                self.ssl_context.set_alpn_protocols(["http/1.1"])
-            context = self.ssl_context
-        await self.loop.create_connection(lambda: connection, host, port, ssl=context)
+        first_tls, first_host, first_port = self.proxy or connection.origin
+        context = self.ssl_context if first_tls else None
+        await self.loop.create_connection(lambda: connection, first_host, first_port, ssl=context)
+        if self.proxy is None or not tls:
+            return
+        where = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
+        connection.deadline = self.loop.time() + self.connect_timeout
+        await connection.send(b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (where, where, self.credentials), b"")
+        await connection.head()
+        if not 200 <= connection.status < 300 or connection.chunks or connection.transport.is_closing():
+            raise ConnectionError("The proxy made no tunnel.")
+        connection.reset()
+        connection.parser = httptools.HttpResponseParser(connection)  # the other is still at the proxy's answer
+        outer, context = connection.transport, self.ssl_context
+        connection.transport = await self.loop.start_tls(outer, connection, context, server_hostname=host)
+
+    @cached_property
+    def ssl_context(self) -> ssl.SSLContext:
+        context = httpx.create_ssl_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
     def evict(self) -> bool:
         """Close the connection that has been idle for longest, to have its place."""
@@ -505,20 +511,3 @@ class Transport(httpx.AsyncBaseTransport):
         for connection in list(self.connections):
             connection.abort()
         await asyncio.sleep(0)  # lets the sockets close
-
-
-class Body(httpx.AsyncByteStream):
-    """The rest of an answer, for httpx; each read may take `seconds`."""
-
-    def __init__(self, reply: Connection, seconds: float) -> None:
-        self.reply, self.seconds = reply, seconds
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while True:
-            self.reply.deadline = self.reply.loop.time() + min(self.seconds, 86400)
-            if not (data := await self.reply.read()):
-                return
-            yield data
-
-    async def aclose(self) -> None:
-        await self.reply.aclose()

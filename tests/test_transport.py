@@ -12,6 +12,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -36,7 +37,6 @@ from upstreams import (
     closed_port,
     head,
     hold,
-    make,
     reset,
     sends,
     whole,
@@ -96,7 +96,7 @@ def fails(error: type[Exception], most_seconds: float = 1.0) -> Any:
     loop = asyncio.get_running_loop()
     started = loop.time()
     with pytest.raises(error) as caught:
-        yield
+        yield caught
     assert type(caught.value) is error
     assert loop.time() - started < most_seconds
 
@@ -760,23 +760,6 @@ async def test_an_unread_flood_is_cut_off() -> None:
         await up.until(lambda: up.open == 0, 0.5)
 
 
-# ---- behind httpx
-
-
-async def test_it_works_behind_httpx() -> None:
-    async with Upstream(FAULTS["gzip"]) as up, httpx.AsyncClient(transport=Transport(), trust_env=False) as client:
-        for _ in range(2):
-            response = await client.post(f"{up.url}/v1/chat/completions", json=ASKED)
-            assert response.json()["choices"][0]["message"]["content"] == GOOD["gzip"]
-        assert up.connections == 1
-        up.handler = FAULTS["hang"]
-        with fails(httpx.ReadTimeout):
-            await client.post(up.url, timeout=0.1)
-        up.handler = make("plain_text", "as it comes")
-        async with client.stream("POST", up.url) as streamed:
-            assert b"".join([piece async for piece in streamed.aiter_raw()]) == b"as it comes"
-
-
 # ---- TLS
 
 
@@ -800,9 +783,11 @@ async def secure(certificate: tuple[Path, Path], serve: Server) -> AsyncIterator
         yield port
 
 
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heads: Any = None) -> None:
     while True:
         asked = (await reader.readuntil(b"\r\n\r\n")).lower()
+        if heads is not None:
+            heads.append(asked)
         body = await reader.readexactly(int(asked.partition(b"content-length: ")[2].split(b"\r\n")[0]))
         writer.write(b"".join(whole(JSON, body)))
         await writer.drain()
@@ -877,6 +862,242 @@ async def test_a_cancelled_request_closes_a_tls_connection_at_once(certificate: 
             await ended.wait()
         await asyncio.gather(asking, return_exceptions=True)
         assert not pool.connections
+
+
+# ---- by way of a proxy
+
+
+class Proxy:
+    """An HTTP proxy: tunnels for CONNECT, other requests sent on with their path alone. `seen`: the heads that came.
+
+    `says` is the answer to CONNECT, if it is not to be a tunnel.
+    """
+
+    def __init__(self, says: bytes | None = None, then: Any = None) -> None:
+        self.says, self.then, self.seen = says, then, list[str]()
+        self.accepted = self.open = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        self.open += 1
+        try:
+            await self.serve(reader, writer)
+        finally:
+            self.open -= 1
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await self.head(reader)
+        method, where, _ = head.split(" ", 2)
+        if self.says is not None:
+            writer.write(self.says)
+            if self.then is not None:
+                await self.then(writer)
+            await reader.read()  # until the client leaves
+            return
+        url = httpx.URL(f"https://{where}" if method == "CONNECT" else where)
+        there, to = await asyncio.open_connection(url.host, url.port)
+        if method == "CONNECT":
+            writer.write(b"HTTP/1.1 200 Connection established\r\nvia: 1.1 here\r\n\r\n")
+            ways = [self.pour(reader, to), self.pour(there, writer)]
+        else:
+            ways = [self.forward(head, reader, to), self.pour(there, writer)]
+        tasks = [asyncio.create_task(way) for way in ways]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            to.transport.abort()
+
+    async def head(self, reader: asyncio.StreamReader) -> str:
+        self.seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
+        return self.seen[-1]
+
+    async def forward(self, head: str, reader: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        while True:
+            first, *lines = head.split("\r\n")
+            method, url, version = first.split(" ")
+            lines = [line for line in lines if not line.startswith("proxy-")]
+            to.write("\r\n".join([f"{method} {httpx.URL(url).raw_path.decode()} {version}", *lines]).encode())
+            to.write(await reader.readexactly(int(head.partition("content-length: ")[2].split("\r\n")[0])))
+            head = await self.head(reader)
+
+    async def pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def proxied(proxy: Proxy, user: str = "", tls: Any = None, **options: Any) -> AsyncIterator[Transport]:
+    """A pool whose way is by the proxy; `tls`: its certificate, where TLS is spoken to it, too."""
+    async with secure(tls, proxy) if tls else listening(proxy) as port:
+        async with pooled(proxy=f"{'https' if tls else 'http'}://{user}localhost:{port}", **options) as pool:
+            yield pool
+
+
+BY_TLS = pytest.mark.parametrize("tls", [False, True], ids=["http proxy", "https proxy"])
+USER, BASIC = "me:p%40ssw0rd@", "proxy-authorization: Basic bWU6cEBzc3cwcmQ="
+
+
+@pytest.mark.usefixtures("trusted")
+@BY_TLS
+@pytest.mark.parametrize("user", ["", USER])
+async def test_http_goes_to_the_proxy_as_whole_urls_and_its_connections_are_used_again(
+    certificate: tuple[Path, Path], user: str, tls: bool
+) -> None:
+    proxy = Proxy()
+    async with Upstream(lambda r, i, o: says(r.body)(r, i, o)) as up:
+        async with proxied(proxy, user, tls and certificate) as pool:
+            for body in (b"{}", b"x" * 3_000_000, b"{}"):
+                assert await ask(pool, f"{up.url}/a%20b?c=d", body) == (200, body)
+        assert (proxy.accepted, up.connections) == (1, 1)
+        assert [(r.path, r.headers["host"]) for r in up.requests] == [("/a%20b?c=d", f"127.0.0.1:{up.port}")] * 3
+        for head in proxy.seen:
+            assert head.startswith(f"POST {up.url}/a%20b?c=d HTTP/1.1\r\nhost: 127.0.0.1:{up.port}\r\n")
+            assert (BASIC in head) == bool(user)
+
+
+@pytest.mark.usefixtures("trusted")
+@BY_TLS
+@pytest.mark.parametrize("user", ["", USER])
+async def test_https_goes_through_a_tunnel_that_is_used_again(
+    certificate: tuple[Path, Path], user: str, tls: bool
+) -> None:
+    proxy, inside = Proxy(), list[bytes]()
+    async with (
+        secure(certificate, partial(echo, heads=inside)) as to,
+        proxied(proxy, user, tls and certificate) as pool,
+    ):
+        for body in (b"{}", b"x" * 3_000_000, b"{}"):
+            assert await ask(pool, f"https://localhost:{to}/a?b=c", body) == (200, body)
+    secret = f"{BASIC}\r\n" if user else ""
+    assert proxy.seen == [f"CONNECT localhost:{to} HTTP/1.1\r\nhost: localhost:{to}\r\n{secret}\r\n"]
+    assert len(inside) == 3
+    for asked in inside:
+        assert asked.startswith(b"post /a?b=c http/1.1\r\nhost: localhost:%d\r\n" % to)
+        assert b"proxy" not in asked
+
+
+async def test_an_ipv6_address_stands_in_brackets_for_the_proxy() -> None:
+    proxy = Proxy(b"".join(whole(JSON, b"", status=502)))
+    async with proxied(proxy) as pool:
+        with fails(httpx.ConnectError):
+            await ask(pool, "https://[::1]/")
+        assert proxy.seen == ["CONNECT [::1]:443 HTTP/1.1\r\nhost: [::1]:443\r\n\r\n"]
+
+
+NO_TUNNEL: dict[str, tuple[bytes, Any]] = {
+    "407": (b"".join(whole(JSON, b"who?", "proxy-authenticate: Basic", status=407)), None),
+    "502": (b"".join(whole(JSON, b"gone", "connection: close", status=502)), close),
+    "a redirect": (b"".join(whole(JSON, b"", "location: /", status=302)), None),
+    "garbage": (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", None),
+    "an endless head": (OK + b"x-a: b\r\n" * 10_000, None),
+    "a switch": (BROKEN["a switch"], None),
+    "more than the head": (OK + b"\r\nmore", None),
+    "a body": (OK + b"content-length: 4\r\n\r\nmore", None),
+    "the end": (b"", close),
+    "a reset": (b"", reset),
+    "half a head": (OK, close),
+    "a head and the end": (OK + b"\r\n", close),
+    "a head and a reset": (OK + b"\r\n", reset),
+}
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("name", NO_TUNNEL)
+async def test_a_proxy_that_makes_no_tunnel_is_a_connect_error(certificate: tuple[Path, Path], name: str) -> None:
+    proxy = Proxy(*NO_TUNNEL[name])
+    async with secure(certificate, echo) as to, proxied(proxy, USER) as pool:
+        with fails(httpx.ConnectError) as caught:
+            await ask(pool, f"https://localhost:{to}/")
+        exc: BaseException | None = caught.value
+        while exc:
+            assert "ssw0rd" not in repr(exc)
+            exc = exc.__cause__ or exc.__context__
+        assert not pool.connections
+        assert proxy.accepted == 1
+        proxy.says = None
+        assert await ask(pool, f"https://localhost:{to}/") == (200, b"{}")
+
+
+@pytest.mark.parametrize("said", [b"", OK, OK + b"\r\n", OK + b"content-length: 0\r\n\r\n"])
+async def test_a_proxy_that_says_nothing_more_is_a_connect_timeout(said: bytes) -> None:
+    proxy = Proxy(said)
+    async with proxied(proxy, connect_timeout=0.2) as pool:
+        with fails(httpx.ConnectTimeout):
+            await ask(pool, "https://localhost/")
+        assert not pool.connections
+        await asyncio.sleep(0.05)
+        assert not proxy.open
+
+
+async def test_a_proxy_that_is_not_there_is_a_connect_error() -> None:
+    async with pooled(proxy=f"http://127.0.0.1:{closed_port()}") as pool:
+        for scheme in ("http", "https"):
+            with fails(httpx.ConnectError):
+                await ask(pool, f"{scheme}://localhost/")
+
+
+@pytest.mark.usefixtures("trusted")
+@BY_TLS
+async def test_a_tunnel_does_not_vouch_for_a_name(certificate: tuple[Path, Path], tls: bool) -> None:
+    loop = asyncio.get_running_loop()
+    told = loop.get_exception_handler()
+    async with secure(certificate, echo) as to, proxied(Proxy(), "", tls and certificate) as pool:
+        loop.set_exception_handler(lambda *_: None)  # asyncio of 3.11 stumbles over TLS within TLS that fails
+        with fails(httpx.ConnectError):
+            await ask(pool, f"https://127.0.0.1:{to}/")
+        assert not pool.connections
+    loop.set_exception_handler(told)
+
+
+@pytest.mark.usefixtures("trusted")
+@pytest.mark.parametrize("then", [close, reset])
+@pytest.mark.parametrize("asked", [False, True])
+@BY_TLS
+async def test_an_end_behind_tls_is_noticed_at_once(
+    certificate: tuple[Path, Path], asked: bool, then: Any, tls: bool
+) -> None:
+    async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if asked:
+            await reader.readuntil(b"\r\n\r\n")
+        await then(writer)
+
+    async with listening(ends) as plain, secure(certificate, ends) as to:
+        async with pooled() as straight, proxied(Proxy(), "", tls and certificate) as pool:
+            for _ in range(5):
+                for way, url in (
+                    (straight, f"https://localhost:{to}/"),
+                    (pool, f"https://localhost:{to}/"),
+                    (pool, f"http://localhost:{plain}/"),
+                ):
+                    with pytest.raises((httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)):
+                        await ask(way, url)
+            assert not pool.connections
+
+
+@pytest.mark.usefixtures("trusted")
+@BY_TLS
+async def test_tunnels_cancelled_at_any_moment_never_poison_the_pool(certificate: tuple[Path, Path], tls: bool) -> None:
+    dice, proxy = random.Random(7), Proxy()
+
+    async def impatient(n: int) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(dice.random() * 0.2):
+                assert await ask(pool, url, b"%d" % n) == (200, b"%d" % n)
+
+    async with secure(certificate, echo) as to, proxied(proxy, "", tls and certificate, max_connections=20) as pool:
+        url = f"https://localhost:{to}/"
+        for _ in range(4):
+            await asyncio.gather(*(impatient(n) for n in range(100)))
+            assert len(pool.connections) <= 20
+        answers = await asyncio.gather(*(ask(pool, url, b"%d" % n) for n in range(60)))
+        assert answers == [(200, b"%d" % n) for n in range(60)]
+        await asyncio.sleep(0.05)
+        assert proxy.open == len(pool.connections) <= 20
+        assert not pool.waiters
 
 
 # ---- fault by fault, behind the app
