@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from serving import ASKED, served
 from upstreams import (
     DONE,
@@ -165,6 +166,10 @@ async def test_idle_connections_are_closed_after_their_expiry() -> None:
         assert not pool.idle
         await ask(pool, up.url)
         assert up.connections == 5
+
+
+def test_idle_connections_are_kept_for_less_time_than_servers_keep_them() -> None:
+    assert Transport().keepalive_expiry < uvicorn.Config("", log_config=None).timeout_keep_alive
 
 
 async def test_an_expired_connection_is_not_used_even_before_it_is_swept() -> None:
@@ -479,7 +484,7 @@ async def test_more_than_the_answer_is_never_the_next_answer(extra: bytes, pause
         for _ in range(3):
             assert await ask(pool, up.url) == (200, b"good")
             await asyncio.sleep(2 * pause)
-        assert up.connections == 3 or extra.isspace()
+        assert up.connections == 3 or (extra.isspace() and not pause)
         assert len(up.requests) == 3
 
 
