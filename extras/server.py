@@ -6,7 +6,6 @@ Does not know the app: `graceful` takes what drains it by a callable.
 import asyncio
 import gc
 import logging
-import re
 import resource
 import signal
 import socket
@@ -15,20 +14,24 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from multiprocessing import parent_process
+from secrets import token_hex
 from typing import Any
 
+import httptools
+import orjson
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 log = logging.getLogger("rewrap")
 
 ENDS = (signal.SIGTERM, signal.SIGINT)
 UNSENT_SECONDS = 1.0  # at least, for what a client has yet to read when everything is answered
-BAD_REQUEST = (
-    b'{"error":{"message":"This is not an HTTP request.","type":"invalid_request_error","param":null,"code":null}}'
-)
-UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
+HEAD_BYTES = 64 * 2**10
+NO_HTTP = 400, "This is not an HTTP request."
+TOO_SLOW = 408, "The rest of the request did not come in time."
+TOO_LARGE = 431, f"The head of the request is too large: this server takes {HEAD_BYTES} bytes at most."
+PASSED_ON = "is_closing pause_reading resume_reading get_extra_info abort set_protocol write_eof get_write_buffer_size"
 
 
 class Corked(asyncio.Transport):
@@ -39,7 +42,7 @@ class Corked(asyncio.Transport):
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.transport, self.loop, self.head = transport, loop, b""
-        for name in ("is_closing", "pause_reading", "resume_reading", "get_extra_info", "abort", "set_protocol"):
+        for name in PASSED_ON.split():
             setattr(self, name, getattr(transport, name))
 
     def write(self, data: Any) -> None:
@@ -62,24 +65,121 @@ class Corked(asyncio.Transport):
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's on httptools, with OpenAI's envelope where a request cannot be parsed, and deaf to upgrades.
+    """uvicorn's on httptools, with bounds in size and time, OpenAI's envelope where it refuses, and deaf to upgrades.
 
-    Java asks for HTTP/2 with each request (`Upgrade: h2c`), and httptools would then drop the request's body.
+    A head may have HEAD_BYTES, and so may what else is no body: trailers, extensions of chunks. Who is slower than
+    PATIENCE_SECONDS (twice that at most) to send the rest of a request, or to take any more of an answer, is let go: that
+    is one timer a connection, and none a request.
     """
+
+    PATIENCE_SECONDS = 60.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(Corked(transport, self.loop))
+        self.overhead = 0  # bytes in a row that are no body
+        self.refused = self.heard = False
+        self.unsent = -1  # at the last look
+        self.slow_head: Any = None
+        self.timer = self.loop.call_later(self.PATIENCE_SECONDS, self.look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.timer.cancel()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if b"pgrade" in data and (self.cycle is None or self.cycle.response_complete):  # a request begins
-            end = data.find(b"\r\n\r\n")
-            data = UPGRADE.sub(b"\r\nx-grade:", data[:end]) + data[end:] if end > 0 else data
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        self.heard = True
+        self.overhead += len(data)
+        while data and not self.refused:
+            try:
+                self.parser.feed_data(data)
+                data = b""
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self.head_without_upgrade() + data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                self.refuse(*NO_HTTP)
+        if self.overhead > HEAD_BYTES:
+            self.refuse(*TOO_LARGE)
 
-    def send_400_response(self, msg: str) -> None:
-        head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        self.transport.write(head + b"content-length: %d\r\n\r\n" % len(BAD_REQUEST) + BAD_REQUEST)
-        self.transport.close()
+    def on_headers_complete(self) -> None:
+        if self.overhead > HEAD_BYTES and len(self.url) + sum(len(n) + len(v) for n, v in self.headers) > HEAD_BYTES:
+            self.refuse(*TOO_LARGE)
+            raise ValueError
+        self.overhead = 0
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+            self.headers = []  # the scope has them; what a trailer says is not among them
+
+    def head_without_upgrade(self) -> bytes:
+        """What a parser that is new is told instead: one that has seen an upgrade takes the body for the next request.
+
+        Java asks for HTTP/2 with each request (`Upgrade: h2c`).
+        """
+        first = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"\r\n".join([first, *lines, b"", b""])
+
+    def on_body(self, body: bytes) -> None:
+        self.overhead = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+            self.cycle.more_body = False  # where it has been answered already, too
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answer instead of the app, and close; where the request before it is yet to be answered, close after that."""
+        if self.refused:
+            return
+        self.refused = True
+        cycle = self.cycle
+        begun = cycle is not None and cycle.more_body
+        if begun:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.pipeline or (begun and cycle.response_started):
+            self.transport.close()
+            return
+        if cycle is not None and not begun and not cycle.response_complete:
+            cycle.keep_alive = False
+            return
+        id = f"req_{token_hex(16)}"
+        log.info("refused: %d %s id=%s", status, message, id)
+        error = {"message": message, "type": "invalid_request_error", "param": None, "code": None}
+        body = orjson.dumps({"error": error})
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\nx-request-id: %b\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head % (len(body), id.encode()) + body)
+        self.transport.write_eof()  # closed with bytes unread, the connection would be reset, and the answer lost
+        self.timer.cancel()
+        self.timer = self.loop.call_later(UNSENT_SECONDS, self.transport.abort)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.unsent = -1
+
+    def look(self) -> None:
+        """Has anything come, or gone, since the last look?"""
+        self.timer = self.loop.call_later(self.PATIENCE_SECONDS, self.look)
+        cycle, unsent = self.cycle, -1
+        head: Any = None
+        if self.flow.write_paused or self.transport.is_closing():
+            unsent = self.transport.get_write_buffer_size()
+            if unsent == self.unsent:
+                self.transport.abort()
+        elif not (self.flow.read_paused or (cycle and not cycle.response_complete and not cycle.more_body)):
+            # We are not at work for it.
+            head = self.headers if self.scope and self.headers is self.scope["headers"] else None
+            if not self.heard or (head is not None and head is self.slow_head):
+                if head is not None or (cycle and cycle.more_body):
+                    self.refuse(*TOO_SLOW)
+                else:
+                    self.transport.close()
+        self.heard, self.slow_head, self.unsent = False, head, unsent
 
 
 def run(

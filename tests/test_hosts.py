@@ -1,18 +1,20 @@
-"""Before a request is one: foreign Hosts, websockets, what is no HTTP, and bodies that are too large. On bare sockets."""
+"""Before a request is one: foreign Hosts, upgrades, what is no HTTP, what is too large or never ends. On bare sockets."""
 
 import asyncio
 import json
 import re
 import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
 from commands import running
 from serving import ASKED, served
-from upstreams import FAULTS, TEXT, Upstream
+from upstreams import FAULTS, TEXT, Upstream, make
+
+from extras.server import HEAD_BYTES, Protocol
 
 pytestmark = pytest.mark.anyio
 
@@ -171,6 +173,53 @@ async def test_java_which_asks_for_http_2_with_each_request_is_served() -> None:
             assert "WARNING" not in process.log, process.log
 
 
+UPGRADE = ["connection: Upgrade", "upgrade: h2c"]
+SMUGGLED = get("/smuggled", "host: localhost")
+LAST = get("/health", "host: localhost", "connection: close")
+
+
+def in_chunks(body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {CHAT} HTTP/1.1", "host: localhost", "transfer-encoding: chunked", *headers, "", ""]
+    chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    return "\r\n".join(lines).encode() + chunk + b"0\r\n\r\n"
+
+
+async def statuses(way: Wire) -> list[int]:
+    """Of all answers until the connection ends."""
+    async with asyncio.timeout(10):
+        return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+)", await way.reader.read())]
+
+
+@pytest.mark.parametrize("body", [BODY, SMUGGLED, b""], ids=["good", "a request", "none"])
+@pytest.mark.parametrize(
+    "make", [lambda body: post(*UPGRADE, body=body), lambda body: in_chunks(body, *UPGRADE)], ids=["length", "chunks"]
+)
+async def test_an_upgrade_in_two_segments_neither_loses_its_body_nor_makes_a_request_of_it(
+    make: Callable[[bytes], bytes], body: bytes
+) -> None:
+    sent = make(body)
+    with served() as url:
+        async with AsyncExitStack() as stack:
+            cuts = range(1, sent.index(b"\r\n\r\n") + 6)
+            ways = [await stack.enter_async_context(wire(url)) for _ in cuts]
+            for cut, way in zip(cuts, ways, strict=True):
+                way.writer.write(sent[:cut])
+            await asyncio.sleep(0.3)
+            for cut, way in zip(cuts, ways, strict=True):
+                way.writer.write(sent[cut:] + LAST)
+            for cut, way in zip(cuts, ways, strict=True):
+                assert await statuses(way) == [200 if body == BODY else 400, 200], sent[:cut]
+
+
+async def test_upgrades_in_a_row_are_all_served() -> None:
+    with served() as url:
+        async with wire(url) as way:
+            way.writer.write((post(*UPGRADE) + in_chunks(BODY, *UPGRADE)) * 3 + post(*UPGRADE, body=SMUGGLED) + LAST)
+            assert await statuses(way) == [200] * 6 + [400, 200]
+        async with wire(url) as way:
+            assert (await way.answer(b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost:80\r\n\r\n")).status == 400
+
+
 # ---- what is no HTTP
 
 NO_HTTP = {
@@ -199,7 +248,156 @@ async def test_what_is_no_http_has_the_envelope_too(workers: str) -> None:
                 assert answer.status == 400, name
                 assert answer.headers["connection"] == "close", name
                 answer.error()
+                async with asyncio.timeout(5):
+                    while answer.headers["x-request-id"] not in process.log:
+                        await asyncio.sleep(0.01)
         assert "Traceback" not in process.log, process.log
+
+
+async def test_a_stream_is_not_spoilt_by_what_is_sent_meanwhile_but_is_the_last() -> None:
+    with served(mock_words_per_second=20) as url:
+        for more in (b"no HTTP\r\n\r\n", get("/", "host: localhost", "x: " + "y" * 2 * HEAD_BYTES)):
+            async with wire(url) as way:
+                way.writer.write(post(body=json.dumps(ASKED | {"stream": True}).encode()))
+                said = await way.reader.readuntil(b"data: ")
+                way.writer.write(more + LAST)
+                async with asyncio.timeout(10):
+                    said += await way.reader.read()
+                assert said.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+                assert said.count(b"HTTP/1.1 ") == 1
+        async with wire(url) as way:  # two are yet to be answered: nobody knows whose answer 400 would be
+            way.writer.write(post() + CHUNKS + b"no chunk\r\n")
+            async with asyncio.timeout(10):
+                assert b"HTTP/1.1 400" not in await way.reader.read()
+
+
+# ---- heads that are too large
+
+LINES = [f"x-{n}: {'y' * 990}" for n in range(HEAD_BYTES // 1000)]
+CHUNKS = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+TOO_LARGE = {
+    "many lines": get("/health", "host: localhost", *LINES, *LINES[:2]),
+    "a long line": get("/health", "host: localhost", "x: " + "y" * HEAD_BYTES),
+    "a long name": get("/health", "host: localhost", "y" * HEAD_BYTES + ": x"),
+    "a long path": get("/" + "y" * HEAD_BYTES, "host: localhost"),
+    "a body after it": post("x: " + "y" * HEAD_BYTES),
+    "an upgrade": post(*UPGRADE, "x: " + "y" * HEAD_BYTES),
+    "a chunk extension": CHUNKS + b"2;" + b"y" * 10 * HEAD_BYTES + b"\r\n{}\r\n0\r\n\r\n",
+    "many trailers": CHUNKS + b"2\r\n{}\r\n0\r\n" + b"x: y\r\n" * 2 * HEAD_BYTES + b"\r\n",
+    "a long trailer": CHUNKS + b"2\r\n{}\r\n0\r\nx: " + b"y" * 10 * HEAD_BYTES,
+}
+
+
+@pytest.mark.parametrize("size", [1_000_000, 1000], ids=["at once", "in pieces"])
+@pytest.mark.parametrize("name", TOO_LARGE)
+async def test_a_head_that_is_too_large_is_431(name: str, size: int) -> None:
+    sent = TOO_LARGE[name]
+    with served() as url:
+        async with wire(url) as way:
+            assert (await way.answer(post())).status == 200
+            for at in range(0, len(sent), size):
+                way.writer.write(sent[at : at + size])
+                await asyncio.sleep(0)
+            answer = await way.answer()
+            assert (answer.status, answer.headers["connection"]) == (431, "close")
+            assert "too large" in answer.error()["message"]
+            assert answer.headers["x-request-id"].startswith("req_")
+            assert await way.reader.read() == b""
+
+
+async def test_a_head_that_is_just_not_too_large_is_served_whatever_stands_beside_it() -> None:
+    large, body = get("/health", "host: localhost", *LINES[:-1]), BODY + b" " * 2 * HEAD_BYTES
+    with served() as url:
+        async with wire(url) as way:
+            for sent in (large, post(*LINES[:-1], body=body), post(*LINES[:-1], *UPGRADE, body=body), large * 3):
+                for _ in range(3 if sent == large * 3 else 1):
+                    assert (await way.answer(sent)).status == 200
+                    sent = b""
+
+
+async def test_a_head_without_end_does_not_fill_the_memory() -> None:
+    async with running() as process:
+        async with wire(process.url) as way:
+            await way.answer(get("/health", "host: localhost"))
+        before = process.memory()
+        async with wire(process.url) as way:
+            way.writer.write(b"GET / HTTP/1.1\r\n")
+            try:
+                for _ in range(300):
+                    way.writer.write(b"x: " + b"y" * 100_000 + b"\r\n")
+                    await way.writer.drain()
+            except ConnectionError:
+                pass
+        assert process.memory() - before < 10_000_000
+        assert "Traceback" not in process.log
+
+
+async def test_a_trailer_is_no_header() -> None:
+    body = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
+    with served(api_keys=("a-key-of-ours",)) as url:
+        async with wire(url) as way:
+            assert (await way.answer(CHUNKS + body + b"authorization: Bearer a-key-of-ours\r\n\r\n")).status == 401
+            head = CHUNKS[:-2] + b"authorization: Bearer a-key-of-ours\r\n\r\n"
+            assert (await way.answer(head + body + b"authorization: Bearer another\r\n\r\n")).status == 200
+
+
+# ---- requests that never end
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Protocol, "PATIENCE_SECONDS", 0.25)
+
+
+HALVES = {
+    "half a head": post()[:20],
+    "half a body": post()[:-9],
+    "half of chunks": CHUNKS + b"20\r\n{",
+    "half a second request": LAST.replace(b"close", b"keep-alive") + post()[:20],
+}
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("name", HALVES)
+async def test_half_a_request_is_408(name: str) -> None:
+    with served() as url:
+        async with wire(url) as way:
+            way.writer.write(HALVES[name])
+            if "second" in name:
+                assert (await way.answer()).status == 200
+            async with asyncio.timeout(5):
+                head, body = (await way.reader.read()).split(b"\r\n\r\n")
+            answer = Answer(head, body)
+            assert (answer.status, answer.headers["connection"]) == (408, "close")
+            assert answer.headers["x-request-id"].startswith("req_")
+            answer.error()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_head_in_drops_is_408_and_who_says_nothing_at_all_hears_nothing() -> None:
+    with served() as url:
+        async with wire(url) as way, wire(url) as silent, asyncio.timeout(5):
+            reading = asyncio.create_task(way.reader.read())
+            way.writer.write(b"GET /")
+            while not reading.done():
+                await asyncio.sleep(0.02)
+                way.writer.write(b"y")
+            assert reading.result().startswith(b"HTTP/1.1 408 ")
+            assert await silent.reader.read() == b""
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_body_in_drops_and_an_upstream_that_takes_its_time_are_waited_for() -> None:
+    async with Upstream(make("json", TEXT, pause_s=1)) as up:
+        with served(chat_url=f"{up.url}/chat") as url:
+            async with wire(url) as way:
+                way.writer.write(post()[:-12])
+                for byte in post()[-12:]:
+                    await asyncio.sleep(0.08)
+                    way.writer.write(bytes([byte]))
+                async with asyncio.timeout(10):
+                    head = await way.reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
 
 
 # ---- bodies that are too large

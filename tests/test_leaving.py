@@ -14,6 +14,8 @@ import pytest
 from serving import ASKED, Process, served, started
 from upstreams import FAULTS, JSON, TEXT, Handler, Upstream, chunk, hold, make, sends
 
+from extras.server import Protocol
+
 pytestmark = pytest.mark.anyio
 
 AT_ONCE = 0.2  # seconds, on a machine that does other things, too; alone it is a few milliseconds
@@ -150,6 +152,52 @@ async def test_a_client_that_does_not_read_stops_the_upstream_and_leaving_ends_i
         assert 0 < sent < 30_000_000  # what sockets hold
         left_at = client.leave(rudely=True)
         assert await up.wait_closed() - left_at < AT_ONCE
+
+
+async def flood(request: Any, reader: Any, writer: Any) -> None:
+    event = json.dumps({"choices": [{"index": 0, "delta": {"content": "x" * 10_000}}]})
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+    while True:
+        writer.write(f"data: {event}\n\n".encode())
+        await writer.drain()
+
+
+@pytest.mark.parametrize("path", [CHAT, ASK])
+async def test_who_takes_nothing_of_a_stream_for_long_has_left(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Protocol, "PATIENCE_SECONDS", 0.2)
+    async with forwarding(flood, "openai_api_base") as (up, url):
+        client = await Client.ask(url, path)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await up.wait_closed()
+        client.leave()
+
+
+async def test_who_takes_nothing_of_a_whole_answer_for_long_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Protocol, "PATIENCE_SECONDS", 0.2)
+    async with forwarding(FAULTS["body_10mb"], "openai_api_base") as (_, url):
+        client = await Client.ask(url, stream=False)
+        client.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await asyncio.sleep(1)
+        client.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await client.reader.readexactly(10_000_000)
+        client.leave()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_takes_an_answer_slowly_gets_all_of_it(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Protocol, "PATIENCE_SECONDS", 0.3)
+    async with forwarding(FAULTS["body_10mb"], "openai_api_base") as (_, url):
+        client = await Client.ask(url, stream=stream)
+        said = b""
+        async with asyncio.timeout(20):
+            while b'"stop"' not in said[-2000:]:
+                piece = await client.reader.read(500_000)
+                assert piece, "cut"
+                said += piece
+                await asyncio.sleep(0.02)
+        assert said.count(b"x") > 9_000_000
+        client.leave()
 
 
 async def test_leaving_while_all_connections_are_busy_takes_no_place() -> None:
