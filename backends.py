@@ -677,6 +677,7 @@ class OpenAI(ChatURL):
     """
 
     MODELS_SECONDS = 60.0
+    FAILED_SECONDS = 5.0
     text = False
 
     def __init__(self, client: Client, api_base: str, shape: Shape, **options: Any) -> None:
@@ -686,7 +687,9 @@ class OpenAI(ChatURL):
         super().__init__(client, url, shape, **{"name": "openai"} | options)
         self.has_key = bool(self.key) or "authorization" in self.own_headers
         self.models_target = client.target("GET", models, shape.headers(self.key, False) | self.own_headers)
-        self.listed: tuple[float, list[dict[str, Any]]] = (0.0, [])
+        self.listed: list[dict[str, Any]] = []
+        self.asking: asyncio.Task[list[dict[str, Any]]] | None = None
+        self.ask_again = 0.0  # on the monotonic clock
 
     def credentials(self, chat: Chat) -> dict[str, str]:
         return {} if self.has_key or not chat.authorization else {"authorization": chat.authorization}
@@ -699,25 +702,57 @@ class OpenAI(ChatURL):
         return dumps(asked | {"model": chat.model, "messages": chat.messages})
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
-        """The upstream's own list, kept for a minute; where it has none, the default model."""
+        """The upstream's own list, kept for a minute; where it fails, the one before, or the default model. Raises APIError.
+
+        /info needs no key: without one of the client's, the upstream is asked once at a time, whoever leaves meanwhile, and
+        after a failure not again for FAILED_SECONDS.
+        """
         now = time.monotonic()
-        if self.listed[1] and now - self.listed[0] < self.MODELS_SECONDS:
-            return self.listed[1]
-        extra = {} if self.has_key or not authorization else {"authorization": authorization}
+        if self.listed and now < self.ask_again:
+            return self.listed
+        default = [model_card(self.model)] if self.model else []
         try:
-            deadline = asyncio.get_running_loop().time() + min(10.0, self.limits.first_byte)
-            reply = await self.client.ask(self.models_target, extra, b"", deadline)
+            if authorization and not self.has_key:  # what one client's key may see is not for the next client
+                cards = await self.ask_models({"authorization": authorization})
+            else:
+                if self.asking is None or (self.asking.done() and now >= self.ask_again):
+                    self.asking = asyncio.create_task(self.list_models())
+                cards = await asyncio.shield(self.asking)
+        except APIError:
+            if not self.listed and not default:
+                raise
+            cards = []
+        return cards or self.listed or default
+
+    async def list_models(self) -> list[dict[str, Any]]:
+        cards: list[dict[str, Any]] = []
+        try:
+            cards = await self.ask_models({})
+        finally:
+            self.listed = cards or self.listed
+            self.ask_again = time.monotonic() + (self.MODELS_SECONDS if cards else self.FAILED_SECONDS)
+        return cards
+
+    async def ask_models(self, credentials: dict[str, str]) -> list[dict[str, Any]]:
+        deadline = asyncio.get_running_loop().time() + min(10.0, self.limits.first_byte)
+        try:
+            reply = await self.client.ask(self.models_target, credentials, b"", deadline)
             try:
-                value = orjson.loads(await self.whole(reply)) if reply.status == 200 else None
+                if reply.status != 200:
+                    raise await self.refusal(reply)
+                value = orjson.loads(await self.whole(reply, until=deadline))
             finally:
                 await reply.aclose()
-            rows = value["data"] if isinstance(value, dict) and isinstance(value.get("data"), list) else []
-            cards = [model_card(**row) for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
-        except (APIError, *UPSTREAM_ERRORS):
-            cards = []
-        if cards and not extra:  # what one client's key may see is not for the next client
-            self.listed = (now, cards)
-        return cards or self.listed[1] or ([model_card(self.model)] if self.model else [])
+            if not isinstance(value, dict) or not isinstance(value.get("data"), list):
+                raise ValueError("no list")
+        except Refused as refused:
+            error = self.failure(refused, own_key=not credentials)
+            if error.status in (400, 404, 413, 422):  # nothing was wrong with what the client asked for
+                error = unusable(FAILED, error.reason, self.failure_status)
+            raise error from None
+        except UPSTREAM_ERRORS as exc:
+            raise upstream_error(exc, self.failure_status) from exc
+        return [model_card(**row) for row in value["data"] if isinstance(row, dict) and isinstance(row.get("id"), str)]
 
     async def stream(self, chat: Chat) -> Deltas:
         """Its Deltas; where a rendering takes them, its own bytes: a JSON answer whole, a stream in whole events.

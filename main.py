@@ -433,6 +433,15 @@ class Gateway:
             return chat, self.backend.stream(chat)
         return chat, await self.accompanied(call, chat, owner_id(owner))
 
+    async def models(self, request: Request, by_client: bool = True) -> list[dict[str, Any]]:
+        """The backend's models; as its client's own key sees them, where that is the one for the upstream. Raises APIError."""
+        call: Call = request.scope["call"]
+        if not isinstance(self.backend, Mock):
+            call.watch()
+        rows = await self.backend.models(call.header(b"authorization") if by_client and self.open else "")
+        call.unwatch()
+        return rows
+
     async def accompanied(self, call: Call, chat: Chat, owner: str) -> Deltas:
         """The answer of a chat that is stored, goes on, or has hooks: parsed, so that it can be seen and kept."""
         if chat.payload.get("completion_id"):
@@ -650,14 +659,13 @@ def create_app(
     async def models(request: Request) -> Response:
         """GET /v1/models: the models of the backend."""
         await gateway.owner(request)
-        rows = await gateway.backend.models(request.headers.get("authorization", "") if gateway.open else "")
-        return JSON({"object": "list", "data": rows})
+        return JSON({"object": "list", "data": await gateway.models(request)})
 
     async def model(request: Request) -> Response:
         """GET /v1/models/{id}: one model."""
         await gateway.owner(request)
         id = request.path_params["id"]
-        for row in await gateway.backend.models(request.headers.get("authorization", "") if gateway.open else ""):
+        for row in await gateway.models(request):
             if row["id"] == id:
                 return JSON(row)
         raise no_such_model(id)
@@ -668,7 +676,10 @@ def create_app(
 
     async def info(request: Request) -> Response:
         """GET /info: who answers, and the theme of the pages."""
-        names = [row["id"] for row in await gateway.backend.models("")]
+        try:
+            names = [row["id"] for row in await gateway.models(request, by_client=False)]
+        except APIError:
+            names = []
         about = {"name": "rewrap", "version": __version__, "description": "Any chat URL as an OpenAI API"}
         several = gateway.backend.rows if isinstance(gateway.backend, Several) else [(gateway.backend, [], [])]
         return JSON(about | {"backends": [row.name for row, _, _ in several], "models": names, "theme": THEME})

@@ -46,15 +46,23 @@ class Several:
         return "default" if self.first("default") or not named else named[0]  # a pattern matches itself
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
-        """The names in the file, and of each backend's own list those that it is asked for."""
+        """The names in the file, and of each backend's own list those that it is asked for. Raises APIError if there are none."""
         cards: dict[str, dict[str, Any]] = {}
+        failed: APIError | None = None
         for backend, patterns, _ in self.rows:
             names = [pattern for pattern in patterns if not GLOB.search(pattern)]
             cards |= {name: model_card(name, owned_by=backend.name) for name in names if name not in cards}
             if len(names) < len(patterns):
-                for card in await backend.models(authorization):
+                try:
+                    listed = await backend.models(authorization)
+                except APIError as error:
+                    log.warning("backend %s failed to list its models (%s)", backend.name, error.reason)
+                    failed, listed = error, []
+                for card in listed:
                     if card["id"] not in cards and self.first(card["id"]) is backend:
                         cards[card["id"]] = card
+        if failed and not cards:
+            raise failed
         return list(cards.values())
 
     async def stream(self, chat: Chat) -> Deltas:

@@ -20,9 +20,9 @@ import pytest
 from mongo_wire import MongoWire
 from serving import ASKED, ROOT, served, started
 from test_sdk import client as sdk_client
-from upstreams import FAULTS, TEXT, Upstream, make
+from upstreams import FAULTS, TEXT, Upstream, chunk, chunked, make, says, send
 
-from backends import APIError
+from backends import APIError, OpenAI
 from extras.keys import sign, verify
 
 pytestmark = pytest.mark.anyio
@@ -404,6 +404,112 @@ async def test_a_place_is_kept_until_the_last_byte_of_a_stream() -> None:
             gate.set()
             assert "[DONE]" in "".join([piece async for piece in pieces])
         assert await status(client, stream=True) == 200
+
+
+# ---- the list of models: what the upstream is asked with our key, by /info for whoever comes
+
+
+async def drips(request: Any, reader: Any, writer: Any) -> None:
+    await send(writer, chunked("application/json", [])[:1])
+    while True:
+        await send(writer, [chunk(b" ")], 0)
+        await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def listing(handler: Any, **settings: Any) -> AsyncIterator[tuple[Upstream, httpx.AsyncClient]]:
+    settings = {"openai_api_key": "sk-of-ours", "first_byte_timeout_seconds": 0.5} | settings
+    async with busy(9, handler, **settings) as (up, client):
+        yield up, client
+
+
+UNLISTED = {"500": 502, "401_repeats_key": 502, "404_model": 502, "429_retry_after": 429, "503_retry_after": 503}
+UNLISTED |= {"html_200": 502, "no_choices": 502, "reset": 502, "hang": 504}
+
+
+@pytest.mark.parametrize(("fault", "status"), UNLISTED.items())
+async def test_a_list_that_cannot_be_had_is_no_empty_list(fault: str, status: int) -> None:
+    async with listing(FAULTS[fault]) as (_, client):
+        for path in ("/v1/models", "/v1/models/x"):
+            answer = await client.get(path)
+            assert answer.status_code == status
+            assert "sk-of-ours" not in str(error(answer))
+        info = await client.get("/info")
+        assert (info.status_code, info.json()["models"]) == (200, [])
+    async with listing(FAULTS[fault], openai_model="small") as (_, client):
+        assert [row["id"] for row in (await client.get("/v1/models")).json()["data"]] == ["small"]
+        assert (await client.get("/v1/models/small")).status_code == 200
+
+
+async def test_a_list_that_never_ends_has_an_end() -> None:
+    async with listing(drips) as (up, client):
+        assert (await client.get("/v1/models")).status_code == 504
+        await up.until(lambda: up.open == 0)
+
+
+@pytest.mark.parametrize("handler", [FAULTS["500"], FAULTS["hang"], drips], ids=["500", "hang", "drips"])
+async def test_however_often_info_is_asked_a_failing_upstream_is_asked_once(handler: Any) -> None:
+    async with listing(handler) as (up, client):
+        leaving = [asyncio.create_task(client.get("/info")) for _ in range(5)]
+        await up.wait_requests()
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        answers = await asyncio.gather(*(client.get("/info") for _ in range(20)))
+        answers += [await client.get("/info") for _ in range(5)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert len(up.requests) == 1
+
+
+async def test_after_a_while_a_failing_upstream_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenAI, "FAILED_SECONDS", 0.2)
+    async with listing(FAULTS["500"]) as (up, client):
+        assert (await client.get("/v1/models")).status_code == 502
+        up.handler = says(200, b'{"data": [{"id": "m"}]}')
+        await asyncio.sleep(0.3)
+        assert (await client.get("/info")).json()["models"] == ["m"]
+        up.handler = FAULTS["500"]
+        assert (await client.get("/v1/models")).json()["data"][0]["id"] == "m"
+
+
+async def test_a_clients_own_key_hears_that_it_is_wrong_and_the_next_one_is_asked_for_itself() -> None:
+    async def answer(request: Any, reader: Any, writer: Any) -> None:
+        good = request.headers.get("authorization") == "Bearer good"
+        known = says(200, b'{"data": [{"id": "m"}]}') if good else says(401, b'{"error": {"message": "Wrong key."}}')
+        await known(request, reader, writer)
+
+    async with listing(answer, openai_api_key="") as (_, client):
+        for _ in range(2):
+            assert (await client.get("/v1/models", headers=bearer("bad"))).status_code == 401
+            assert (await client.get("/v1/models", headers=bearer("good"))).status_code == 200
+            assert (await client.get("/info")).json()["models"] == []
+
+
+async def test_who_asks_with_his_own_key_for_models_and_leaves_ends_the_upstreams_work() -> None:
+    async with listing(drips, openai_api_key="", first_byte_timeout_seconds=60) as (up, client):
+        asking = asyncio.create_task(client.get("/v1/models", headers=bearer("theirs")))
+        await up.wait_requests()
+        asking.cancel()
+        await up.wait_closed()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
+@pytest.mark.parametrize("fault", ["500", "hang"])
+async def test_one_backend_of_several_that_fails_leaves_the_list_of_the_others(fault: str, tmp_path: Path) -> None:
+    row = '[[backend]]\nname = "{}"\nkind = "openai"\nurl = "{}/v1"\nmodels = {}\n'
+    async with Upstream(FAULTS[fault]) as bad, Upstream(says(200, b'{"data": [{"id": "g-1"}]}')) as good:
+        for models, found in (('["b-0", "b*"]', ["b-0", "g-1"]), ('["*"]', ["g-1"])):
+            file = tmp_path / "backends.toml"
+            file.write_text(row.format("bad", bad.url, models) + row.format("good", good.url, '["g*"]'))
+            with served(config=str(file), first_byte_timeout_seconds=0.5) as url:
+                async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
+                    assert [row["id"] for row in (await client.get("/v1/models")).json()["data"]] == found
+                    assert (await client.get("/info")).json()["models"] == found
+        file.write_text(row.format("bad", bad.url, '["*"]'))
+        with served(config=str(file), first_byte_timeout_seconds=0.5) as url:
+            async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
+                assert (await client.get("/v1/models")).status_code in (502, 504)
+                assert (await client.get("/info")).json()["models"] == []
 
 
 # ---- hooks: those of this module, by its name
