@@ -277,7 +277,9 @@ class Front:
             else:
                 await self.router(scope, receive, send)
         except asyncio.CancelledError:
-            if error := call.cancelled():
+            if self.stopping and call.watcher is None:  # it has gone on to the very end, and is cut
+                call.left = True
+            elif error := call.cancelled():
                 await self.render_failure(call, error)
         except ClientLeft:
             call.left = True

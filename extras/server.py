@@ -6,6 +6,7 @@ Does not know the app: `graceful` takes what drains it by a callable.
 import asyncio
 import gc
 import logging
+import os
 import resource
 import signal
 import socket
@@ -106,11 +107,11 @@ class Protocol(HttpToolsProtocol):
             self.refuse(*TOO_LARGE)
             raise ValueError
         self.overhead = 0
-        if self.parser.get_method() == b"CONNECT":
-            raise ValueError
         if not self.parser.should_upgrade():
             super().on_headers_complete()
             self.headers = []  # the scope has them; what a trailer says is not among them
+        elif self.parser.get_method() == b"CONNECT":
+            raise ValueError
 
     def head_without_upgrade(self) -> bytes:
         """What a parser that is new is told instead: one that has seen an upgrade takes the body for the next request.
@@ -218,6 +219,11 @@ def run(
         serve_by_workers(config, sock)
     else:
         uvicorn.Server(config).run(sockets=[sock])
+    try:
+        if sys.stderr:
+            sys.stderr.flush()
+    except OSError:  # nobody reads the log any more: Python would try again, and exit with 120
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     sys.exit(0)
 
 
@@ -226,14 +232,22 @@ def serve_by_workers(config: uvicorn.Config, sock: Any) -> None:
     from uvicorn.supervisors.multiprocess import Multiprocess
 
     class Supervisor(Multiprocess):
+        second = False
+
+        def handle_signals(self) -> None:
+            """Twice a second: two may have come since."""
+            self.second = len(self.signal_queue) > 1
+            super().handle_signals()
+
         def join_all(self) -> None:
             """Wait for the workers, and hand a second signal on: uvicorn's would hear no more."""
             while living := [process for process in self.processes if process.process.is_alive()]:
-                if self.signal_queue:
+                time.sleep(0.05)  # two at the same moment would be one
+                if self.second or self.signal_queue:
+                    self.second = False
                     self.signal_queue.clear()
                     for process in living:
                         process.process.terminate()
-                time.sleep(0.05)
 
     supervisor = Supervisor(config, sockets=[sock])
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
@@ -257,6 +271,11 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
         server.should_exit = True
         for connection in list(server.server_state.connections):  # their requests end as those of clients that left
             connection.transport.abort()
+        loop.call_later(0.1, cancel, server)
+
+    def cancel(server: Any) -> None:
+        for task in list(server.server_state.tasks):  # what did not end with its connection
+            task.cancel()
 
     async def stop(server: Any) -> None:
         end = loop.time() + grace_seconds
@@ -274,6 +293,11 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
     def on_signal(number: int, frame: Any) -> None:
         loop.call_soon_threadsafe(begin, previous[number].__self__)
 
+    def on_orphaned(server: Any, sentinel: int) -> None:
+        loop.remove_reader(sentinel)
+        if not stops:
+            begin(server)
+
     for number in ENDS:
         handler = signal.getsignal(number)
         if isinstance(getattr(handler, "__self__", None), uvicorn.Server):  # not in tests, nor other servers
@@ -286,8 +310,10 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
         gc.freeze()
         gc.set_threshold(10_000, 20, 50)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
-    if previous and parent_process():  # Ctrl-C reaches all of a terminal: workers wait for their parent's word
+    if previous and (parent := parent_process()):
+        # Ctrl-C reaches all of a terminal: workers wait for their parent's word, or its end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        loop.add_reader(parent.sentinel, on_orphaned, previous[signal.SIGTERM].__self__, parent.sentinel)
     yield
     for task in stops:
         task.cancel()

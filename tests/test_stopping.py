@@ -5,13 +5,14 @@ As `python main.py`, as PID 1 of its own namespace (where the kernel has no defa
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ import httpx
 import orjson
 import pytest
 from commands import PYTHON, UVICORN, Command, children, running
-from serving import ASKED
+from serving import ASKED, ROOT
 from upstreams import BIG, DONE, FAULTS, TEXT, Request, Upstream, chunk, chunked, hold, make, send
+
+from extras.server import UNSENT_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -206,9 +209,85 @@ async def test_the_second_signal_ends_it_at_once(number: int, workers: str) -> N
             await asyncio.sleep(0.8)
             assert process.child.poll() is None
             process.signal(number)
-            await process.exit_code(SOON)
+            assert await process.exit_code(SOON) == 0
             await ends(streams)
             assert "Traceback" not in process.log, process.log
+
+
+async def test_two_signals_in_a_row_end_two_workers_at_once() -> None:
+    async with Upstream(upstream) as up:
+        async with running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process, client(process) as asking:
+            await begun([Stream(asking, "endless")])
+            process.signal()
+            await asyncio.sleep(0.05)
+            process.signal()
+            assert await process.exit_code(SOON) == 0
+
+
+async def drips(request: Request, reader: Any, writer: Any) -> None:
+    await send(writer, chunked("application/json", [])[:1])
+    while True:
+        await send(writer, [chunk(b" ")])
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("key", ["", "sk-of-ours"])
+async def test_who_asks_for_the_models_cannot_hold_it_back(signals: int, key: str) -> None:
+    paths = ["/v1/models", "/v1/models/x", "/info"]
+    async with Upstream(drips) as up:
+        environment = {"OPENAI_API_BASE": f"{up.url}/v1", "OPENAI_API_KEY": key}
+        environment["GRACE_SECONDS"] = "0.3" if signals == 1 else "30"
+        async with running(**environment) as process, client(process) as asking:
+            asking.headers["authorization"] = "Bearer of-theirs"
+            staying, leaving = ([asyncio.create_task(asking.get(path)) for path in paths] for _ in range(2))
+            await up.wait_requests()
+            await asyncio.sleep(0.3)
+            for task in leaving:
+                task.cancel()
+            for _ in range(signals):
+                process.signal()
+                await asyncio.sleep(0.1)
+            assert await process.exit_code(UNSENT_SECONDS + SOON) == 0
+            for answer in await asyncio.gather(*staying, return_exceptions=True):
+                if signals == 1:
+                    assert isinstance(answer, httpx.Response)
+                    check_stopping(answer, "")
+            await asyncio.gather(*leaving, return_exceptions=True)
+            clean(process)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_hook_that_never_ends_cannot_hold_it_back(signals: int, tmp_path: Path) -> None:
+    (tmp_path / "hanging.py").write_text("import asyncio\nasync def before(chat): await asyncio.Event().wait()\n")
+    environment = {"HOOKS": "hanging:before", "PYTHONPATH": str(tmp_path)}
+    async with (
+        running(**environment, GRACE_SECONDS="0.3" if signals == 1 else "30") as process,
+        client(process) as asking,
+    ):
+        chat = asyncio.create_task(asking.post(CHAT, json=asked("good", stream=False)))
+        await asyncio.sleep(0.5)
+        for _ in range(signals):
+            process.signal()
+            await asyncio.sleep(0.1)
+        assert await process.exit_code(1 + UNSENT_SECONDS + SOON) == 0
+        with pytest.raises(httpx.TransportError):
+            await chat
+        clean(process)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_log_that_nobody_reads_any_more_is_no_failure(workers: str) -> None:
+    environment = {"PATH": os.environ["PATH"], "PORT": "0", "WORKERS": workers, "STORE_URL": "sqlite:////dev/null"}
+    with subprocess.Popen(PYTHON, cwd=ROOT / "tests", env=environment, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr
+        found = re.search(r"http://\S+:\d+", child.stderr.readline())
+        child.stderr.close()
+        assert found
+        assert httpx.get(f"{found[0]}/health", trust_env=False, timeout=10).status_code == 200
+        time.sleep(0.3)  # its line is written
+        child.terminate()
+        assert child.wait(10) == 0
 
 
 async def test_those_who_do_not_read_or_do_not_send_cannot_hold_it_back() -> None:
@@ -251,6 +330,14 @@ async def test_who_reads_slowly_has_the_grace_to_read_all_that_was_sent() -> Non
             assert orjson.loads(body)["choices"][0]["message"]["content"] == BIG
             assert await process.exit_code(SOON) == 0
             clean(process)
+
+
+async def test_it_may_have_as_many_connections_as_the_system_allows() -> None:
+    few = ["sh", "-c", 'ulimit -Sn 200; exec "$0" "$@"', *PYTHON]
+    async with running(few) as process:
+        limits = await asyncio.to_thread(Path(f"/proc/{process.pid}/limits").read_text)
+        soft, hard = map(int, re.search(r"Max open files +(\d+) +(\d+)", limits).groups())  # type: ignore[union-attr]
+        assert soft == min(hard, 65536) > 200
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -322,6 +409,30 @@ async def test_a_worker_killed_in_mid_stream_loses_its_own_streams_alone_and_is_
             assert await ends(streams) == ["done"] * len(streams)
             assert await process.exit_code(SOON) == 0
             clean(process)
+
+
+def lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+async def test_workers_end_as_gently_when_their_parent_is_gone() -> None:
+    async with Upstream(upstream) as up:
+        async with running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process, client(process) as asking:
+            pids = await served_by_two(process, asking)
+            try:
+                streams = await begun([Stream(asking, "slow") for _ in range(4)])
+                process.signal(signal.SIGKILL)
+                assert await ends(streams) == ["done"] * 4
+                async with asyncio.timeout(UNSENT_SECONDS + SOON):
+                    while any(map(lives, pids)):
+                        await asyncio.sleep(0.05)
+                clean(process)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.child.pid, signal.SIGKILL)
 
 
 async def two_workers_drain(number: int) -> None:
