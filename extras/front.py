@@ -8,6 +8,8 @@ import asyncio
 import logging
 import re
 import time
+from functools import lru_cache
+from ipaddress import ip_address
 from random import Random, SystemRandom
 from typing import Any
 
@@ -163,7 +165,11 @@ def printable(text: str) -> str:
 
 
 class AccessLog:
-    """A line a request, written in batches: a line by itself through `logging` cost 15 µs, in a batch 2."""
+    """A line a request, written in batches: a line by itself through `logging` cost 15 µs, in a batch 2.
+
+    A pipe that is full, as nobody reads the log, holds the whole server back, as `logging` waits: log to a file, or to
+    somebody who reads.
+    """
 
     SECONDS = 0.1
 
@@ -215,6 +221,7 @@ class Front:
         self.access = AccessLog()
         self.logs_lines = log.isEnabledFor(logging.INFO)
         self.calls: set[Call] = set()
+        self.allowed_hosts = {host_name(f"[{host}]" if IPV6.match(host) else host) for host in settings.allowed_hosts}
         self.known_hosts: set[bytes] = set()
         self.hot = {r.path: r.endpoint for r in router.routes if r.methods == {"POST"} and "{" not in r.path}
         self.stopping = False
@@ -246,7 +253,9 @@ class Front:
             scope["path"] = NORMAL.get(path) or normal_path(path)
         self.calls.add(call)
         try:
-            await self.inner(scope, receive, call.send)
+            # CORS answers a preflight by itself.
+            refused = scope["method"] == "OPTIONS" and self.foreign(call)
+            await (self.guarded if refused else self.inner)(scope, receive, call.send)
         finally:
             self.calls.discard(call)
             call.unwatch()
@@ -288,17 +297,16 @@ class Front:
 
     def foreign(self, call: Call) -> bool:
         """A Host that a web page could have made up (DNS rebinding): on a loopback, or where ALLOWED_HOSTS names others."""
-        scope, allowed = call.scope, self.settings.allowed_hosts
+        scope, allowed = call.scope, self.allowed_hosts
         server = scope.get("server")
-        if not allowed and (server is None or server[0] not in LOOPBACK):
+        if not allowed and (server is None or not on_loopback(server[0])):
             return False
         given = call.given.get(b"host", b"")
         alone = len(call.given) == len(scope["headers"]) or [name for name, _ in scope["headers"]].count(b"host") == 1
         if alone and given in self.known_hosts:
             return False
-        host = given.decode("latin-1").lower() if alone else "?"  # of two, who knows which one is meant
-        name = host[: host.rfind(":")] if PORT.search(host) else host
-        if name in LOOPBACK or name in allowed or "*" in allowed:
+        name = host_name(given.decode("latin-1")) if alone else "?"  # of two, who knows which one is meant
+        if is_loopback(name) or name in allowed or "*" in allowed:
             if len(self.known_hosts) < 100:
                 self.known_hosts.add(given)
             return False
@@ -337,8 +345,26 @@ class Front:
         return APIError(500, "The server had an error while processing your request.", type="server_error")
 
 
-LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost", "::ffff:127.0.0.1"])
-PORT = re.compile(r":\d*$")
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
+PORT = re.compile(r":\d*\Z")
+IPV6 = re.compile(r"[0-9A-Fa-f]*:.*:")  # without the brackets that it has in a URL
+
+
+def host_name(host: str) -> str:
+    """Of a Host: in lower case, without its port."""
+    return PORT.sub("", host).lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is of this machine alone."""
+    try:
+        address: Any = ip_address(host[1:-1] if host[:1] == "[" else host)
+    except ValueError:
+        return host in LOOPBACK
+    return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)  # one socket may take both
+
+
+on_loopback = lru_cache(64)(is_loopback)  # of our own addresses: there are few
 
 
 def normal_path(path: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from commands import running
-from serving import ASKED, served
+from serving import ASKED, served, started
 from upstreams import FAULTS, TEXT, Upstream, make
 
 from extras.server import HEAD_BYTES, Protocol
@@ -144,6 +144,40 @@ async def test_allowed_hosts_are_served_and_no_others() -> None:
     with served(allowed_hosts=("*",)) as url:
         async with wire(url) as way:
             assert (await way.answer(post(host="anything.example"))).status == 200
+
+
+async def test_allowed_hosts_may_be_written_as_they_are_in_a_url() -> None:
+    names = ("Chat.Example", "api.example:8000", "fd00::1", "[fd00::2]:8000")
+    hosts = ["chat.example", "CHAT.EXAMPLE:1", "api.example", "API.example:8000", "[fd00::1]:8000", "[FD00::2]"]
+    with served(allowed_hosts=names) as url:
+        async with wire(url) as way:
+            for host in hosts:
+                assert (await way.answer(post(host=host))).status == 200, host
+            for host in ("example", "api.example.evil", "[fd00::3]", "fd00::1", "[fd00::1]x"):
+                assert (await way.answer(post(host=host))).status == 403, host
+
+
+@pytest.mark.parametrize("address", ["127.0.0.2", "127.1.2.3"])
+async def test_every_loopback_is_one(address: str) -> None:
+    with started(HOST=address) as process:
+        async with wire(process.url) as way:
+            for host in (address, f"{address}:8000", "localhost", "127.9.9.9"):
+                assert (await way.answer(post(host=host))).status == 200, host
+            for host in ("evil.example", f"{address}.evil.example", "128.0.0.1", "127.0.0.02", "[::ffff:8.8.8.8]"):
+                assert (await way.answer(post(host=host))).status == 403, host
+
+
+async def test_a_page_of_a_foreign_host_gets_no_leave_either() -> None:
+    """A preflight, which CORS answers."""
+    asked = ["origin: https://page.example", "access-control-request-method: POST"]
+    with served(allow_origins=("*",)) as url:
+        async with wire(url) as way:
+            for host, status in (("localhost", 200), ("evil.example", 403)):
+                lines = [f"OPTIONS {CHAT} HTTP/1.1", f"host: {host}", *asked, "", ""]
+                answer = await way.answer("\r\n".join(lines).encode())
+                assert answer.status == status
+                assert ("access-control-allow-methods" in answer.headers) == (status == 200)
+                assert answer.headers["x-request-id"].startswith("req_")
 
 
 # ---- upgrades
