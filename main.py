@@ -379,7 +379,6 @@ class Gateway:
         """
         scheme, _, key = call.header(b"authorization").partition(" ")
         key = key.strip() if scheme.lower() == "bearer" and key.strip() else call.header(b"api-key")
-        call.key = "" if self.open else key
         if self.open:
             return f"open:{key}" if key else ""
         if not key:
@@ -387,8 +386,10 @@ class Gateway:
             raise APIError(401, message, headers=BEARER, reason="no key")
         given = key.encode("latin-1")
         if any(hmac.compare_digest(given, known) for known in self.keys):
+            call.key = key
             return f"key:{key}"
         if signed := keys.verify(self.settings.secret_key, key, revoked=self.settings.revoked_keys):
+            call.key = key
             return f"user:{signed.user}"
         raise APIError(401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key", headers=BEARER)
 
@@ -401,15 +402,19 @@ class Gateway:
         return parse_metadata(await call.body(self.settings.max_body_bytes))
 
     async def admit(self, call: Call) -> str:
-        """Who asks, if there is room for it now. Raises APIError 401, 429, 503."""
-        owner = self.authorize(call)
-        if self.rate_limit:
-            verdict = await self.rate_limit.hit(call.key or call.address())  # a key that nobody checked may be any
-            call.headers += limit_headers(verdict)
-            if not verdict.allowed:
-                message = f"Rate limit reached for requests: {verdict.limit} a minute. Please try again later."
-                raise APIError(429, message, type="requests", code="rate_limit_exceeded")
-        return owner
+        """Who asks, if there is room for it now. Raises APIError 401, 429, 503.
+
+        A key counts for itself, whoever else is at its address; one that is wrong, or may be any, for the address.
+        """
+        try:
+            return self.authorize(call)
+        finally:
+            if self.rate_limit:
+                verdict = await self.rate_limit.hit(call.key or call.address())
+                call.headers += limit_headers(verdict)
+                if not verdict.allowed:
+                    message = f"Rate limit reached for requests: {verdict.limit} a minute. Please try again later."
+                    raise APIError(429, message, type="requests", code="rate_limit_exceeded")
 
     async def chat(self, call: Call, parse: Callable[..., Chat], *args: str) -> tuple[Chat, Deltas]:
         """Who asks, what is asked, and the answer, which begins with the first step of the Deltas."""

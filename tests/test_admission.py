@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hmac
 import json
 import os
 import socket
@@ -269,6 +270,33 @@ def test_so_many_requests_a_minute_for_each_key_and_every_answer_tells_how_many_
         assert budget(client.post(CHAT, json=ASKED, headers=bearer(PLAIN))) == ("5", "3")
         health = client.get("/health")
         assert (health.status_code, LIMITS[0] in health.headers) == (200, False)
+
+
+def test_who_guesses_keys_is_stopped_and_who_has_one_at_the_same_address_is_not() -> None:
+    with served(rate_limit_per_minute=3, api_keys=(PLAIN,)) as url, http(url) as client:
+        guesses = [bearer("sk-wrong-1"), {}, {"api-key": "sk-wrong-2"}, bearer("sk-wrong-3"), {}]
+        answers = [client.get("/v1/models", headers=guess) for guess in guesses]
+        assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
+        assert 50 <= int(answers[-1].headers["retry-after"]) <= 60
+        assert error(answers[-1])["code"] == "rate_limit_exceeded"
+        good = [client.get("/v1/models", headers=bearer(PLAIN)) for _ in range(4)]
+        assert [answer.status_code for answer in good] == [200, 200, 200, 429]
+        assert budget(good[0]) == ("3", "2")
+
+
+SIGNED = sign(NEW, "ada")
+
+
+@pytest.mark.parametrize("key", [PLAIN, PLAIN[:-1] + "8", SIGNED, sign(FOREIGN, "ada")])
+def test_keys_are_compared_in_a_time_that_tells_nothing(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can measure that over a socket: whether the one function that does it so was asked has to do."""
+    compared, compare = [], hmac.compare_digest
+    monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append(one) or compare(one, other))
+    with served(secret_key=(NEW,), api_keys=(PLAIN,)) as url, http(url) as client:
+        status = client.get("/v1/models", headers=bearer(key)).status_code
+    assert status == (200 if key in (PLAIN, SIGNED) else 401)
+    assert key.encode() in compared  # with API_KEYS
+    assert any(isinstance(one, str) for one in compared) == ("." in key)  # the signature
 
 
 def test_a_page_of_another_origin_may_read_the_limit() -> None:
