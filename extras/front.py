@@ -388,7 +388,7 @@ class CORS(CORSMiddleware):
         return Response(body, 400, {"vary": "Origin"}, "application/json")
 
 
-EXPOSED = ["x-request-id", "retry-after", "x-dropped-params", "openai-processing-ms"]
+EXPOSED = ["x-request-id", "retry-after", "x-dropped-params", "x-should-retry", "openai-processing-ms"]
 EXPOSED += [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
 
 

@@ -287,7 +287,9 @@ def test_who_guesses_keys_is_stopped_and_who_has_one_at_the_same_address_is_not(
 SIGNED = sign(NEW, "ada")
 
 
-@pytest.mark.parametrize("key", [PLAIN, PLAIN[:-1] + "8", SIGNED, sign(FOREIGN, "ada")])
+@pytest.mark.parametrize(
+    "key", [PLAIN, PLAIN[:-1] + "8", SIGNED, sign(FOREIGN, "ada")], ids=["plain", "no", "signed", "foreign"]
+)
 def test_keys_are_compared_in_a_time_that_tells_nothing(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody can measure that over a socket: whether the one function that does it so was asked has to do."""
     compared, compare = [], hmac.compare_digest

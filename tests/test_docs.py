@@ -30,8 +30,9 @@ from serving import served
 
 from extras.checks import CHECKS
 from extras.docs import REDOC, SWAGGER_UI
-from extras.front import normal_path
+from extras.front import EXPOSED, normal_path
 from extras.openapi import document
+from extras.server import HEAD_BYTES, TOO_LARGE, TOO_SLOW
 from extras.settings import Settings
 from main import create_app
 
@@ -84,7 +85,10 @@ def answer_errors(path: str, method: str, answer: httpx.Response) -> list[str]:
     kind = answer.headers["content-type"].partition(";")[0]
     media = f"{pointer}/content/{escaped(kind)}"
     assert kind in response["content"], (path, kind)
-    assert set(response["headers"]) - {"retry-after"} <= set(answer.headers)
+    for name, header in response["headers"].items():
+        if "$ref" in header:
+            header = DOCUMENT["components"]["headers"][name]
+        assert name in answer.headers or not header.get("required"), name
     if kind != "text/event-stream":
         return errors(answer.json() if kind == "application/json" else answer.text, f"{media}/schema")
     return events_errors(answer.text, f"{media}/x-itemSchema")
@@ -217,6 +221,38 @@ def test_errors_are_as_the_document_says(api: httpx.Client) -> None:
             answer = httpx.post(url + path, json={})
             assert answer.status_code == 401
             assert answer_errors(path, "post", answer) == []
+
+
+def test_every_header_of_an_answer_is_as_the_document_says() -> None:
+    headers = DOCUMENT["components"]["headers"]
+    assert {*EXPOSED} <= {*headers}
+    with served(rate_limit_per_minute=1, **STORE) as url:
+        asked = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+        for status in (200, 429):
+            answer = httpx.post(url + CHAT, json=asked)
+            assert answer.status_code == status
+            assert answer_errors(CHAT, "post", answer) == []
+            told = {name: value for name, value in answer.headers.items() if name in headers}
+            assert {*told} >= {name for name in headers if "ratelimit" in name}
+            for name, value in told.items():
+                number = headers[name]["schema"].get("type") == "integer"
+                assert errors(int(value) if number else value, f"/components/headers/{name}/schema") == []
+
+
+def test_what_is_refused_before_it_is_a_request_is_as_the_document_says() -> None:
+    with served(**STORE) as url:
+        answer = httpx.get(f"{url}/health", headers={"x": "y" * HEAD_BYTES})
+    assert (answer.status_code, "x-request-id" in answer.headers) == (431, True)
+    for (status, message), body in ((TOO_LARGE, answer.json()), (TOO_SLOW, None)):
+        example = DOCUMENT["components"]["responses"][str(status)]["content"]["application/json"]["example"]
+        assert example["error"]["message"] == message
+        assert body in (example, None)
+
+
+def test_health_is_for_every_host_in_the_document_too() -> None:
+    assert "403" not in DOCUMENT["paths"]["/health"]["get"]["responses"]
+    with served(**STORE) as url:
+        assert httpx.get(f"{url}/health", headers={"host": "evil.example"}).status_code == 200
 
 
 def test_the_document_and_the_pages_are_to_be_had_without_a_key() -> None:
