@@ -1,14 +1,14 @@
 """Shapes: how a chat endpoint is asked, and where its answer is. All of that is data: shapes.toml, or a user's TOML.
 
-Pure functions: no I/O, no HTTP, no framing; JSON values and events come in, request bodies and Pieces go out.
-The settings of a shape, its templates, paths and conditions are explained at the top of shapes.toml.
+Takes the plain types from backends; knows no HTTP and no framing, and reads no file but shapes.toml. Chats, JSON values
+and events come in, request bodies and Deltas go out. Settings, templates, paths and conditions are explained at the top
+of shapes.toml.
 """
 
 import pathlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -16,11 +16,10 @@ from uuid import uuid4
 
 import orjson
 
-from backends import APIError, Delta, Refused
-from backends import Chat as Request
+from backends import APIError, Chat, Delta, Refused, text_of
 from extras.config import is_header
 
-Chat = Mapping[str, Any]  # {"model", "messages", "stream", and every field that the client sent}
+Table = Mapping[str, Any]
 Path = tuple[str | int | None, ...]  # None is `[]`
 Condition = Callable[[str, Any], bool]  # (name of the SSE event, its data) -> fulfilled?
 
@@ -29,7 +28,7 @@ FRAMINGS, MODES = ("auto", "json", "sse", "ndjson", "text"), ("delta", "last", "
 SYSTEM = ("system", "developer")
 NOT_SENT = {"metadata", "store", "session", "n"}  # as part of {chat}; n: a shape reads one choice
 SERVED = {"model", "messages", "stream", "stream_options", "user", "metadata", "store", "session"}  # never "dropped"
-HARMLESS: Chat = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "modalities": ["text"]}
+HARMLESS = {"n": 1, "logprobs": False, "response_format": {"type": "text"}, "modalities": ["text"]}  # as if not sent
 ALIASES = (("max_tokens", "max_completion_tokens"), ("user", "safety_identifier"))
 WORDS = re.findall(  # what a template may name: parts of the conversation, then parameters
     r"\w+",
@@ -44,22 +43,12 @@ FINISH = [  # what upstreams call the end of a reply, and OpenAI's word for it; 
     (re.compile("tool_calls?|tool_use|function_call"), "tool_calls"),
     (re.compile("content_filter|.*safety|recitation|blocklist|prohibited.*|spii|refusal|.*toxic"), "content_filter"),
 ]
-ANSWER = {
-    "reply",
-    "reasoning",
-    "finish",
-    "usage",
-    "error",
-    "status",
-    "statuses",
-    "fails",
-    "join",
-    "tool_calls",
-    "logprobs",
-}
+# The settings that a table may have: paths, all that tells of an answer, of a stream, of a shape.
+PATHS = {"reply", "reasoning", "tool_calls", "logprobs", "finish", "usage", "error", "status"}
+ANSWER = PATHS | {"statuses", "fails", "join"}
 STREAM = ANSWER | {"framing", "path", "headers", "request", "keep", "mode", "done", "ends", "final"}
 TABLE = ANSWER | {"about", "like", "path", "key", "headers", "request", "omit", "message", "roles", "turn", "stream"}
-REQUEST = {"messages": "{messages}", "temperature": "{temperature}"}
+REQUEST = {"messages": "{messages}", "temperature": "{temperature}"}  # of a shape that does not say
 MESSAGE = {"role": "{role}", "content": "{content}"}
 
 
@@ -67,27 +56,7 @@ class ShapeError(ValueError):
     """A shape, template, path or URL that cannot be used; the text says where."""
 
 
-class UnfitName(ShapeError):
-    """A name in a request that cannot stand in a URL."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """What one answer, or one event of a stream, says. `usage`: OpenAI's names, only the counts that are known."""
-
-    text: str = ""
-    reasoning: str = ""
-    finish_reason: str | None = None
-    usage: dict[str, Any] | None = None
-    tool_calls: list[Any] | None = None
-    logprobs: dict[str, Any] | None = None
-    figures: dict[str, Any] | None = None  # what stands beside the text as `figure` or `figures`
-    error: str | None = None
-    error_status: int | None = None
-    done: bool = False
-
-
-def fill(tree: Any, values: Chat, where: str) -> Any:
+def fill(tree: Any, values: Table, where: str) -> Any:
     """Fill a template. An absent value leaves out its member, and the object or array that is empty then."""
     if isinstance(tree, Mapping):
         full = {k: v for k, x in tree.items() if (v := fill(x, values, f"{where}.{k}")) is not ABSENT}
@@ -98,7 +67,11 @@ def fill(tree: Any, values: Chat, where: str) -> Any:
     return fill_text(tree, values, where) if isinstance(tree, str) else tree
 
 
-def fill_text(text: str, values: Chat, where: str) -> Any:
+def fill_text(text: str, values: Table, where: str) -> Any:
+    """A text with its placeholders filled. One that stands alone keeps the type of its value.
+
+    With {"top_k": 5, "seed": None}: "{top_k}" -> 5, "k={top_k}, {seed|any} seed" -> "k=5, any seed", "{seed}" -> ABSENT
+    """
     found = []
     for literal, slot, default, single in parsed(text):
         if single:
@@ -113,17 +86,25 @@ def fill_text(text: str, values: Chat, where: str) -> Any:
     return "".join(value if isinstance(value, str) else orjson.dumps(value).decode() for value in texts)
 
 
+PARTS = re.compile(
+    r"(?P<literal>[^{}]+)|(?P<doubled>\{\{|\}\})|\{ *(?P<slot>[^{}|]+?) *(?:\|(?P<default>[^{}]*))?\}|(?P<single>[{}])"
+)
+
+
 @lru_cache(1000)
 def parsed(text: str) -> list[tuple[str, str, Any, str]]:
-    """A text with placeholders as (literal, name, default, brace that stands alone): one of the four."""
-    parts = re.findall(r"([^{}]+)|(\{\{|\}\})|\{ *([^{}|]+?) *(?:\|([^{}]*))?\}|([{}])", text)
-    parts = parts or [("", "", "", "", "")]
+    """The parts of a text as (literal, slot, its default, brace that stands alone), empty but for what it is.
+
+    "at {top_k | 5}" -> [("at ", "", ABSENT, ""), ("", "top_k", 5, "")]
+    """
     return [
-        (a or b[:1], slot, json_value(default.strip()) if default else ABSENT, c) for a, b, slot, default, c in parts
+        (literal or doubled[:1], slot, json_value(default.strip()) if default else ABSENT, single)
+        for literal, doubled, slot, default, single in PARTS.findall(text)
     ]
 
 
 def json_value(text: str) -> Any:
+    """The JSON value that a text is, or else the text itself."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -132,19 +113,29 @@ def json_value(text: str) -> Any:
 
 def paths(text: Any, where: str) -> list[Path]:
     """Compile `a.b[0].c[] | d[-1] | .` (the value itself): alternatives."""
+    return [steps(path, where) for path in alternatives(text, where)]
+
+
+def alternatives(text: Any, where: str) -> list[str]:
     if not isinstance(text, str):
         raise ShapeError(f"{where}: a string such as 'choices[0].message.content' is expected, not {text!r}")
-    return [steps(one.strip(), where) for one in text.split("|")]
+    return [one.strip() for one in text.split("|")]
+
+
+# `[0]`, `[]`, or a name; before a name stands a dot, but not at the start.
+STEP = re.compile(r"\[(?P<index>-?\d+)\]|\[\]|(?:\A|(?!\A)\.)(?P<name>[^\s.\[\]{}]+)")
 
 
 def steps(path: str, where: str) -> Path:
+    if path == ".":
+        return ()
     found: list[str | int | None] = []
-    at = len(path) if path == "." else 0
+    at = 0
     while at < len(path) or not path:
-        match = re.compile(r"\[(-?\d+)\]|\[\]|" + r"\."[: 2 * bool(found)] + r"([^\s.\[\]{}]+)").match(path, at)
+        match = STEP.match(path, at)
         if not match:
             raise ShapeError(f"{where}: {path!r} cannot be read at {path[at:]!r}; a path is like choices[0].message")
-        found.append(int(match[1]) if match[1] else match[2])
+        found.append(int(match["index"]) if match["index"] else match["name"])
         at = match.end()
     return tuple(found)
 
@@ -163,17 +154,18 @@ def find(value: Any, path: Path) -> Any:
     return value
 
 
-def first(value: Any, alternatives: list[Path]) -> Any:
-    return next((found for path in alternatives if (found := find(value, path)) is not None), None)
+def first(value: Any, places: list[Path]) -> Any:
+    """What stands at the first of these paths that leads anywhere."""
+    return next((found for path in places if (found := find(value, path)) is not None), None)
 
 
-def text_at(value: Any, alternatives: list[Path], join: str = "") -> str | None:
+def text_at(value: Any, places: list[Path], join: str = "") -> str | None:
     """The first text that is not empty, else an empty one if there is one; the texts of an array are joined.
 
     A number is a text, too: some upstreams stream the digits of one as JSON numbers.
     """
     best = None
-    for path in alternatives:
+    for path in places:
         found = find(value, path)
         found = orjson.dumps(found).decode() if type(found) in (int, float) else found
         if isinstance(found, list) and all(isinstance(item, str) for item in found):
@@ -184,8 +176,7 @@ def text_at(value: Any, alternatives: list[Path], join: str = "") -> str | None:
 
 def condition(text: Any, where: str) -> Condition:
     """Compile `path`, `path=value`, `@event` or `[DONE]`; several with `|` between them: any."""
-    alternatives = [one.strip() for one in text.split("|")] if isinstance(text, str) else paths(text, where)
-    tests = [one_condition(str(one), where) for one in alternatives]
+    tests = [one_condition(one, where) for one in alternatives(text, where)]
     return lambda event, data: any(test(event, data) for test in tests)
 
 
@@ -194,15 +185,13 @@ def one_condition(text: str, where: str) -> Condition:
         return lambda event, data: bool(data == text or event == text[1:])
     left, equals, right = (part.strip() for part in text.partition("="))
     path, wanted = steps(left, where), json_value(right)
-    return lambda _, data: (
-        bool(find(data, path) == wanted) if equals else find(data, path) not in (None, False, "", [], {})
-    )
+    return lambda _, data: bool(find(data, path) == wanted if equals else find(data, path))
 
 
 class Places:
     """Where an answer, or an event of a stream, has what: the compiled paths of one table."""
 
-    def __init__(self, table: Chat, where: str) -> None:
+    def __init__(self, table: Table, where: str) -> None:
         def at(key: str, default: str | None = None) -> list[Path]:
             return [] if (text := table.get(key, default)) is None else paths(text, where + key)
 
@@ -211,22 +200,21 @@ class Places:
         self.calls, self.logprobs = at("tool_calls"), at("logprobs")
         self.statuses, self.join = table.get("statuses", {}), table.get("join", "")
         self.fails = condition(table["fails"], f"{where}fails") if "fails" in table else None
-        sums = table.get("usage") if isinstance(table.get("usage"), Mapping) else {}
+        usage = table.get("usage")
+        sums = usage if isinstance(usage, Mapping) else {}
         checked(sums, {"prompt", "completion", "total", "cached", "reasoning"}, f"{where}usage.")
-        self.sums = {
-            k: [paths(term, f"{where}usage.{k}") for term in str(v).split("+")] for k, v in (sums or {}).items()
-        }
+        self.sums = {k: [paths(term, f"{where}usage.{k}") for term in str(v).split("+")] for k, v in sums.items()}
         self.usage = [] if sums else at("usage")
 
-    def failure(self, event: str, data: Any) -> Piece | None:
-        """The Piece of an error that came with HTTP 200, or in a stream."""
+    def failure(self, event: str, data: Any) -> Refused | None:
+        """The error that came with HTTP 200, or in a stream, if this is one; 502 where it has no status of its own."""
         found = first(data, self.error)
-        if not (self.fails(event, data) if self.fails else found not in (None, False, "", [], {})):
+        if not (self.fails(event, data) if self.fails else found):
             return None
         status = first(data, self.status)
         status = self.statuses.get(status, status) if isinstance(status, str | int) else None
         text = text_at(data, self.error, "; ") or f"error: {orjson.dumps(found).decode()}"
-        return Piece(error=text, error_status=status if type(status) is int and 400 <= status < 600 else None)
+        return Refused(status if type(status) is int and 400 <= status < 600 else 502, text)
 
     def counts(self, data: Any) -> dict[str, Any]:
         """The token counts that stand here, by OpenAI's names; a sum is that of the terms there are."""
@@ -239,38 +227,42 @@ class Places:
                 counts[f"{side}_tokens_details"] = {kind: counts.pop(kind)}
         return counts
 
-    def piece(self, data: Any, text: str, usage: dict[str, Any], kept: bool, done: bool) -> Piece:
+    def reason(self, data: Any) -> str:
+        """Why the reply ends, in OpenAI's words; "" if that is not said."""
+        said = first(data, self.finish)
+        return next((ours for theirs, ours in FINISH if theirs.fullmatch(str(said).lower())), "stop") if said else ""
+
+    def delta(self, data: Any, text: str, usage: dict[str, Any], kept: bool = True) -> Delta:
+        """The text, and what else is said here but the reason to end; `kept`: reasoning, too."""
         if "total_tokens" not in usage and {"prompt_tokens", "completion_tokens"} <= usage.keys():
             usage = usage | {"total_tokens": usage["prompt_tokens"] + usage["completion_tokens"]}
-        finish, calls, logprobs = first(data, self.finish), first(data, self.calls), first(data, self.logprobs)
-        if finish is not None:
-            finish = (
-                next((ours for word, ours in FINISH if word.fullmatch(str(finish).lower())), "stop") if finish else None
-            )
-        reasoning = (text_at(data, self.reasoning) or "") if kept else ""
-        return Piece(
-            text,
-            reasoning,
-            finish,
-            dict(usage) or None,
-            calls if isinstance(calls, list) else None,
-            logprobs if isinstance(logprobs, dict) else None,
-            {k: data[k] for k in ("figure", "figures") if isinstance(data, dict) and data.get(k)} or None,
-            done=done,
-        )
+        fields: dict[str, Any] = {}
+        if kept and (said := text_at(data, self.reasoning)):  # clients look for it under one name or the other
+            fields = {"reasoning_content": said, "reasoning": said}
+        calls, logprobs = first(data, self.calls), first(data, self.logprobs)
+        if isinstance(calls, list) and calls:
+            fields["tool_calls"] = calls
+        if isinstance(data, dict):
+            fields |= {k: data[k] for k in ("figure", "figures") if data.get(k)}
+        logprobs = logprobs if isinstance(logprobs, dict) else None
+        return Delta(text, fields=fields or None, logprobs=logprobs, usage=dict(usage) or None)
 
 
 class Shape:
-    """One shape. Raises ShapeError, at the start and not with a request, for a table that cannot be used."""
+    """One shape (backends.Shape), compiled from a checked table.
 
-    def __init__(self, table: Chat, name: str) -> None:
-        stream = checked(checked(table, TABLE, f"{name}.").get("stream", {}), STREAM, f"{name}.stream.")
+    Raises ShapeError, at the start and not with a request, for a table or a URL that cannot be used.
+    """
+
+    def __init__(self, table: Table, name: str) -> None:
+        stream = checked(table.get("stream", {}), STREAM, f"{name}.stream.")
         if "reply" not in table:
             raise ShapeError(f"{name}.reply: where is the text of an answer? A path such as 'data.text', or '.'")
-        self.table, self.name, self.about, self.streams = table, name, table.get("about", name), "stream" in table
-        self.framing, self.mode = stream.get("framing", "auto") if self.streams else "json", stream.get("mode", "delta")
-        if self.framing not in FRAMINGS or self.mode not in MODES:
-            raise ShapeError(f"{name}.stream: no framing {self.framing!r} with mode {self.mode!r} is known")
+        self.table, self.name, self.streams = table, name, "stream" in table
+        framing, self.mode = stream.get("framing", "auto"), stream.get("mode", "delta")
+        if framing not in FRAMINGS or self.mode not in MODES:
+            raise ShapeError(f"{name}.stream: no framing {framing!r} with mode {self.mode!r} is known")
+        self.framing = "auto" if framing == "json" else framing  # JSON that comes whole is found out anyway
         self.path, self.stream_path = table.get("path", ""), stream.get("path", table.get("path", ""))
         self.body, self.omit = table.get("request", REQUEST), table.get("omit", {})
         self.stream_body = merged(self.body, stream["request"]) if "request" in stream else self.body
@@ -279,6 +271,7 @@ class Shape:
         check_template(self.stream_body, WORDS, f"{name}.stream.request")
         check_template(self.message, ["role", "content"], f"{name}.message")
         check_template(self.turn, ["prompt", "reply"], f"{name}.turn")
+        # The names of all placeholders; doubled braces are none.
         braces = re.sub(r"\{\{|\}\}", "", orjson.dumps([self.path, self.body, self.stream_body]).decode())
         self.used = set(re.findall(r"\{ *(?:param\.)?(\w+)", braces))
         self.whole = Places(table, f"{name}.")
@@ -290,49 +283,54 @@ class Shape:
         self.final = paths(stream["final"], f"{name}.stream.final") if "final" in stream else []
 
     def url(self, url: str, chat: Chat) -> str:
-        """Where to send this chat: a bare address gets the shape's path; {model}, {user}, {session} are filled."""
+        """Where to send this chat: a bare address gets the shape's path; {model}, {user}, {session} are filled.
+
+        kserve, model m: "http://h" -> "http://h/v2/models/m/generate"; tgi, as a stream: "http://h/x/generate" ->
+        "http://h/x/generate_stream". Raises APIError: 400 where a name in the request cannot stand in a URL.
+        """
         parts, values = urlsplit(url), self.values(chat, {"session"})
-        path, _, query = (self.stream_path if values["stream"] else self.path).partition("?")
+        path, _, query = (self.stream_path if chat.stream else self.path).partition("?")
         ending = self.path.partition("?")[0].rpartition("}")[2]
-        if parts.path.strip("/") and parts.path.endswith(ending):
-            path = parts.path[: len(parts.path) - len(ending)] + path.rpartition("}")[2]
-        elif parts.path.strip("/") and not path.startswith(f"{parts.path.rstrip('/')}/"):
+        bare = not parts.path.strip("/")
+        if not bare and parts.path.endswith(ending):  # it is whole; a stream may have another ending
+            path = parts.path.removesuffix(ending) + path.rpartition("}")[2]
+        elif not bare and not path.startswith(f"{parts.path.rstrip('/')}/"):  # an address of its own
             path, query = parts.path, ""
         slots = set(re.findall(r"\{(\w+)\}", path))
         if unknown := sorted(slots - {"model", "user", "session"}):
             raise ShapeError(f"{self.name}: the URL must be whole, with its own {unknown[0]}: {path}")
         for name in slots:
             if any(part in ("", ".", "..") for part in str(values[name] or "").split("/")):
-                raise UnfitName(f"The {name} of this request cannot stand in a URL.")
-        safe = {name: quote(str(values[name]), "@:/"[: 2 + (name == "model")]) for name in ("model", "user", "session")}
+                raise APIError(400, f"The {name} of this request cannot stand in a URL.")
+        safe = {n: quote(str(values[n]), "@:/" if n == "model" else "@:") for n in ("model", "user", "session")}
         query = "&".join(filter(None, (parts.query, query)))
         return urlunsplit((parts.scheme, parts.netloc, str(fill(path or "/", safe, "url")), query, ""))
 
-    def headers(self, key: str | None, stream: bool = False) -> dict[str, str]:
+    def headers(self, key: str, stream: bool) -> dict[str, str]:
         """The shape's own headers, and the key in the one where this product wants it."""
         name = self.table.get("key", "authorization")
-        own = self.table["stream"].get("headers", {}) if stream and self.streams else {}
+        own = self.table.get("stream", {}).get("headers", {}) if stream else {}
         keyed = {name: f"Bearer {key}" if name == "authorization" else key} if key else {}
         return {**self.table.get("headers", {}), **own, **keyed}
 
     def request(self, chat: Chat) -> Any:
         """The JSON body to send."""
-        body = fill(self.stream_body if chat.get("stream") else self.body, self.values(chat, self.used), self.name)
+        body = fill(self.stream_body if chat.stream else self.body, self.values(chat, self.used), self.name)
         return {} if body is ABSENT else body
 
     def values(self, chat: Chat, used: set[str]) -> dict[str, Any]:
         """What each placeholder stands for in this chat; the forms of the conversation only where they are used."""
-        values = {**dict.fromkeys(WORDS), **chat, "stream": bool(chat.get("stream")) and self.streams}
+        sent = {**chat.payload, "model": chat.model, "messages": chat.messages, "stream": chat.stream}
+        values = {**dict.fromkeys(WORDS), **sent, "stream": chat.stream and self.streams}
         for group in ALIASES:
             values |= dict.fromkeys(group, next((values[name] for name in group if values[name] is not None), None))
         values["stop"] = [values["stop"]] if isinstance(values["stop"], str) else values["stop"]
         values |= {name: None for name, value in self.omit.items() if values.get(name) == value}
         system, dialog, at = spoken(chat)
         pairs, rest = turns(dialog[:at])
+        prompt = (rest if "turns" in used else []) + [text for _, text in dialog[at : at + 1]]
         forms: dict[str, Callable[[], Any]] = {
-            "prompt": lambda: "\n".join(
-                [*(rest if "turns" in used else ()), *(text for _, text in dialog[at : at + 1])]
-            ),
+            "prompt": lambda: "\n".join(prompt),
             "system": lambda: system or None,
             "messages": lambda: self.written([("system", system)] * bool(system) + dialog),
             "dialog": lambda: self.written(dialog),
@@ -341,7 +339,7 @@ class Shape:
             "conversation": lambda: transcript("" if "system" in used else system, dialog),
             # Strangers must not meet in one session: a chat without a name for it has one of its own.
             "session": lambda: session_of(chat) or uuid4().hex,
-            "chat": lambda: {key: value for key, value in chat.items() if key not in NOT_SENT},
+            "chat": lambda: {key: value for key, value in sent.items() if key not in NOT_SENT},
             "nothing": lambda: None,
         }
         return values | {name: form() for name, form in forms.items() if name in used}
@@ -352,75 +350,74 @@ class Shape:
 
     def dropped(self, chat: Chat) -> list[str]:
         """What the client sent that does not go along: names of parameters, and parts of the messages."""
+        if "chat" in self.used:  # then all goes along, but for the number of choices
+            return ["n"] if "n" not in self.used and chat.payload.get("n") not in (None, 1) else []
         sent = self.used | SERVED | {name for group in ALIASES if self.used & set(group) for name in group}
-        sent = sent | (chat.keys() - {"n"} if "chat" in self.used else set())
-        lost = [k for k, v in chat.items() if not (v is None or k in sent or (k in HARMLESS and HARMLESS[k] == v))]
-        if "chat" in self.used:
-            return lost
+        lost = [k for k, v in chat.payload.items() if not (v is None or k in sent or HARMLESS.get(k) == v)]
         (system, dialog, at), told = spoken(chat), self.used & {"messages", "conversation", "dialog"}
         lost += ["messages.system"] * bool(system and not self.used & {"messages", "conversation", "system"})
         known = told or self.used & {"history", "turns"} or ("session" in self.used and session_of(chat))
         lost += ["messages.history"] * bool((at and not known) or (at < len(dialog) - 1 and not told))
-        messages = chat.get("messages") or ()
-        more = {str(k) for m in messages for k, v in m.items() if v and k not in ("role", "content")}
-        contents = [content for m in messages if isinstance(content := m.get("content"), list)]
-        more |= {str(part.get("type")) for content in contents for part in content if not is_text(part)}
+        more = {str(k) for m in chat.messages for k, v in m.items() if v and k not in ("role", "content")}
+        contents = [content for m in chat.messages if isinstance(content := m.get("content"), list)]
+        more |= {str(part.get("type")) for parts in contents for part in parts if not isinstance(part.get("text"), str)}
         return lost + [f"messages.{name}" for name in sorted(more)]
 
-    def answer(self, obj: Any) -> Piece:
-        """What a whole answer with a 2xx says: an error (502) if it has neither a text nor a reason to end."""
-        if failed := self.whole.failure("", obj):
-            return failed
-        text = text_at(obj, self.whole.reply, self.whole.join)
-        piece = self.whole.piece(obj, text or "", self.whole.counts(obj), kept=True, done=True)
-        if text is None and not piece.finish_reason and not piece.tool_calls:
-            return Piece(
-                error=f"the upstream's answer has no text at {self.table.get('reply', '.')!r}", error_status=502
-            )
-        return piece
+    def answer(self, value: Any) -> list[Delta]:
+        """What a whole answer says. Raises Refused for an error, or if it has neither a text nor a reason to end."""
+        if failed := self.whole.failure("", value):
+            raise failed
+        text = text_at(value, self.whole.reply, self.whole.join)
+        delta = self.whole.delta(value, text or "", self.whole.counts(value))
+        reason = self.whole.reason(value) or ("tool_calls" if "tool_calls" in (delta.fields or {}) else "")
+        if text is None and not reason:
+            raise Refused(502, f"the upstream's answer has no text at {self.table['reply']!r}")
+        delta.finish_reason, delta.whole = reason or "stop", True
+        return [delta]
 
-    def refusal(self, obj: Any) -> str | None:
-        """The upstream's own words in the body of a 4xx or 5xx, if there are any."""
-        failed = self.whole.failure("", obj)
-        return failed.error if failed else text_at(obj, WORDS_OF_REFUSAL, "; ") or None
+    def refusal(self, status: int, value: Any) -> Refused:
+        """A 4xx or 5xx, with the upstream's own words if they can be found in its body."""
+        failed = self.whole.failure("", value)
+        return Refused(status, failed.message if failed else text_at(value, WORDS_OF_REFUSAL, "; ") or "")
 
     def reader(self) -> "Reader":
         return Reader(self)
 
 
 class Reader:
-    """What one streamed reply says, event by event. `complete`: may the body end now, or is it cut short?"""
+    """One streamed reply (backends.Reader), event by event.
+
+    Some upstreams give a reason to end with every event: the last one counts, so it is in `finish` and in no Delta.
+    """
 
     def __init__(self, shape: Shape) -> None:
         self.shape, self.given, self.text, self.usage = shape, False, "", dict[str, Any]()
-        self.finish = ""  # some give a reason to end with every event: the last one counts, when the end is there
-        self.complete = not (shape.done or shape.ends)
+        self.done, self.complete, self.finish = False, not (shape.done or shape.ends), ""
 
-    def piece(self, event: str, data: Any) -> Piece:
-        """`event`: name of an SSE event, or "". `data`: its data (str or bytes), a line of NDJSON, or a piece of text."""
-        shape, places = self.shape, self.shape.pieces
-        data = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+    def __call__(self, name: str, data: bytes) -> list[Delta]:
+        """`name`: of an SSE event, or "". `data`: its data, a line of NDJSON, or a piece of text. Raises Refused."""
+        shape, places, said = self.shape, self.shape.pieces, data.decode("utf-8", "replace")
         if shape.framing == "text":
-            return Piece(text=data)
-        value = json_value(data) if isinstance(data, str) else data
-        value = value if isinstance(value, dict | list | str) else data  # a bare 42 or true is a piece of text
-        if failed := places.failure(event, value):
-            return failed
-        done = value == "[DONE]" or bool(shape.done and shape.done(event, value))
-        last = done or bool(shape.ends and shape.ends(event, value))
-        kept = value != "[DONE]" and (shape.keep is None or shape.keep(event, value))
-        if kept and not done and value and isinstance(value, str) and () not in places.reply:
-            return Piece(error="an event of the upstream is not JSON", error_status=502)
+            return [Delta(said)]
+        value = json_value(said)
+        value = value if isinstance(value, dict | list | str) else said  # a bare 42 or true is a piece of text
+        if failed := places.failure(name, value):
+            raise failed
+        self.done = value == "[DONE]" or bool(shape.done and shape.done(name, value))
+        last = self.done or bool(shape.ends and shape.ends(name, value))
+        kept = value != "[DONE]" and (shape.keep is None or shape.keep(name, value))
+        if kept and not self.done and value and isinstance(value, str) and () not in places.reply:
+            raise Refused(502, "an event of the upstream is not JSON")
         text = self.new(text_at(value, places.reply, places.join) or "") if kept else ""
         if last and not self.given and not text:
             text = text_at(value, shape.final, places.join) or ""
         self.given = self.given or bool(text)
         counts = places.counts(value)
         self.usage |= counts
-        piece = places.piece(value, text, self.usage if counts else {}, kept, done)
-        self.finish = piece.finish_reason or ("tool_calls" if piece.tool_calls and not self.finish else self.finish)
-        self.complete = self.complete or last or piece.finish_reason is not None
-        return piece
+        delta, reason = places.delta(value, text, self.usage if counts else {}, kept), places.reason(value)
+        self.finish = reason or self.finish or ("tool_calls" if "tool_calls" in (delta.fields or {}) else "")
+        self.complete = self.complete or last or bool(reason)
+        return [delta]
 
     def new(self, text: str) -> str:
         """What is new in this text, in the shape's mode: delta, last (all of it so far), message (one of several)."""
@@ -434,13 +431,13 @@ WORDS_OF_REFUSAL = paths("errors[0].message | detail | detail[].msg | message | 
 
 def session_of(chat: Chat) -> Any:
     """What the client calls the session, or else the stored chat that goes on; an endpoint may remember it by that."""
-    names = ("session_id", "conversation_id", "session", "user")
-    return next((chat[name] for name in names if chat.get(name)), None)
+    known = {"session": chat.id if chat.own_id else None, **chat.payload}
+    return next((known[n] for n in ("session_id", "conversation_id", "session", "user") if known.get(n)), None)
 
 
 def spoken(chat: Chat) -> tuple[str, list[tuple[str, str]], int]:
     """A chat's system text, its other messages as (role, text), and which of them is the prompt: the user's last."""
-    pairs = [(str(m.get("role", "user")), content_text(m.get("content"))) for m in chat.get("messages") or ()]
+    pairs = [(str(m.get("role", "user")), text_of(m.get("content"))) for m in chat.messages]
     dialog = [(role, text) for role, text in pairs if role not in SYSTEM and (text or role != "assistant")]
     at = max((i for i, (role, _) in enumerate(dialog) if role == "user"), default=max(len(dialog) - 1, 0))
     system = "\n\n".join(text for role, text in pairs if role in SYSTEM)
@@ -464,29 +461,12 @@ def turns(history: list[tuple[str, str]]) -> tuple[list[tuple[str, str]], list[s
     return found, said
 
 
-def content_text(content: Any) -> str:
-    """The text of a message's content: a string, or the text parts of an array, one to a line."""
-    if isinstance(content, list):
-        return "\n".join(part["text"] for part in content if is_text(part))
-    return content if isinstance(content, str) else ""
-
-
-def is_text(part: Any) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("text"), str)
-
-
 TEXTS = {"about", "like", "path", "key", "join"}
-TABLES = {
-    "headers": (str, "a table of strings"),
-    "roles": (str, "a table of strings"),
-    "statuses": (int, "a table of integers"),
-    "message": (object, "a table"),
-    "turn": (object, "a table"),
-    "omit": (object, "a table"),
-}
+TABLES = {"headers": str, "roles": str, "statuses": int, "message": object, "turn": object, "omit": object}
+VALUES = {str: " of strings", int: " of integers", object: ""}  # of these tables
 
 
-def checked(table: Any, known: set[str], where: str) -> Chat:
+def checked(table: Any, known: set[str], where: str) -> Table:
     """A table with none but known settings, each of its type; paths and templates are for others to check."""
     if not isinstance(table, Mapping):
         raise ShapeError(f"{where.rstrip('.')}: a table is expected, not {table!r}")
@@ -495,9 +475,9 @@ def checked(table: Any, known: set[str], where: str) -> Chat:
     for key, value in table.items():
         if key in TEXTS and not isinstance(value, str):
             raise ShapeError(f"{where}{key}: a string is expected, not {value!r}")
-        kind, words = TABLES.get(key, (object, ""))
-        if words and not (isinstance(value, Mapping) and all(isinstance(one, kind) for one in value.values())):
-            raise ShapeError(f"{where}{key}: {words} is expected")  # what stands there may be a secret
+        kind = TABLES.get(key)
+        if kind and not (isinstance(value, Mapping) and all(isinstance(one, kind) for one in value.values())):
+            raise ShapeError(f"{where}{key}: a table{VALUES[kind]} is expected")  # what stands there may be a secret
     for name, value in [*table.get("headers", {}).items(), (table.get("key", "authorization"), "")]:
         if not is_header(name, value):
             raise ShapeError(f"{where.rstrip('.')}: {name!r} is no header that can be sent")
@@ -528,7 +508,7 @@ def merged(below: Any, above: Any) -> Any:
     return {**below, **{key: merged(below.get(key), value) for key, value in above.items()}}
 
 
-def shape_from(table: Chat, name: str, known: Mapping[str, Shape]) -> Shape:
+def shape_from(table: Table, name: str, known: Mapping[str, Shape]) -> Shape:
     """Compile one table; `like` names a known shape that it goes on from. Raises ShapeError, which says where."""
     if "like" in checked(table, TABLE, f"{name}."):
         if (like := table["like"]) not in known:
@@ -545,73 +525,8 @@ def load_shapes(text: str) -> dict[str, Shape]:
         raise ShapeError(f"not TOML: {exc}") from exc
     shapes: dict[str, Shape] = {}
     for name, table in tables.items():
-        shapes[name] = shape_from(checked(table, TABLE, f"{name}."), name, shapes)
+        shapes[name] = shape_from(table, name, shapes)
     return shapes
-
-
-class Shaped:
-    """A shape as backends ask for one: Deltas in place of Pieces, Refused for their errors."""
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape, self.framing = shape, shape.framing if shape.framing != "json" else "auto"
-
-    def url(self, url: str, chat: Request) -> str:
-        try:
-            return self.shape.url(url, asked(chat))
-        except UnfitName as exc:
-            raise APIError(400, str(exc)) from None
-
-    def headers(self, key: str, stream: bool) -> dict[str, str]:
-        return self.shape.headers(key or None, stream)
-
-    def request(self, chat: Request) -> Any:
-        return self.shape.request(asked(chat))
-
-    def dropped(self, chat: Request) -> list[str]:
-        return self.shape.dropped(asked(chat))
-
-    def answer(self, value: Any) -> list[Delta]:
-        piece = self.shape.answer(value)
-        return deltas(piece, piece.finish_reason or ("tool_calls" if piece.tool_calls else "stop"), whole=True)
-
-    def reader(self) -> "ShapedReader":
-        return ShapedReader(self.shape.reader())
-
-    def refusal(self, status: int, value: Any) -> Refused:
-        return Refused(status, self.shape.refusal(value) or "")
-
-
-class ShapedReader:
-    def __init__(self, reader: Reader) -> None:
-        self.reader, self.done, self.finish = reader, False, ""
-
-    @property
-    def complete(self) -> bool:
-        return self.reader.complete
-
-    def __call__(self, name: str, data: bytes) -> list[Delta]:
-        piece = self.reader.piece(name, data)
-        self.done, self.finish = piece.done, self.reader.finish
-        return deltas(piece, None, whole=False)
-
-
-def asked(chat: Request) -> Chat:
-    known = {"model": chat.model, "messages": chat.messages, "stream": chat.stream}
-    return {**({"session": chat.id} if chat.own_id else {}), **chat.payload, **known}
-
-
-def deltas(piece: Piece, finish_reason: str | None, *, whole: bool) -> list[Delta]:
-    """What a Piece says, as a Delta. Raises Refused."""
-    if piece.error is not None:
-        raise Refused(piece.error_status or 502, piece.error)
-    fields: dict[str, Any] = {}
-    if piece.reasoning:  # clients look for it under one name or the other
-        fields = {"reasoning_content": piece.reasoning, "reasoning": piece.reasoning}
-    if piece.tool_calls:
-        fields["tool_calls"] = piece.tool_calls
-    fields |= piece.figures or {}
-    more: dict[str, Any] = {"logprobs": piece.logprobs, "usage": piece.usage}
-    return [Delta(piece.text, finish_reason, whole=whole, fields=fields or None, **more)]
 
 
 @lru_cache
@@ -620,13 +535,13 @@ def known_shapes() -> dict[str, Shape]:
     return load_shapes(pathlib.Path(__file__).with_name("shapes.toml").read_text(encoding="utf-8"))
 
 
-def shape_of(table: Chat, where: str) -> Shaped:
-    """A mapping of one's own. Raises ShapeError."""
-    return Shaped(shape_from(table, where, known_shapes()))
+def shape_of(table: Table, where: str) -> Shape:
+    """The shape of a table of one's own. Raises ShapeError."""
+    return shape_from(table, where, known_shapes())
 
 
-def shape_named(name: str, where: str) -> Shaped:
+def shape_named(name: str, where: str) -> Shape:
     """A shape by its name. Raises ShapeError."""
     if name not in known_shapes():
         raise ShapeError(f"{where}: no shape is called {name!r}; known are: {', '.join(sorted(known_shapes()))}")
-    return Shaped(known_shapes()[name])
+    return known_shapes()[name]

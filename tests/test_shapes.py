@@ -1,13 +1,15 @@
 """The engine of the shapes, without sockets: each against its product's own words, then templates, paths, errors."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shape_servers import WIRES, Wire, sse
+from shape_servers import WIRES, Wire
 
-from extras.shapes import Piece, Reader, Shape, ShapeError, load_shapes, shape_from
+from backends import APIError, Chat, Delta, Refused
+from extras.shapes import Reader, Shape, ShapeError, load_shapes, shape_from
 
 TOML = (Path(__file__).parent.parent / "extras" / "shapes.toml").read_text()
 SHAPES = load_shapes(TOML)
@@ -27,21 +29,51 @@ TALK = [
 ]
 
 
-def chat(**more: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": TALK, "stream": False, **more}
+def chat(**more: Any) -> Chat:
+    sent = {"model": "m", "messages": TALK, "stream": False, **more}
+    return Chat(sent["model"], sent["messages"], sent, stream=sent["stream"])
 
 
-def events(pieces: list[bytes], ndjson: bool) -> list[tuple[str, str]]:
+def events(pieces: list[bytes], ndjson: bool) -> list[tuple[str, bytes]]:
     """A splitter good enough for what the servers here say."""
     if ndjson:
-        return [("", line) for piece in pieces for line in piece.decode().split("\n") if line.strip()]
+        return [("", line) for piece in pieces for line in piece.split(b"\n") if line.strip()]
     fields = [[line.partition(": ") for line in piece.decode().strip().split("\n")] for piece in pieces]
-    return [("".join(v for k, _, v in f if k == "event"), "\n".join(v for k, _, v in f if k == "data")) for f in fields]
+    data = ["\n".join(value for name, _, value in lines if name == "data").encode() for lines in fields]
+    names = ["".join(value for name, _, value in lines if name == "event") for lines in fields]
+    return list(zip(names, data, strict=True))
 
 
-def heard(name: str, pieces: list[bytes]) -> tuple[list[Piece], Reader]:
-    reader = SHAPES[name].reader()
-    return [reader.piece(*event) for event in events(pieces, SHAPES[name].framing == "ndjson")], reader
+def heard(name: str, pieces: list[bytes]) -> tuple[list[Delta], Reader]:
+    """What is said in a stream, by a reader that none of it comes too late for. Raises Refused."""
+    reader, deltas = SHAPES[name].reader(), list[Delta]()
+    for event in events(pieces, SHAPES[name].framing == "ndjson"):
+        assert not reader.done
+        deltas += reader(*event)
+    return deltas, reader
+
+
+def read(reader: Reader, data: Any) -> Delta:
+    """What one event says: JSON, or a text as it is."""
+    [delta] = reader("", data.encode() if isinstance(data, str) else json.dumps(data).encode())
+    return delta
+
+
+def said(shape: Shape, value: Any) -> Delta:
+    """What a whole answer says."""
+    [delta] = shape.answer(value)
+    return delta
+
+
+def refused(shape: Shape, value: Any) -> Refused:
+    """The error that a whole answer is."""
+    with pytest.raises(Refused) as raised:
+        shape.answer(value)
+    return raised.value
+
+
+def field(delta: Delta, name: str) -> Any:
+    return (delta.fields or {}).get(name)
 
 
 def one(**table: Any) -> Shape:
@@ -59,13 +91,13 @@ def test_every_shape_has_a_server_to_be_tested_against() -> None:
 @pytest.mark.parametrize("name", WIRES)
 def test_the_product_takes_the_request(name: str, stream: bool) -> None:
     wire, shape = WIRES[name], SHAPES[name]
-    sent = chat(stream=stream, stop="x", temperature=0.5, top_p=0.9, max_completion_tokens=9)
-    sent["messages"] = TALK if name != "openai" else TALK[1:]
+    messages = TALK if name != "openai" else TALK[1:]
+    sent = chat(stream=stream, stop="x", temperature=0.5, top_p=0.9, max_completion_tokens=9, messages=messages)
     body = json.loads(json.dumps(shape.request(sent)))
     assert wire.valid(body)
     if wire.stream and name != "n8n":  # there the workflow decides
         path = wire.whole if not stream or not wire.stream_path else wire.stream_path
-        asked = wire.asks(body, shape.headers(None, stream)) and shape.url(f"http://h{wire.whole}", sent).endswith(
+        asked = wire.asks(body, shape.headers("", stream)) and shape.url(f"http://h{wire.whole}", sent).endswith(
             path.replace("\\", "").replace("[^/:]+", "x").replace("[^/]+", "x")
         )
         assert asked == stream or (not stream and bool(wire.stream_path))
@@ -75,29 +107,26 @@ def test_the_product_takes_the_request(name: str, stream: bool) -> None:
 
 @pytest.mark.parametrize("name", WIRES)
 def test_a_whole_answer_is_understood(name: str) -> None:
-    piece = SHAPES[name].answer(WIRES[name].answer)
-    check_outcome(WIRES[name], piece.text, piece.finish_reason, piece.usage, whole=True)
-    assert piece.error is None
-    assert piece.done
+    delta = said(SHAPES[name], WIRES[name].answer)
+    check_outcome(WIRES[name], delta.content, delta.finish_reason, delta.usage, whole=True)
+    assert delta.whole
 
 
 @pytest.mark.parametrize("name", STREAMED)
 def test_a_stream_is_understood_piece_by_piece(name: str) -> None:
     wire = WIRES[name]
-    pieces, reader = heard(name, wire.stream)
-    assert [p.error for p in pieces] == [None] * len(pieces)
-    assert sum(bool(p.text) for p in pieces) == 2, "two pieces, none of them twice"
-    assert heard(name, wire.stream[: wire.first + 1])[0][-1].text == "Hello", "the first is there at once"
-    usage = next((p.usage for p in reversed(pieces) if p.usage), None)
-    finish = next((p.finish_reason for p in reversed(pieces) if p.finish_reason), None)
-    check_outcome(wire, "".join(p.text for p in pieces), finish, usage)
+    deltas, reader = heard(name, wire.stream)
+    assert sum(bool(d.content) for d in deltas) == 2, "two pieces, none of them twice"
+    assert heard(name, wire.stream[: wire.first + 1])[0][-1].content == "Hello", "the first is there at once"
+    usage = next((d.usage for d in reversed(deltas) if d.usage), None)
+    check_outcome(wire, "".join(d.content for d in deltas), reader.finish, usage)
     assert reader.complete
-    assert not any(p.done for p in pieces[:-1])
+    assert not any(d.finish_reason or d.whole for d in deltas), "which reason is the last is known at the end alone"
 
 
 def check_outcome(wire: Wire, text: str, finish: str | None, usage: Any, whole: bool = False) -> None:
     assert text == wire.text
-    assert finish == wire.finish
+    assert finish == (wire.finish or ("stop" if whole else ""))
     if wire.usage is None:
         assert usage is None
     elif not (whole and wire is WIRES["tgi"]):  # its whole answers do not count the prompt
@@ -109,9 +138,11 @@ def check_outcome(wire: Wire, text: str, finish: str | None, usage: Any, whole: 
 @pytest.mark.parametrize("name", [name for name in STREAMED if WIRES[name].broken])
 def test_an_error_in_a_stream_is_an_error(name: str) -> None:
     wire = WIRES[name]
-    pieces, _ = heard(name, [*wire.stream[: wire.first + 1], *wire.broken])
-    failed = next(p for p in pieces if p.error)
-    assert (failed.error, failed.error_status, failed.text) == ("it broke", wire.error_status, "")
+    _, reader = heard(name, wire.stream[: wire.first + 1])
+    rest = (d.content for event in events(wire.broken, SHAPES[name].framing == "ndjson") for d in reader(*event))
+    with pytest.raises(Refused) as raised:
+        next(filter(None, rest))  # and no text before it
+    assert (raised.value.message, raised.value.status) == ("it broke", wire.error_status or 502)
 
 
 @pytest.mark.parametrize("name", [name for name in STREAMED if name not in CLOSES])
@@ -122,29 +153,27 @@ def test_a_stream_that_is_cut_short_is_not_complete(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name, wire in WIRES.items() if wire.failed is not None])
 def test_an_error_inside_http_200_is_an_error(name: str) -> None:
-    piece = SHAPES[name].answer(WIRES[name].failed)
     says = "has no text" if name in ("rasa", "botpress") else "it broke"
-    assert piece.error
-    assert says in piece.error
-    assert not piece.text
+    assert says in refused(SHAPES[name], WIRES[name].failed).message
 
 
 @pytest.mark.parametrize("name", WIRES)
 def test_the_words_of_an_http_error_are_found(name: str) -> None:
-    assert SHAPES[name].refusal(WIRES[name].refused) == "it broke"
-    assert SHAPES[name].refusal("<html>") is None
+    found = SHAPES[name].refusal(418, WIRES[name].refused)
+    assert (found.message, found.status) == ("it broke", 418)
+    assert not SHAPES[name].refusal(418, "<html>").message
 
 
 def test_reasoning_is_apart_from_the_text() -> None:
     for name in ("anthropic", "cohere"):
-        assert SHAPES[name].answer(WIRES[name].answer).reasoning == "hm"
-        assert "".join(p.reasoning for p in heard(name, WIRES[name].stream)[0]) == "hm"
-    thinking = SHAPES["ollama"].reader().piece("", {"message": {"content": "", "thinking": "hm"}, "done": False})
-    assert (thinking.text, thinking.reasoning) == ("", "hm")
+        assert field(said(SHAPES[name], WIRES[name].answer), "reasoning") == "hm"
+        assert "".join(field(d, "reasoning") or "" for d in heard(name, WIRES[name].stream)[0]) == "hm"
+    thinking = read(SHAPES["ollama"].reader(), {"message": {"content": "", "thinking": "hm"}, "done": False})
+    assert (thinking.content, thinking.fields) == ("", {"reasoning_content": "hm", "reasoning": "hm"})
 
 
 def test_what_a_cache_gave_is_counted_with_the_prompt() -> None:
-    usage = SHAPES["anthropic"].answer(WIRES["anthropic"].answer).usage
+    usage = said(SHAPES["anthropic"], WIRES["anthropic"].answer).usage
     assert usage == {
         "prompt_tokens": 11,
         "completion_tokens": 2,
@@ -155,11 +184,13 @@ def test_what_a_cache_gave_is_counted_with_the_prompt() -> None:
 
 def test_tool_calls_go_through_the_openai_shape() -> None:
     call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
-    choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
-    whole = SHAPES["openai"].answer({"choices": [choice]})
-    assert (whole.tool_calls, whole.text, whole.error) == ([call], "", None)
-    streamed = SHAPES["openai"].reader().piece("", {"choices": [{"delta": {"tool_calls": [call]}}]})
-    assert streamed.tool_calls == [call]
+    for finish in ("tool_calls", None):
+        choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": finish}
+        whole = said(SHAPES["openai"], {"choices": [choice]})
+        assert (whole.fields, whole.content, whole.finish_reason) == ({"tool_calls": [call]}, "", "tool_calls")
+    reader = SHAPES["openai"].reader()
+    assert read(reader, {"choices": [{"delta": {"tool_calls": [call]}}]}).fields == {"tool_calls": [call]}
+    assert (reader.finish, reader.complete) == ("tool_calls", False)
 
 
 @pytest.mark.parametrize(
@@ -173,22 +204,22 @@ def test_tool_calls_go_through_the_openai_shape() -> None:
     ],
 )
 def test_reasons_to_end_get_openais_words(theirs: str, ours: str) -> None:
-    assert one(reply="t", finish="why").answer({"t": "x", "why": theirs}).finish_reason == ours
+    assert said(one(reply="t", finish="why"), {"t": "x", "why": theirs}).finish_reason == ours
 
 
 def test_a_refused_prompt_of_gemini_is_a_content_filter_and_no_failure() -> None:
-    piece = SHAPES["gemini"].answer({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}})
-    assert (piece.text, piece.finish_reason, piece.error) == ("", "content_filter", None)
+    delta = said(SHAPES["gemini"], {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}})
+    assert (delta.content, delta.finish_reason) == ("", "content_filter")
 
 
 def test_a_langflow_without_a_streaming_model_still_answers() -> None:
-    pieces, _ = heard("langflow", WIRES["langflow"].stream[-1:])
-    assert [p.text for p in pieces] == ["Hello world!"]
+    deltas, _ = heard("langflow", WIRES["langflow"].stream[-1:])
+    assert [d.content for d in deltas] == ["Hello world!"]
 
 
 def test_an_n8n_that_does_not_stream_still_answers() -> None:
     reader = SHAPES["n8n"].reader()
-    assert reader.piece("", '{"output": "Hello world!"}').text == "Hello world!"
+    assert read(reader, {"output": "Hello world!"}).content == "Hello world!"
     assert reader.complete
 
 
@@ -197,7 +228,7 @@ def test_an_n8n_that_does_not_stream_still_answers() -> None:
 
 def test_a_placeholder_keeps_the_type_of_its_value() -> None:
     shape = one(request={"t": "{temperature}", "s": "{stream}", "text": "at {temperature}, {n}", "m": "{messages}"})
-    body = shape.request({"messages": TALK[1:2], "temperature": 0, "stream": False, "n": 2})
+    body = shape.request(chat(messages=TALK[1:2], temperature=0, n=2))
     assert body == {"t": 0, "s": False, "text": "at 0, 2", "m": [{"role": "user", "content": "hi"}]}
 
 
@@ -270,6 +301,10 @@ def test_a_session_is_the_clients_or_its_own() -> None:
     assert rasa.request(chat(user="bob"))["sender"] == "bob"
     assert rasa.request(chat(user="bob", session_id="s1"))["sender"] == "s1"
     assert rasa.request(chat())["sender"] != rasa.request(chat())["sender"], "strangers never meet in one session"
+    stored = replace(chat(user="bob"), id="chatcmpl-1", own_id=True)
+    assert rasa.request(stored)["sender"] == "chatcmpl-1", "a stored chat that goes on is a session"
+    assert rasa.request(replace(stored, payload={"session_id": "s1"}))["sender"] == "s1"
+    assert "messages.history" not in rasa.dropped(stored)
 
 
 def test_what_does_not_go_along_is_said() -> None:
@@ -323,16 +358,17 @@ def test_the_address_is_completed(name: str, url: str, stream: bool, wanted: str
 
 @pytest.mark.parametrize("model", ["../../admin", "a/../b", "", "a//b"])
 def test_a_model_cannot_climb_out_of_its_address(model: str) -> None:
-    with pytest.raises(ShapeError, match="cannot stand in a URL"):
+    with pytest.raises(APIError, match="cannot stand in a URL") as raised:
         SHAPES["kserve"].url("http://h", chat(model=model))
+    assert raised.value.status == 400
     assert SHAPES["kserve"].url("http://h", chat(model="a/b?c#d")) == "http://h/v2/models/a/b%3Fc%23d/generate"
 
 
 def test_the_key_goes_where_the_product_wants_it() -> None:
-    assert SHAPES["anthropic"].headers("k") == {"anthropic-version": "2023-06-01", "x-api-key": "k"}
-    assert SHAPES["dify"].headers("k") == {"authorization": "Bearer k"}
-    assert SHAPES["dify"].headers(None) == {}
-    assert "text/event-stream" in SHAPES["promptflow"].headers(None, stream=True)["accept"]
+    assert SHAPES["anthropic"].headers("k", False) == {"anthropic-version": "2023-06-01", "x-api-key": "k"}
+    assert SHAPES["dify"].headers("k", False) == {"authorization": "Bearer k"}
+    assert SHAPES["dify"].headers("", False) == {}
+    assert "text/event-stream" in SHAPES["promptflow"].headers("", True)["accept"]
 
 
 # Paths, modes, conditions
@@ -357,22 +393,25 @@ def test_the_key_goes_where_the_product_wants_it() -> None:
     ],
 )
 def test_a_path_finds_its_text(path: str, value: Any, text: str | None) -> None:
-    piece = one(reply=path).answer(value)
-    assert (piece.text, bool(piece.error)) == ((text, False) if text else ("", True))
+    shape = one(reply=path)
+    if text:
+        assert said(shape, value).content == text
+    else:
+        assert "has no text" in refused(shape, value).message
 
 
 def test_texts_of_an_array_are_joined_as_the_shape_says() -> None:
-    assert one(reply="[].t", join=", ").answer([{"t": "a"}, {"t": "b"}]).text == "a, b"
+    assert said(one(reply="[].t", join=", "), [{"t": "a"}, {"t": "b"}]).content == "a, b"
 
 
 def test_cumulative_texts_become_deltas() -> None:
     reader = one(reply="t", stream={"mode": "last"}).reader()
-    assert [reader.piece("", {"t": t}).text for t in ("He", "Hell", "Hell", "Hello", "")] == ["He", "ll", "", "o", ""]
+    assert [read(reader, {"t": t}).content for t in ("He", "Hell", "Hell", "Hello", "")] == ["He", "ll", "", "o", ""]
 
 
 def test_bare_strings_are_pieces_too() -> None:
     reader = one(stream={"framing": "sse"}).reader()
-    assert [reader.piece("", d).text for d in ('"He"', "llo", " 42", "42", "true", "[DONE]")] == [
+    assert [read(reader, d).content for d in ('"He"', "llo", " 42", "42", "true", "[DONE]")] == [
         "He",
         "llo",
         " 42",
@@ -380,19 +419,23 @@ def test_bare_strings_are_pieces_too() -> None:
         "true",
         "",
     ]
-    assert one(stream={"framing": "text"}).reader().piece("", b"[1]").text == "[1]"
+    assert read(one(stream={"framing": "text"}).reader(), "[1]").content == "[1]"
 
 
 def test_an_event_that_is_not_json_is_an_error_where_json_is_expected() -> None:
-    assert SHAPES["ollama"].reader().piece("", "<html>").error == "an event of the upstream is not JSON"
-    assert SHAPES["gemini"].reader().piece("", "[DONE]").done, "but [DONE] is the end for everybody"
+    with pytest.raises(Refused) as raised:
+        read(SHAPES["ollama"].reader(), "<html>")
+    assert (raised.value.message, raised.value.status) == ("an event of the upstream is not JSON", 502)
+    reader = SHAPES["gemini"].reader()
+    read(reader, "[DONE]")
+    assert reader.done, "but [DONE] is the end for everybody"
 
 
 def test_a_falsy_error_is_none_and_an_object_is_shown() -> None:
     falsy: list[Any] = [None, "", False, {}, []]
     for nothing in falsy:
-        assert one(reply="t").answer({"t": "x", "error": nothing}).error is None
-    assert one(reply="t").answer({"t": "x", "error": {"code": 5}}).error == 'error: {"code":5}'
+        assert said(one(reply="t"), {"t": "x", "error": nothing}).content == "x"
+    assert refused(one(reply="t"), {"t": "x", "error": {"code": 5}}).message == 'error: {"code":5}'
 
 
 # What cannot be used stops the start, and says where
@@ -464,7 +507,7 @@ def test_a_table_that_cannot_be_used_says_where(table: dict[str, Any], says: str
 def test_a_table_says_where_its_reply_is_or_what_it_is_like() -> None:
     with pytest.raises(ShapeError, match=r"^mine\.reply: where is the text of an answer\?"):
         shape_from({"request": {"q": "{prompt}"}}, "mine", SHAPES)
-    assert shape_from({"like": "dify"}, "mine", SHAPES).answer({"answer": "hi"}).text == "hi"
+    assert said(shape_from({"like": "dify"}, "mine", SHAPES), {"answer": "hi"}).content == "hi"
 
 
 def test_a_file_that_is_not_toml_says_so() -> None:
@@ -474,20 +517,21 @@ def test_a_file_that_is_not_toml_says_so() -> None:
 
 def test_a_reason_to_end_makes_a_stream_complete_without_done() -> None:
     reader = SHAPES["openai"].reader()
-    reader.piece("", {"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    assert not reader.complete
+    read(reader, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
     assert reader.complete
 
 
 def test_only_a_status_of_an_error_is_taken_for_one() -> None:
-    for status, wanted in ((429, 429), (200, None), (7009, None), ("x", None), (True, None)):
-        assert one(reply="t", status="code").answer({"error": "e", "code": status}).error_status == wanted
+    for status, wanted in ((429, 429), (200, 502), (7009, 502), ("x", 502), (True, 502)):
+        assert refused(one(reply="t", status="code"), {"error": "e", "code": status}).status == wanted
 
 
 def test_a_shape_can_go_on_from_another() -> None:
     mine = one(like="ollama", request={"keep_alive": "5m", "options": {"seed": "{nothing}"}}, reply="x")
     body = mine.request(chat(seed=1, temperature=1))
     assert (body["keep_alive"], body["options"], mine.framing) == ("5m", {"temperature": 1}, "ndjson")
-    assert mine.answer({"x": "hi", "message": {"content": "no"}}).text == "hi"
+    assert said(mine, {"x": "hi", "message": {"content": "no"}}).content == "hi"
 
 
 def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
@@ -495,11 +539,15 @@ def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
         '[mine]\nrequest = { q = "{prompt}" }\nreply = "data.answer"\n[mine.stream]\nreply = "delta"\ndone = "end"'
     )["mine"]
     assert mine.request(chat()) == {"q": "and\nnow?"}
-    assert mine.answer({"data": {"answer": "hi"}}).text == "hi"
+    assert said(mine, {"data": {"answer": "hi"}}).content == "hi"
     reader = mine.reader()
-    pieces = [reader.piece(*event) for event in events(sse({"delta": "a"}, {"delta": "b", "end": True}), False)]
-    assert [(p.text, p.done) for p in pieces] == [("a", False), ("b", True)]
+    pieces = [(read(reader, event).content, reader.done) for event in ({"delta": "a"}, {"delta": "b", "end": True})]
+    assert pieces == [("a", False), ("b", True)]
     assert reader.complete
+
+
+def test_a_framing_of_json_is_found_out_as_any_other() -> None:
+    assert one(stream={"framing": "json"}).framing == one(stream={}).framing == one().framing == "auto"
 
 
 # What must not be lost on the way
@@ -508,7 +556,7 @@ def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
 def test_a_number_is_a_text_where_a_text_is_expected() -> None:
     pieces = [f'{{"response": {text}}}' for text in ('"costs $"', "5", "2.5", '"."', "true", "null")]
     reader = SHAPES["cloudflare"].reader()
-    assert "".join(reader.piece("", piece).text for piece in pieces) == "costs $52.5."
+    assert "".join(read(reader, piece).content for piece in pieces) == "costs $52.5."
 
 
 def test_several_choices_are_not_asked_for_and_it_is_said() -> None:
@@ -519,7 +567,7 @@ def test_several_choices_are_not_asked_for_and_it_is_said() -> None:
     assert SHAPES["openai"].request(chat(logprobs=True))["logprobs"]
     logprobs = {"content": [{"token": "a"}]}
     choice = {"message": {"content": "a"}, "logprobs": logprobs}
-    assert SHAPES["openai"].answer({"choices": [choice]}).logprobs == logprobs
+    assert said(SHAPES["openai"], {"choices": [choice]}).logprobs == logprobs
 
 
 @pytest.mark.parametrize("name", ["rasa", "langflow", "n8n", "botpress"])
@@ -588,8 +636,8 @@ def test_a_user_cannot_climb_out_of_an_address() -> None:
 
 
 def test_figures_beside_the_text_are_kept() -> None:
-    piece = one(request={"q": "{prompt}"}, reply="text").answer({"text": "hi", "figure": {"data": []}, "figures": []})
-    assert piece.figures == {"figure": {"data": []}}
+    delta = said(one(request={"q": "{prompt}"}, reply="text"), {"text": "hi", "figure": {"data": []}, "figures": []})
+    assert delta.fields == {"figure": {"data": []}}
 
 
 def test_a_field_called_nothing_is_nothing_all_the_same() -> None:
@@ -600,9 +648,9 @@ def test_a_field_called_nothing_is_nothing_all_the_same() -> None:
     "body", [[{"error": {"message": "bad key"}}], {"detail": [{"msg": "bad key"}]}, {"detail": "bad key"}]
 )
 def test_words_of_a_refusal_are_found_in_many_places(body: Any) -> None:
-    assert SHAPES["gemini"].refusal(body) == "bad key"
+    assert SHAPES["gemini"].refusal(400, body).message == "bad key"
 
 
 def test_counts_that_are_no_numbers_are_none() -> None:
     usage = {"prompt_tokens": "2", "completion_tokens": 3}
-    assert SHAPES["dify"].answer({"answer": "x", "metadata": {"usage": usage}}).usage == {"completion_tokens": 3}
+    assert said(SHAPES["dify"], {"answer": "x", "metadata": {"usage": usage}}).usage == {"completion_tokens": 3}
