@@ -534,6 +534,8 @@ class ChatURL:
             left -= len(data)
             if left < 0:
                 raise unusable(TOO_LARGE, "too large", self.failure_status)
+            if loop.time() > until:  # what comes faster than it is read never waits, and so never waits too long
+                raise TimeoutError
             for name, event in events.feed(data) if data else events.close():
                 for delta in self.checked(read(name, event), chat, None):
                     started, finished = True, finished or bool(delta.finish_reason)

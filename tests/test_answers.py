@@ -168,7 +168,8 @@ async def endless(
     async def content() -> AsyncIterator[bytes]:
         yield first
         while True:
-            await asyncio.sleep(pause_s)
+            if pause_s >= 0:
+                await asyncio.sleep(pause_s)
             yield more
 
     def upstream(request: httpx.Request) -> httpx.Response:
@@ -190,6 +191,11 @@ async def test_a_stream_that_is_gathered_ends_by_its_size() -> None:
 
 async def test_a_stream_that_is_gathered_ends_by_its_time() -> None:
     assert (await endless(EVENT, EVENT, 0.02, total_timeout_seconds=0.3)).status_code == 504
+
+
+async def test_a_stream_that_never_has_to_be_waited_for_ends_by_its_time_too() -> None:
+    limits = {"total_timeout_seconds": 0.3, "max_reply_bytes": 10_000_000}
+    assert (await endless(EVENT, EVENT, -1, **limits)).status_code == 504
 
 
 @pytest.mark.parametrize("kind", [JSON, TEXT, ""])
