@@ -1,6 +1,6 @@
 """rewrap turns any chat URL into an OpenAI API: settings, routes, validation, renderings.
 
-A request's way: Front -> authorize -> parse_chat -> Chat -> Backend.stream -> Deltas -> a rendering. Everything that answers
+A request's way: Front -> Gateway.admit -> parse_chat -> Chat -> Backend.stream -> Deltas -> a rendering. Everything that answers
 is a backend (backends.py); everything that is asked for is a rendering of its Deltas. `python main.py` serves, `uvicorn main:app` too.
 """
 
@@ -49,9 +49,9 @@ from extras import keys, probe
 from extras.anyshape import AnyShape
 from extras.checks import CHECKS, check_messages, check_metadata, invalid, missing, named, wrong_type
 from extras.config import BackendTable, read_config
-from extras.docs import docs_routes
+from extras.docs import THEME, WEBSOCKET_NOTE, docs_routes
 from extras.figures import figures
-from extras.front import JSON_TYPE, LOOPBACK, Call, Front, loggable, masked, random_hex
+from extras.front import JSON_TYPE, Call, Front, is_loopback, loggable, masked, random_hex
 from extras.hooks import load_hooks
 from extras.hooks import run as run_hooks
 from extras.limits import Gate, RateLimit
@@ -617,29 +617,6 @@ async def stream(call: Call, chat: Chat, deltas: Deltas, rendering: Chunks | Pla
     await send({"type": "http.response.body", "body": end})
 
 
-THEME = {
-    "name": "Ocean Professional",
-    "primary": "#2563EB",
-    "secondary": "#F59E0B",
-    "accent": "#F59E0B",
-    "success": "#F59E0B",
-    "error": "#EF4444",
-    "background": "#F9FAFB",
-    "surface": "#FFFFFF",
-    "text": "#111827",
-    "gradient": "from-blue-500/10 to-gray-50",
-}
-
-WEBSOCKET_NOTE = {
-    "websocket": False,
-    "message": "There are no websockets in this version: replies are streamed over HTTP.",
-    "instead": {
-        "POST /v1/chat/completions": 'with "stream": true: server-sent events, as the OpenAI SDKs read them',
-        "POST /ask": "plain text in pieces, as the AI SDK's useChat reads it with streamProtocol 'text'",
-    },
-}
-
-
 def create_app(
     settings: Settings | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
@@ -767,7 +744,7 @@ def serve(settings: Settings) -> None:
         global announced
         announced = True
         log.info("rewrap %s on %s: %s%s", __version__, address, who_answers(app.gateway.backend), who_may(app.gateway))
-        if app.gateway.open and settings.host not in LOOPBACK:
+        if app.gateway.open and not is_loopback(settings.host):
             log.warning(
                 "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: whoever reaches it may chat.", settings.host
             )

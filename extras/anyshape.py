@@ -1,6 +1,6 @@
 """The shape of a chat URL of which nothing is known: what is sent to it, and where in its answer the reply is.
 
-Takes the plain types from backends, does no I/O.
+Takes the plain types from backends; does no I/O.
 """
 
 import re

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from limits.aio.storage import Storage
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("rewrap")
 WINDOW_SECONDS = 60
 MAX_KEYS = 100_000  # in memory, some 30 MB: beyond them the oldest window is forgotten, and its key starts anew
 STORE_TIMEOUT_SECONDS = 1.0
@@ -67,7 +67,7 @@ class RateLimit:
             windows.popitem(last=False)
         hits, end = windows.get(key, (0, now + WINDOW_SECONDS))
         windows[key] = (hits + 1, end)
-        return hits + 1, end - now
+        return hits + 1, min(end - now, WINDOW_SECONDS)  # floats: (now + 60) - now may be more
 
     async def hit_store(self, key: str) -> tuple[int, float] | None:
         """The same from the store; None if there is none, or it is down."""

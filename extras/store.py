@@ -24,7 +24,7 @@ import orjson
 if TYPE_CHECKING:
     from pymongo.asynchronous.collection import AsyncCollection
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("rewrap")
 
 SCHEMA_VERSION = 1
 SCHEMA = f"""

@@ -637,6 +637,7 @@ async def test_nothing_is_acknowledged_that_goes_to_a_file_nobody_can_open_any_m
                     await store.list("ann")
             assert path.exists() == replaced
         assert "start the server anew" in caplog.text
+        assert {record.name for record in caplog.records} == {"rewrap"}  # so that LOG_LEVEL holds for it
         async with opened(url) as store:
             assert ids(await store.list("ann")) == (["a"] if replaced else [])
 
