@@ -740,6 +740,8 @@ class OpenAI(ChatURL):
         try:
             reply = await self.client.ask(self.models_target, credentials, b"", deadline)
             try:
+                if reply.status in (404, 405):  # it has no list, which is no failure
+                    return []
                 if reply.status != 200:
                     raise await self.refusal(reply)
                 value = orjson.loads(await self.whole(reply, until=deadline))

@@ -240,6 +240,15 @@ async def test_an_upstream_that_cannot_list_its_models_has_the_default_one(answe
     assert [model["id"] for model in listed.json()["data"]] == ["llama"]
 
 
+@pytest.mark.parametrize("status", [404, 405])
+async def test_an_upstream_that_has_no_list_of_models_has_an_empty_one(status: int) -> None:
+    router = respx.MockRouter()
+    router.get(f"{API_BASE}/models").mock(return_value=httpx.Response(status))
+    some = client(rewrap(router, openai_api_base=API_BASE))
+    assert (await some.get("/v1/models")).json() == {"object": "list", "data": []}
+    assert (await some.get("/v1/models/x")).status_code == 404
+
+
 SPELLINGS = ["/v1", "", "//v1", "/v1/", "/v1/v1", "/openai/v1", "/"]
 
 
