@@ -453,7 +453,7 @@ async def listing(handler: Any, **settings: Any) -> AsyncIterator[tuple[Upstream
         yield up, client
 
 
-UNLISTED = {"500": 502, "401_repeats_key": 502, "404_model": 502, "429_retry_after": 429, "503_retry_after": 503}
+UNLISTED = {"500": 502, "401_repeats_key": 502, "redirect": 502, "429_retry_after": 429, "503_retry_after": 503}
 UNLISTED |= {"html_200": 502, "no_choices": 502, "reset": 502, "hang": 504}
 
 
