@@ -179,15 +179,12 @@ def last_event_end(data: bytes) -> int:
 
 
 def is_plain_events(data: bytes) -> bool:
-    """Whether these are events as almost all are: one line with a JSON object. Four looks in C, 0.4 µs."""
-    count = data.count(b"\n\n")
-    between = data.count(b"}\n\ndata: {")
-    return (
-        between == count - 1
-        and data.startswith(b"data: {")
-        and data.endswith(b"}\n\n")
-        and data.count(b"\n") == 2 * count
-    )
+    """Whether these are events as almost all are: one line with a JSON object, or [DONE]. Of one, 0.3 µs; of many, 0.2 each."""
+    one = data.find(b"\n") == len(data) - 2 and data.startswith(b"data: {") and data.endswith(b"}\n\n")
+    return one or PLAIN_EVENTS.fullmatch(data) is not None
+
+
+PLAIN_EVENTS = re.compile(rb"(?:data: ?(?:\{[^\n]*\}|\[DONE\])\n\n)+")
 
 
 class Pieces:
