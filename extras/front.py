@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backends import APIError, Chat
+from backends import APIError, Chat, running_loop
 
 log = logging.getLogger("rewrap")
 
@@ -178,7 +178,7 @@ class AccessLog:
         self.loop: asyncio.AbstractEventLoop | None = None  # that flushes
 
     def __call__(self, line: str) -> None:
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         if not self.lines or self.loop is not loop:  # another one may have ended before it came to that
             self.loop = loop
             loop.call_later(self.SECONDS, self.flush)
@@ -229,7 +229,7 @@ class Front:
     async def drain(self) -> None:
         """Answer 503 from now on; end when all calls have, the last of them with an error after GRACE_SECONDS."""
         self.stopping = True
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         deadline = loop.time() + self.settings.grace_seconds
         while self.calls and loop.time() < deadline:
             await asyncio.sleep(0.05)
@@ -245,7 +245,7 @@ class Front:
             return
         scope = dict(scope)  # a copy: the server's own log names the path as it came
         call = scope["call"] = Call(scope, receive, send)
-        call.loop = asyncio.get_running_loop()  # in tests, each may have one of its own
+        call.loop = running_loop()  # in tests, each may have one of its own
         scope["original_path"] = path = scope["path"]
         if root := scope.get("root_path", "").strip("/"):
             scope["path"], scope["root_path"] = self.below(root, path), ""

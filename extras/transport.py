@@ -27,6 +27,8 @@ from typing import Any
 import httptools
 import httpx
 
+from backends import running_loop
+
 Origin = tuple[bool, str, int]  # TLS, host, port
 Target = tuple[Origin, bytes]  # where requests go, and the head they share but for Content-Length and the blank line
 
@@ -369,7 +371,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def acquire(self, origin: Origin, *, fresh: bool) -> Connection:
         """The newest idle connection to `origin`, or a new one; waits for its turn where the pool is full."""
-        if self.loop is not asyncio.get_running_loop():
+        if self.loop is not running_loop():
             self.move()
         deadline = 0.0
         while True:
@@ -404,7 +406,7 @@ class Transport(httpx.AsyncBaseTransport):
         """To the running loop, the first one, or a test's own: in it, another's connections are of no use."""
         if self.sweeper is not None:
             self.sweeper.cancel()
-        self.loop, self.sweeper = asyncio.get_running_loop(), None
+        self.loop, self.sweeper = running_loop(), None
         self.idle, self.connections, self.waiters = {}, set(), deque()
 
     async def connect(self, connection: Connection) -> None:
@@ -503,7 +505,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close what is open; the next request opens it anew."""
-        if self.loop is not asyncio.get_running_loop():
+        if self.loop is not running_loop():
             self.move()
         if self.sweeper is not None:
             self.sweeper.cancel()
