@@ -3,7 +3,7 @@
     HOOKS=mymodule:before,mymodule:after_logging
 
 A function whose name starts with `before` is called as `before(chat)`, with `chat.model`, `chat.messages` and
-`chat.payload`: it may change the messages in place. One whose name starts with `after` is called as
+`chat.payload`: it may change the messages, or put others in their place. One whose name starts with `after` is called as
 `after(chat, completion)` with the finished completion (a dict): what it changes there reaches a client that waits for
 JSON; of a stream it only sees what has been sent. Plain functions run in the event loop, so one that waits for
 something should be `async`. What a hook returns is ignored; what it raises is not caught here. Hooks run one after the

@@ -32,6 +32,7 @@ from backends import running_loop
 Origin = tuple[bool, str, int]  # TLS, host, port
 Target = tuple[Origin, bytes]  # where requests go, and the head they share but for Content-Length and the blank line
 
+FRAMING = {"content-length", "transfer-encoding", "connection"}
 HEAD_BYTES = 65_536  # of a response head, or of what else is no body: trailers, chunk sizes
 BUFFER_BYTES = 262_144  # unread body at which the socket is read no further until the reader has caught up
 WRITE_BYTES = 262_144  # of a request body given to the socket at a time
@@ -334,8 +335,13 @@ class Transport(httpx.AsyncBaseTransport):
     def target(self, method: str, url: httpx.URL, headers: Mapping[str, str]) -> Target:
         netloc, path = url.netloc.decode("ascii"), url.raw_path.decode("ascii")
         direct = url.scheme == "https" or self.proxy is None
-        lines = [f"{method} {path if direct else f'http://{netloc}{path}'} HTTP/1.1", f"host: {netloc}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
+        fields = {"host": netloc} | {
+            name.lower(): value for name, value in headers.items()
+        }  # a Host of one's own is the one
+        if own := fields.keys() & FRAMING:
+            raise httpx.LocalProtocolError(f"The header {own.pop()} is for this program to send.")
+        lines = [f"{method} {path if direct else f'http://{netloc}{path}'} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
         if any("\r" in line or "\n" in line or "\0" in line for line in lines):
             raise httpx.LocalProtocolError("A header has a line break in it.")
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n" + (b"" if direct else self.credentials)

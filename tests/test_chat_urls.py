@@ -11,6 +11,9 @@ import pytest
 from serving import ASKED, served
 from upstreams import DONE, FAULTS, KINDS, LEAK, TEXT, Handler, Upstream, closed_port, lf, make, only
 
+from extras.settings import Settings
+from main import create_app
+
 pytestmark = pytest.mark.anyio
 
 STREAMS = ["sse_json", "sse_json_text", "sse_openai", "sse_text", "ndjson", "plain_text"]
@@ -291,3 +294,18 @@ async def test_a_json_answer_that_drips_ends_at_the_total_time_out(way: str) -> 
     async with forwarding(FAULTS["drip_json"], way, total_timeout_seconds=0.3) as client:
         async with asyncio.timeout(2):
             check_envelope(await chat(client), 504, "timeout")
+
+
+async def test_a_host_of_ones_own_takes_the_place_of_the_addresss() -> None:
+    async with Upstream(FAULTS["good"]) as up:
+        with served(chat_url=f"{up.url}/chat", chat_headers={"Host": "bot.example", "X-Own": "1"}) as url:
+            async with asked_at(url) as client:
+                assert (await chat(client, stream=False)).status_code == 200
+        head = up.requests[0].headers
+    assert (head["host"], head["x-own"]) == ("bot.example", "1")
+
+
+@pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Connection"])
+def test_a_header_that_says_how_a_request_is_sent_stops_the_start(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^CHAT_URL: The header {name.lower()} is for this program to send"):
+        create_app(Settings(chat_url="http://bot/chat", chat_headers={name: "1"}))
