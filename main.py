@@ -7,6 +7,7 @@ is a backend (backends.py); everything that is asked for is a rendering of its D
 import asyncio
 import hmac
 import logging
+import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -720,10 +721,12 @@ def who_may(gateway: Gateway) -> str:
 
 
 def bare(backend: Backend) -> str:
-    """at the address of a backend, without user, query or fragment: there keys may stand."""
+    """at the address of a backend, without what may be a key: user, query, fragment, a long part of a webhook's path."""
     if not isinstance(backend, ChatURL):
         return ""
-    return f" at {httpx.URL(backend.url).copy_with(userinfo=b'', query=None, fragment=None)}"
+    url = httpx.URL(backend.url)
+    path = re.sub(r"(?<=/)(?=[^/]*[0-9])[^/]{16,}", "***", url.path)
+    return f" at {url.scheme}://{url.netloc.decode()}{path}"
 
 
 def load_app() -> Rewrap:

@@ -1885,12 +1885,13 @@ async def test_who_answers_is_who_was_named(settings: dict[str, Any], backend: s
 
 
 async def test_the_start_says_in_one_line_who_answers(caplog: pytest.LogCaptureFixture) -> None:
-    app = rewrap(chat_url="http://user:sk-pass@bot.internal:9000/chat?key=sk-query", chat_headers={"X": "sk-header"})
+    url = "http://user:sk-pass@bot.internal:9000/hooks/5f0c1f2e-sk-77aa-0a1b2c3d/chat?key=sk-query"
+    app = rewrap(chat_url=url, chat_headers={"X": "sk-header"})
     async with app.router.lifespan_context(app):
         pass
     (line,) = caplog.messages
     assert "chat-url" in line
-    assert "bot.internal:9000" in line
+    assert "bot.internal:9000/hooks/***/chat" in line
     assert "sk-" not in line
 
 
