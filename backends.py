@@ -84,7 +84,7 @@ class Chat:
     dropped: list[str] = field(default_factory=list)  # what of the request had no place in this, as the client calls it
     usage: dict[str, Any] | None = None
     headers: Headers = field(default_factory=list)  # for the answer to the client
-    own_id: bool = False  # the id is ours to choose, or that of the stored chat which goes on
+    stored: bool = False  # it is kept here: its id is ours, and that of the stored chat which goes on
     new_messages: list[dict[str, Any]] | None = None  # of a stored chat that goes on: without what was said before
     completion: dict[str, Any] | None = None  # once it is finished, where hooks or the store have asked for it
 
@@ -515,33 +515,34 @@ class ChatURL:
             if reply is not None:
                 await reply.aclose()
 
-    async def read(self, reply: Reply, chat: Chat) -> Deltas:
-        """The Deltas of a good answer, whatever its framing."""
-        loop = running_loop()
+    async def opened(self, reply: Reply, chat: Chat) -> tuple[Any, bytes]:
+        """What cuts a good answer into events, and the bytes for it to begin with; or a JSON value, or a text, that is whole."""
 
         async def more(begun: bool) -> bytes:
             if begun:
-                reply.deadline = min(chat.until, loop.time() + self.limits.stall)
+                reply.deadline = min(chat.until, running_loop().time() + self.limits.stall)
             return await reply.read()
 
         kind, first = await framing(reply.headers, more, self.shape.framing if chat.stream else "auto")
         encoding = charset(reply.headers)
         if "text" in kind and not self.text:
             raise ValueError("plain text")
-        if kind in ("json", "json or text"):
-            body = await self.whole(reply, first, chat.until)
-            body = body if encoding == "utf-8" else body.decode(encoding, "replace").encode()
-            value = self.parsed(body, text=kind != "json")
-            if not isinstance(value, Lines):
-                for delta in self.checked(self.shape.answer(value), chat, value):
-                    yield delta
-                return
-            events: Any = value
-            first = b""
-        elif kind == "text":
-            events = Pieces(self.limits.event_bytes, encoding)
-        else:
-            events = {"sse": Events, "ndjson": Lines}[kind](self.limits.event_bytes)
+        if kind == "text":
+            return Pieces(self.limits.event_bytes, encoding), first
+        if kind in ("sse", "ndjson"):
+            return (Events if kind == "sse" else Lines)(self.limits.event_bytes), first
+        body = await self.whole(reply, first, chat.until)
+        body = body if encoding == "utf-8" else body.decode(encoding, "replace").encode()
+        return self.parsed(body, text=kind != "json"), b""
+
+    async def read(self, reply: Reply, chat: Chat) -> Deltas:
+        """The Deltas of a good answer, whatever its framing."""
+        events, first = await self.opened(reply, chat)
+        if not isinstance(events, (Lines, Pieces)):
+            for delta in self.checked(self.shape.answer(events), chat, events):
+                yield delta
+            return
+        loop = running_loop()
         read = self.shape.reader()
         started = finished = False
         # What is gathered for an answer that is no stream has an end in time and in size.
@@ -573,7 +574,7 @@ class ChatURL:
 
     def checked(self, deltas: list[Delta], chat: Chat, value: Any) -> Iterator[Delta]:
         """What is said of the whole answer goes to the Chat; whole texts go on in portions."""
-        if isinstance(value, dict) and "choices" in value and not chat.own_id:
+        if isinstance(value, dict) and "choices" in value and not chat.stored:
             chat.id = value["id"] if isinstance(value.get("id"), str) and value["id"] else chat.id
             chat.created = value["created"] if isinstance(value.get("created"), int) else chat.created
         for delta in deltas:
@@ -714,10 +715,10 @@ class OpenAI(ChatURL):
         return {} if self.has_key or not chat.authorization else {"authorization": chat.authorization}
 
     def body(self, chat: Chat) -> bytes:
-        if chat.body and chat.model == chat.payload.get("model") and not chat.own_id:
+        if chat.body and chat.model == chat.payload.get("model") and not chat.stored:
             return chat.body
         # What is stored is stored here: not a second time there, where nobody who deletes it here would reach it.
-        asked = {k: v for k, v in chat.payload.items() if not (chat.own_id and k in ("store", "metadata"))}
+        asked = {k: v for k, v in chat.payload.items() if not (chat.stored and k in ("store", "metadata"))}
         return dumps(asked | {"model": chat.model, "messages": chat.messages})
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
@@ -794,27 +795,30 @@ class OpenAI(ChatURL):
             loop, stall, event_bytes = running_loop(), self.limits.stall, self.limits.event_bytes
             alias = self.params.model
             one_choice = (chat.payload.get("n") or 1) == 1
-            rest = b""
+            unfinished = b""
             begun = False
-            before, last = b"", b""  # the two reads before this one: what is said at the end may stand in three
+            two_back, one_back = b"", b""  # the reads before this one: what is said at the end may stand in three
             while data := await reply.read():
-                if rest:
-                    data = rest + data
+                # Whole events,
+                if unfinished:
+                    data = unfinished + data
                 if data.endswith(b"\n\n"):
-                    rest = b""
+                    unfinished = b""
                 else:
                     end = last_event_end(data)
-                    data, rest = data[:end], data[end:]
-                    if len(rest) > event_bytes:
+                    data, unfinished = data[:end], data[end:]
+                    if len(unfinished) > event_bytes:
                         raise unusable(TOO_LARGE, "event too large", self.failure_status)
                     if not data:
                         continue
+                # that are what they should be,
                 if not data.isascii():
                     data.decode()  # raises UnicodeDecodeError: a client's reader would, too
                 if (b'"error"' in data or not is_plain_events(data)) and (found := failed_event(data)):
                     if begun or b'"delta"' in data[: found[0]]:
                         yield Delta(raw=self.by_alias(data[: found[0]], chat))
                     raise found[1]
+                # from the first on that is of a reply,
                 if begun:
                     if data.startswith(b"data:") or b"data:" in data:  # not comments alone: they are no event
                         reply.deadline = loop.time() + stall
@@ -825,22 +829,23 @@ class OpenAI(ChatURL):
                 else:  # nothing of a reply yet: the status can still be another
                     if DONE.search(data) or len(data) > event_bytes:
                         break
-                    rest = data + rest
+                    unfinished = data + unfinished
                     continue
+                # go on as they are.
                 yield Delta(raw=self.by_alias(data, chat) if alias else data)
                 if data.endswith(b"[DONE]\n\n") or data.rstrip().endswith(b"[DONE]"):
                     reply.linger()
                     break
-                before, last = last, data
+                two_back, one_back = one_back, data
             if not begun:
                 raise unusable("The chat backend gave no reply.", "no chunk", self.failure_status)
-            last = before + last + data
-            if counts := USAGE.match(last, max(0, last.rfind(b'"usage":'))):  # a search would read all of it, slowly
+            tail = two_back + one_back + data
+            if counts := USAGE.match(tail, max(0, tail.rfind(b'"usage":'))):  # a search would read all of it, slowly
                 chat.usage = orjson.loads(counts[1])
-            done = DONE.search(last, max(0, len(last) - 200))
-            if DONE.match(rest):
-                yield Delta(raw=rest.strip() + b"\n\n")
-            elif rest.strip() or not (done or (one_choice and FINISHED.search(last))):
+            done = DONE.search(tail, max(0, len(tail) - 200))
+            if DONE.match(unfinished):
+                yield Delta(raw=unfinished.strip() + b"\n\n")
+            elif unfinished.strip() or not (done or (one_choice and FINISHED.search(tail))):
                 raise unusable("The chat backend broke off.", "no [DONE]", self.failure_status)
             elif not done:
                 yield Delta(raw=b"data: [DONE]\n\n")

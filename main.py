@@ -453,7 +453,7 @@ class Gateway:
         if chat.payload.get("completion_id"):
             await self.stored.go_on(chat, owner)
         stored = bool(chat.payload.get("store"))
-        chat.relay, chat.own_id = False, stored  # upstreams repeat their ids: what is stored has one of ours
+        chat.relay, chat.stored = False, stored  # upstreams repeat their ids: what is stored has one of ours
         if stored:
             dumps(chat.payload)  # what cannot be written is refused now, not after the answer
         if self.before:

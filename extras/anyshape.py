@@ -24,7 +24,7 @@ class AnyShape:
 
     def request(self, chat: Chat) -> Any:
         messages = [{**message, "content": text_of(message.get("content"))} for message in chat.messages]
-        ours = KEPT_HERE if chat.own_id else OURS
+        ours = KEPT_HERE if chat.stored else OURS
         asked = {k: v for k, v in chat.payload.items() if v is not None and k not in ours}
         return asked | {"model": chat.model, "messages": messages}
 

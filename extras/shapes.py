@@ -431,7 +431,7 @@ WORDS_OF_REFUSAL = paths("errors[0].message | detail | detail[].msg | message | 
 
 def session_of(chat: Chat) -> Any:
     """What the client calls the session, or else the stored chat that goes on; an endpoint may remember it by that."""
-    known = {"session": chat.id if chat.own_id else None, **chat.payload}
+    known = {"session": chat.id if chat.stored else None, **chat.payload}
     return next((known[n] for n in ("session_id", "conversation_id", "session", "user") if known.get(n)), None)
 
 

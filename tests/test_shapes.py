@@ -301,7 +301,7 @@ def test_a_session_is_the_clients_or_its_own() -> None:
     assert rasa.request(chat(user="bob"))["sender"] == "bob"
     assert rasa.request(chat(user="bob", session_id="s1"))["sender"] == "s1"
     assert rasa.request(chat())["sender"] != rasa.request(chat())["sender"], "strangers never meet in one session"
-    stored = replace(chat(user="bob"), id="chatcmpl-1", own_id=True)
+    stored = replace(chat(user="bob"), id="chatcmpl-1", stored=True)
     assert rasa.request(stored)["sender"] == "chatcmpl-1", "a stored chat that goes on is a session"
     assert rasa.request(replace(stored, payload={"session_id": "s1"}))["sender"] == "s1"
     assert "messages.history" not in rasa.dropped(stored)
