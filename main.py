@@ -463,9 +463,9 @@ class Gateway:
             if chat.new_messages is not None:
                 chat.new_messages = still_new(before, chat.new_messages, chat.messages)
         deltas = self.backend.stream(chat)
-        if stored:
-            return self.stored.kept(chat, deltas, owner, call.id, self.finished)
-        return self.seen(chat, deltas) if self.after and chat.stream else deltas
+        if stored or (self.after and chat.stream):
+            return self.seen(chat, deltas, (owner, call.id) if stored else None)
+        return deltas
 
     async def finished(self, chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
         """The completion, after the hooks have seen it."""
@@ -474,14 +474,16 @@ class Gateway:
             await run_hooks(self.after, chat, whole)
         return whole
 
-    async def seen(self, chat: Chat, deltas: Deltas) -> Deltas:
-        """The same Deltas; the hooks see their completion before the stream's end."""
+    async def seen(self, chat: Chat, deltas: Deltas, kept_for: tuple[str, str] | None) -> Deltas:
+        """The same Deltas; before their end the hooks see the completion, and the store has it (for an owner, by a request)."""
         all_of_them: list[Delta] = []
         async with aclosing(deltas):
             async for delta in deltas:
                 all_of_them.append(delta)
                 yield delta
-        await self.finished(chat, all_of_them)
+        whole = await self.finished(chat, all_of_them)
+        if kept_for:
+            await self.stored.put(chat, whole, *kept_for)
 
 
 def owner_id(who: str) -> str:

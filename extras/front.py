@@ -72,23 +72,17 @@ class Call:
         length = self.header(b"content-length")
         if length.isdecimal() and int(length) > most:
             raise too_large(most)
-        parts: list[bytes] = []
-        size = 0
-        while True:
+        parts, size, more = list[bytes](), 0, True
+        while more:
             message = await self.receive()
             if message["type"] == "http.disconnect":
                 raise ClientLeft
-            part = message.get("body", b"")
-            if not message.get("more_body") and not parts:
-                parts = [part]
-                size = len(part)
-            else:
-                parts.append(part)
-                size += len(part)
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
             if size > most:
                 raise too_large(most)
-            if not message.get("more_body"):
-                return parts[0] if len(parts) == 1 else b"".join(parts)
+            more = message.get("more_body", False)
+        return b"".join(parts)  # the very same bytes, if they came at once
 
     def watch(self) -> None:
         """From here on, the client's leaving cancels what is being done for it."""

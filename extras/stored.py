@@ -6,8 +6,7 @@ imports neither. Source: OpenAI's reference, and recordings of its API.
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -15,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from backends import APIError, Chat, Delta, Deltas, text_of
+from backends import APIError, Chat, text_of
 
 Document = dict[str, Any]
 
@@ -79,19 +78,8 @@ class StoredCompletions:
         chat.id, chat.body = id, b""
         chat.payload = {k: v for k, v in chat.payload.items() if k != "completion_id"} | {"store": True}
 
-    async def kept(
-        self, chat: Chat, deltas: Deltas, owner: str, request_id: str, finished: Callable[..., Awaitable[Document]]
-    ) -> AsyncGenerator[Delta, None]:
-        """The same Deltas; their completion is in the store before the generator ends, and so before it is acknowledged."""
-        seen: list[Delta] = []
-        async with aclosing(deltas):
-            async for delta in deltas:
-                seen.append(delta)
-                yield delta
-        completion = await finished(chat, seen)
-        await self.put(chat, completion, owner, request_id)
-
     async def put(self, chat: Chat, completion: Document, owner: str, request_id: str) -> None:
+        """Keep a completion; it is in the store when this returns."""
         asked = {name: chat.payload.get(name) for name in (*ASKED, "response_format")}
         metadata = chat.payload.get("metadata")
         if chat.new_messages is not None:
