@@ -273,7 +273,7 @@ class Front:
             if self.stopping:
                 raise stopping()
             if self.foreign(call):
-                raise APIError(403, "This server does not answer to that Host.", reason="foreign Host")
+                raise APIError(403, "This server does not answer to that Host (ALLOWED_HOSTS).", reason="foreign Host")
             if scope["method"] == "POST" and (endpoint := self.hot.get(scope["path"])):
                 scope["path_params"] = {}
                 await endpoint(scope, receive, send)  # without the router's search: 5 µs less

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,15 @@ LINES = pytest.StashKey[list[str]]()
 def told(pytestconfig: pytest.Config) -> list[str]:
     """Lines for the end of the run."""
     return pytestconfig.stash.setdefault(LINES, [])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_kept() -> Iterator[None]:
+    """The chats that somebody has here are none of the tests' business."""
+    here = [Path(name).absolute() for name in ("chat.db", "tests/chat.db")]
+    before = [file.stat().st_mtime_ns if file.exists() else 0 for file in here]
+    yield
+    assert before == [file.stat().st_mtime_ns if file.exists() else 0 for file in here]
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ class Server(uvicorn.Server):
 @contextmanager
 def served(**settings: Any) -> Iterator[str]:
     """The app on an event loop of its own; gives its base URL. `settings` are fields of Settings."""
-    app = create_app(Settings(**{"log_level": "warning"} | settings))
+    app = create_app(Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings))
     options: dict[str, Any] = {"log_level": "critical", "access_log": False, "server_header": False, "ws": "none"}
     server = Server(uvicorn.Config(app, port=0, http=Protocol, **options))
     thread = Thread(target=server.run, daemon=True)
