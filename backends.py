@@ -1,6 +1,6 @@
 """Backends: each one turns a Chat into a stream of Deltas. The mock, any chat URL, an OpenAI-compatible upstream.
 
-Knows httpx and what upstreams say on the wire; never imports Starlette or main.py, and of the folder beside it the framing alone.
+Knows httpx and what upstreams say on the wire; never imports Starlette or main.py, and of the folder beside it framing and redaction alone.
 A backend does not know which API shape is served: that is a rendering's business (main.py).
 """
 
@@ -16,7 +16,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import httpx
 import orjson
@@ -33,6 +33,7 @@ from extras.framing import (
     is_plain_events,
     last_event_end,
 )
+from extras.redaction import redacted, secrets_in
 
 Headers = list[tuple[bytes, bytes]]
 log = logging.getLogger("rewrap")
@@ -630,8 +631,8 @@ class ChatURL:
     def failure(self, refused: Refused, *, own_key: bool) -> APIError:
         """What an upstream's refusal means for the client (`own_key`: it was asked with a key of ours, or none)."""
         status = refused.status
-        known: dict[str, Any] = {name: self.redacted(text)[:200] for name, text in refused.known.items()}
-        message = self.redacted(refused.message)[:2000]
+        known: dict[str, Any] = {name: redacted(text, self.secrets)[:200] for name, text in refused.known.items()}
+        message = redacted(refused.message, self.secrets)[:2000]
         reason = f"upstream: {status}"
         if status in (429, 503, 529):  # 529: Anthropic's "overloaded"
             limited = status == 429
@@ -646,12 +647,6 @@ class ChatURL:
         if status < 500 and status not in (408, 409):  # our configuration is wrong: to try again helps nobody
             error.headers = [(b"x-should-retry", b"false")]
         return error
-
-    def redacted(self, text: str) -> str:
-        """An upstream's words without our secrets, or its address."""
-        for secret in self.secrets:
-            text = text.replace(secret, "***")
-        return KEYLIKE.sub("***", text)
 
 
 def dumps(value: Any) -> bytes:
@@ -670,23 +665,11 @@ PASSED_ON = re.compile(
     rb"(?:openai-processing-ms|openai-version|retry-after(?:-ms)?|x-ratelimit-(?:limit|remaining|reset)-(?:requests|tokens))"
     rb": [\w.:, -]{1,64}"
 )
-KEYLIKE = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key)[-_][\w*.…-]{8,}|\bBearer\s+\S+")
 
 
 def passed_on(headers: Mapping[bytes, bytes]) -> Headers:
     """What of an upstream's headers is for the client."""
     return [(k, v) for k, v in headers.items() if PASSED_ON.fullmatch(b"%b: %b" % (k, v))]
-
-
-def secrets_in(url: str, key: str, headers: Mapping[str, str]) -> list[str]:
-    """What an upstream might repeat, and no client may see: keys, parts of headers, the address and what stands in it."""
-    address = httpx.URL(url)
-    user = unquote_to_bytes(address.userinfo)
-    known = [url, key, address.netloc.decode(), address.raw_path.decode(), address.password, address.userinfo.decode()]
-    known += [b64encode(user).decode(), *(value for _, value in address.params.multi_items())]
-    known += [part for value in headers.values() for part in (value, *re.split(r"[\s;=,]+", value))]
-    known += [b64encode(text.encode()).decode().rstrip("=") for text in known] + [quote(text, "") for text in known]
-    return sorted({text for text in known if len(text) > 5 or (key and text == key)}, key=len, reverse=True)
 
 
 class OpenAI(ChatURL):

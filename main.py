@@ -52,12 +52,13 @@ from extras.checks import CHECKS, check_messages, check_metadata, invalid, missi
 from extras.config import BackendTable, read_config
 from extras.docs import THEME, WEBSOCKET_NOTE, docs_routes
 from extras.figures import figures
-from extras.front import JSON_TYPE, Call, Front, is_loopback, loggable, masked, random_hex
+from extras.front import JSON_TYPE, Call, Front, is_loopback, random_hex
 from extras.hooks import load_hooks
 from extras.hooks import run as run_hooks
 from extras.limits import Gate, RateLimit
 from extras.limits import headers as limit_headers
 from extras.openapi import document
+from extras.redaction import loggable, masked
 from extras.server import graceful, run
 from extras.settings import Settings, variables
 from extras.several import Function, Several

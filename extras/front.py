@@ -384,22 +384,3 @@ class CORS(CORSMiddleware):
 
 EXPOSED = ["x-request-id", "retry-after", "x-dropped-params", "x-should-retry", "openai-processing-ms"]
 EXPOSED += [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
-
-
-def masked(key: str) -> str:
-    return f"{key[:3]}****{key[-4:]}" if len(key) >= 16 else "****"
-
-
-def loggable(body: bytes, secrets: list[str]) -> str:
-    """A payload for the debug log: keys masked, control characters escaped, bounded."""
-    text = body[:100_000].decode("utf-8", "replace")
-    for secret in secrets:
-        text = text.replace(secret, "****")
-    text = SECRET.sub(r"\1****", text)[:10_000]  # masked before it is cut: half a key is one, too
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
-SECRET = re.compile(
-    r"""((?:api[_-]?key|authorization|password|secret|token)\\*["']?\s*[:=]\s*\\*["']?(?:Bearer\s+)?|\bBearer\s+)[^"',\s]{4,}|\b[sp]k-[\w.-]{6,}""",
-    re.IGNORECASE,
-)

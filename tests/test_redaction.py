@@ -1,0 +1,70 @@
+"""What an upstream repeats of our secrets, in whatever form, and what else it puts in its headers: no client sees it."""
+
+from base64 import b64encode
+from typing import Any
+
+import httpx
+import pytest
+
+from extras.settings import Settings
+from main import create_app
+
+pytestmark = pytest.mark.anyio
+ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+KEY = "canary-0123456789"
+OURS: dict[str, Any] = {
+    "chat_url": "http://bob:hunter2secret@bot.internal:9000/own-path/chat?key=qkeysecret99",
+    "chat_headers": {"Authorization": f"Bearer {KEY}", "Cookie": "session=sessioncookie77; lang=en"},
+}
+TOLD = {
+    "a key": KEY,
+    "in base64": b64encode(KEY.encode()).decode(),
+    "a password": "hunter2secret",
+    "user and password": b64encode(b"bob:hunter2secret").decode(),
+    "part of a query": "qkeysecret99",
+    "the path": "/own-path/chat?key=qkeysecret99",
+    "the host": "bot.internal:9000",
+    "part of a cookie": "sessioncookie77",
+    "somebody else's key": "sk-0123456789abcdef",
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def asked(answer: httpx.Response) -> httpx.Response:
+    app = create_app(Settings(**OURS, store_url="sqlite://"), transport=httpx.MockTransport(lambda request: answer))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+        return await some.post("/v1/chat/completions", json=ASKED)
+
+
+@pytest.mark.parametrize("field", ["message", "type", "param", "code"])
+@pytest.mark.parametrize("what", TOLD)
+async def test_a_refusal_repeats_no_secret(what: str, field: str) -> None:
+    error = {"message": "m", field: f"too long for {TOLD[what]}, sorry"}
+    answer = await asked(httpx.Response(400, json={"error": error}))
+    assert answer.status_code == 400
+    assert TOLD[what] not in answer.text
+    assert answer.json()["error"][field].replace("=", "") == "too long for ***, sorry"
+
+
+async def test_the_words_themselves_stay() -> None:
+    error = {
+        "message": "This model's maximum context length is 10 tokens.",
+        "type": "t",
+        "param": "messages",
+        "code": "c",
+    }
+    assert (await asked(httpx.Response(400, json={"error": error}))).json()["error"] == error
+
+
+@pytest.mark.parametrize("status", [200, 429])
+async def test_of_an_upstreams_headers_only_those_of_limits_pass(status: int) -> None:
+    known = {"x-ratelimit-limit-requests": "60", "x-ratelimit-reset-tokens": "1m6.5s", "openai-processing-ms": "7"}
+    odd = {"x-ratelimit-key": KEY, "retry-after-debug": KEY, "x-ratelimit-limit-tokens": f"key {KEY!r}", "x-own": "1"}
+    more = {"retry-after": "7"} if status == 429 else {}
+    answer = await asked(httpx.Response(status, json={"reply": "x"}, headers=known | odd | more))
+    assert answer.status_code == status
+    assert {name: value for name, value in answer.headers.items() if name in known | odd | more} == known | more
