@@ -172,6 +172,9 @@ class Chunks:
     """`chat.completion.chunk` events: role first, finish_reason, usage if it was asked for, [DONE].
 
     A chunk is a frame made once with the delta put in: dumping each whole was 10 µs a chunk, this is 0.4.
+
+        data: {"id":...,"system_fingerprint":null,"choices":[{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}
+        |---------------- head ------------------|----------- begin -----------|               |---- between, ends with tail ---...
     """
 
     headers = [

@@ -61,6 +61,7 @@ class Connection(asyncio.Protocol):
         self.reset()
 
     def reset(self) -> None:
+        """For one exchange: answering, then head_done, then complete (perhaps lingering before), then not held, then idle."""
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.chunks: list[bytes] = []
