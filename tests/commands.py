@@ -24,7 +24,7 @@ import asyncio, ctypes, gc, json, runpy, signal, sys
 def count(*_):
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    counts = {{"tasks": len(asyncio.all_tasks()), "objects": len(gc.get_objects())}}
+    counts = {{"tasks": len(asyncio.all_tasks()), "objects": len(gc.get_objects()), "blocks": sys.getallocatedblocks()}}
     print(json.dumps(counts), file=sys.stderr, flush=True)
 signal.signal(signal.SIGUSR1, count)
 sys.path.insert(0, {str(ROOT)!r})
@@ -76,7 +76,7 @@ class Command(Process):
         return self.child.returncode
 
     async def counts(self) -> dict[str, int]:
-        """Of a COUNTED one: tasks, objects, descriptors, and bytes of memory."""
+        """Of a COUNTED one: tasks, objects, blocks that Python has allocated, descriptors, and bytes of memory."""
         said = len(self.lines)
         self.signal(signal.SIGUSR1)
         async with asyncio.timeout(5):

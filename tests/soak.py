@@ -167,7 +167,8 @@ async def settled(way: str, process: Command, before: dict[str, int]) -> list[st
             break
         await asyncio.sleep(0.1)
     print(
-        f"{way}: {left['descriptors']:+d} descriptors, {left['tasks']:+d} tasks, {now['objects'] - before['objects']:+d} objects"
+        f"{way}: {left['descriptors']:+d} descriptors, {left['tasks']:+d} tasks, {now['objects'] - before['objects']:+d} objects, "
+        f"{now['blocks'] - before['blocks']:+d} blocks"
     )
     return [f"{way}: {count} {name} left" for name, count in left.items() if count > 0]
 
