@@ -217,11 +217,13 @@ def find_reply(value: Any, depth: int = 4, lists: int = 4) -> str | None:
 def replies_in(items: list[Any]) -> list[Any]:
     """Of a conversation that is sent back, what comes after the user's last message; any other list as it is."""
     roles = [item.get("role", item.get("type")) if isinstance(item, dict) else None for item in items]
+    if not any(role in SPEAKERS for role in roles):
+        return items
     last = max((at for at, role in enumerate(roles) if role in ("user", "human")), default=-1)
-    said = [item for item, role in zip(items, roles, strict=True) if role in ("assistant", "ai", "bot", "model")]
-    return [item for item in items[last + 1 :] if item in said] if said else items
+    return [item for at, item in enumerate(items) if at > last and roles[at] in SPEAKERS]
 
 
+SPEAKERS = ("assistant", "ai", "bot", "model")
 REPLY_NAMES = ("reply", "response", "answer", "output", "text", "content", "generated_text")
 OUTCOMES = ("message", "result")  # texts that may say "success" beside the reply: what is found in an object goes first
 MORE_NAMES = ("completion", "delta", "token", "bot", "assistant", "output_text", "response_text")
