@@ -79,11 +79,15 @@ REPLIES: dict[str, tuple[Answer, str]] = {
     # where the reply stands
     "an envelope": (says('{"code":200,"message":"success","data":{"reply":"Hi"}}'), "Hi"),
     "a conversation": (
-        says('{"messages":[{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}'),
+        says(
+            '{"messages":[{"role":"assistant","content":"A"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}'
+        ),
         "A",
     ),
     "a conversation of LangChain's": (
-        says('{"output":{"messages":[{"type":"human","content":"Q"},{"type":"ai","content":"A"}]}}'),
+        says(
+            '{"output":{"messages":[{"type":"ai","content":"before"},{"type":"human","content":"Q"},{"type":"ai","content":"A"}]}}'
+        ),
         "A",
     ),
     "OpenAI's newer form": (says('{"output":[{"type":"message","content":[{"type":"output_text","text":"A"}]}]}'), "A"),
