@@ -21,9 +21,10 @@ UVICORN = [sys.executable, "-m", "uvicorn", "main:app", "--app-dir", str(ROOT), 
 # python main.py that gives back what memory it can at SIGUSR1, and says in a line of JSON what is left.
 COUNTED = f"""
 import asyncio, ctypes, gc, json, runpy, signal, sys
+c = ctypes.CDLL(None)
 def count(*_):
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    c.malloc_trim(0)
     counts = {{"tasks": len(asyncio.all_tasks()), "objects": len(gc.get_objects()), "blocks": sys.getallocatedblocks()}}
     print(json.dumps(counts), file=sys.stderr, flush=True)
 signal.signal(signal.SIGUSR1, count)
