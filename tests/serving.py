@@ -13,6 +13,8 @@ from threading import Thread
 from typing import Any
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from extras.server import Protocol
 from extras.settings import Settings
@@ -41,9 +43,14 @@ class Server(uvicorn.Server):
 
 
 @contextmanager
-def served(**settings: Any) -> Iterator[str]:
-    """The app on an event loop of its own; gives its base URL. `settings` are fields of Settings."""
-    app = create_app(Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings))
+def served(prefix: str = "", **settings: Any) -> Iterator[str]:
+    """The app on an event loop of its own; gives its base URL. `settings` are fields of Settings.
+
+    With a `prefix`, below it in another app; what is beside it is 404.
+    """
+    app: Starlette = create_app(Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings))
+    if prefix:
+        app = Starlette(routes=[Mount(prefix, app)])
     options: dict[str, Any] = {"log_level": "critical", "access_log": False, "server_header": False, "ws": "none"}
     server = Server(uvicorn.Config(app, port=0, http=Protocol, **options))
     thread = Thread(target=server.run, daemon=True)
@@ -52,7 +59,7 @@ def served(**settings: Any) -> Iterator[str]:
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             time.sleep(0.002)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}{prefix}"
     finally:
         server.should_exit = True
         thread.join(10)

@@ -394,8 +394,26 @@ def test_execute_on_docs_asks_for_a_completion_and_shows_it(chromium: Open, asse
         assert page.complaints == []
 
 
-def test_redoc_shows_every_operation(chromium: Open, assets: dict[str, bytes]) -> None:
-    with mirror(assets) as base, served(docs_assets_url=base, **STORE) as url:
+@pytest.mark.parametrize(
+    ("prefix", "path"), [("/llm", "/docs"), ("/a/b", "/docs/"), ("/llm", "/v1/docs"), ("", "/v1/docs/")]
+)
+def test_below_a_prefix_execute_asks_there(chromium: Open, assets: dict[str, bytes], prefix: str, path: str) -> None:
+    with mirror(assets) as base, served(prefix, docs_assets_url=base, **STORE) as url:
+        page = chromium(f"{url}{path}")
+        ask = page.locator("#operations-Chat-createChatCompletion")
+        ask.locator(".opblock-summary-control").click()
+        with page.expect_response(f"**{CHAT}") as answer:
+            ask.locator(".btn.execute").click()
+        assert (answer.value.status, answer.value.url.startswith(f"{url}/")) == (200, True)
+        page.get_by_role("link", name="Read").click()
+        page.get_by_role("heading", name="Create a chat completion", exact=False).first.wait_for()
+        page.get_by_role("link", name="openapi.json").click()
+        page.wait_for_url(f"{url}/**/openapi.json")
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+def test_redoc_shows_every_operation(chromium: Open, assets: dict[str, bytes], prefix: str) -> None:
+    with mirror(assets) as base, served(prefix, docs_assets_url=base, **STORE) as url:
         page = chromium(f"{url}/redoc")
         page.get_by_role("heading", name="Create a chat completion", exact=False).first.wait_for()
         text = page.inner_text("#page")
