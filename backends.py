@@ -1,7 +1,7 @@
 """Backends: each one turns a Chat into a stream of Deltas. The mock, any chat URL, an OpenAI-compatible upstream.
 
 Knows httpx and what upstreams say on the wire; never imports Starlette or main.py, and of the folder beside it framing and redaction alone.
-A backend does not know which API shape is served: that is a rendering's business (main.py).
+A backend does not know which API shape is served: that is a rendering's business (extras/renderings.py).
 """
 
 import asyncio

@@ -1,13 +1,13 @@
-"""rewrap turns any chat URL into an OpenAI API: settings, routes, validation, renderings.
+"""rewrap turns any chat URL into an OpenAI API: what is asked for, who may ask, the routes, the app.
 
 A request's way: Front -> Gateway.admit -> parse_chat -> Chat -> Backend.stream -> Deltas -> a rendering. Everything that answers
-is a backend (backends.py); everything that is asked for is a rendering of its Deltas. `python main.py` serves, `uvicorn main:app` too.
+is a backend (backends.py); everything that is asked for is a rendering of its Deltas (extras/renderings.py). `python main.py`
+serves, `uvicorn main:app` too.
 """
 
 import asyncio
 import hmac
 import logging
-import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -33,24 +33,15 @@ from backends import (
     Client,
     Delta,
     Deltas,
-    Limits,
     Mock,
-    OpenAI,
-    Params,
-    Shape,
     dumps,
-    estimated_tokens,
     no_such_model,
-    size_of,
-    text_of,
-    usage,
-    words,
 )
 from extras import keys, probe
 from extras.anyshape import AnyShape
 from extras.checks import CHECKS, check_messages, check_metadata, invalid, missing, named, wrong_type
-from extras.config import BackendTable, read_config
 from extras.docs import THEME, WEBSOCKET_NOTE, docs_routes
+from extras.factory import backend_of, who_answers
 from extras.figures import figures
 from extras.front import JSON_TYPE, Call, Front, is_loopback, random_hex
 from extras.hooks import load_hooks
@@ -59,10 +50,11 @@ from extras.limits import Gate, RateLimit
 from extras.limits import headers as limit_headers
 from extras.openapi import document
 from extras.redaction import loggable, masked
+from extras.renderings import Chunks, PlainText, completion
 from extras.server import graceful, run
-from extras.settings import Settings, variables
+from extras.settings import Settings
 from extras.several import Function, Several
-from extras.shapes import known_shapes, shape_named, shape_of
+from extras.shapes import known_shapes, shape_of
 from extras.store import SQLiteStore, StoreDown, open_store
 from extras.stored import JSON, StoredCompletions, still_new
 from extras.transport import Transport
@@ -165,182 +157,6 @@ def lost_of(message: Any) -> list[str]:
     return [f"messages.{type}" for type in types if isinstance(type, str) and type not in ("text", "step-start")]
 
 
-# Renderings: how Deltas look to a client.
-
-
-class Chunks:
-    """`chat.completion.chunk` events: role first, finish_reason, usage if it was asked for, [DONE].
-
-    A chunk is a frame made once with the delta put in: dumping each whole was 10 µs a chunk, this is 0.4.
-
-        data: {"id":...,"system_fingerprint":null,"choices":[{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}
-        |---------------- head ------------------|----------- begin -----------|               |---- between, ends with tail ---...
-    """
-
-    headers = [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),
-    ]
-
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-        self.roles: set[int] = set()
-        self.raw = False
-        self.size = 0
-        head = b'"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"service_tier":"default"'
-        self.head = b"data: {" + head % (orjson.dumps(chat.id), chat.created, orjson.dumps(chat.model))
-        self.head += b',"system_fingerprint":null,'
-        self.tail = b',"finish_reason":null}]' + (b',"usage":null' if chat.include_usage else b"") + b"}\n\n"
-
-    def __call__(self, delta: Delta) -> bytes:
-        if delta.raw:
-            self.raw = True
-            return delta.raw
-        begin = b'%b"choices":[{"index":%d,"delta":' % (self.head, delta.index)
-        out = b""
-        if delta.index not in self.roles:
-            self.roles.add(delta.index)
-            calls = not delta.content and delta.fields is not None and "tool_calls" in delta.fields
-            content = b"null" if calls else b'""'
-            role = b'{"role":"assistant","content":%b,"refusal":null},"logprobs":null' % content
-            out = begin + role + self.tail
-        fields = dict(delta.fields) if delta.fields else {}
-        tool_calls = fields.pop("tool_calls", None) or []
-        for name, value in fields.items():  # reasoning comes before the text
-            out += begin + orjson.dumps({name: value}) + b',"logprobs":null' + self.tail
-        if delta.content:
-            self.size += size_of(delta.content)
-            logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
-            between = b'},"logprobs":%b%b' % (logprobs, self.tail)
-            begin_text = begin + b'{"content":'
-            # Words that are ready together leave together, each still an event: 100 words cost a tenth of 100 sends.
-            texts = words(delta.content) if delta.whole and delta.logprobs is None else [delta.content]
-            out += begin_text + (between + begin_text).join(map(orjson.dumps, texts)) + between
-        for position, call in enumerate(tool_calls):
-            piece = {"tool_calls": [{"index": position} | call]}
-            out += begin + orjson.dumps(piece) + b',"logprobs":null' + self.tail
-        if delta.finish_reason:
-            finish = b'{},"logprobs":null,"finish_reason":%b' % orjson.dumps(delta.finish_reason)
-            out += begin + finish + self.tail.removeprefix(b',"finish_reason":null')
-        return out
-
-    def end(self) -> bytes:
-        if self.raw:
-            return b""
-        counted(self.chat, self.size)
-        last = b""
-        if self.chat.include_usage:
-            last = self.head + b'"choices":[],"usage":' + orjson.dumps(self.chat.usage) + b"}\n\n"
-        return last + b"data: [DONE]\n\n"
-
-    def failure(self, error: APIError) -> bytes:
-        """After the first byte the status cannot change any more: the SDKs raise on an event with an `error`."""
-        return b"data: " + orjson.dumps(error.body) + b"\n\n"
-
-
-class PlainText:
-    """The text alone, for /ask."""
-
-    headers = [
-        (b"content-type", b"text/plain; charset=utf-8"),
-        (b"x-vercel-ai-data-stream", b"v1"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),
-    ]
-
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-        self.size = 0
-
-    def __call__(self, delta: Delta) -> bytes:
-        if delta.index:
-            return b""
-        self.size += size_of(delta.content)
-        return delta.content.encode()
-
-    def end(self) -> bytes:
-        counted(self.chat, self.size)
-        return b""
-
-    def failure(self, error: APIError) -> None:
-        """Plain text has no place for an error: the connection is cut, so that nobody takes the half for the whole."""
-
-
-def completion(chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
-    """The `chat.completion` object."""
-    choices: dict[int, dict[str, Any]] = {}
-    size = 0
-    for delta in deltas:
-        choice = choices.setdefault(delta.index, {"texts": [], "fields": {}, "logprobs": None, "finish": "stop"})
-        choice["texts"].append(delta.content)
-        size += size_of(delta.content)
-        if delta.fields:
-            merge(choice["fields"], delta.fields)
-        if delta.logprobs:
-            merge(choice, {"logprobs": delta.logprobs})
-        choice["finish"] = delta.finish_reason or choice["finish"]
-    for choice in choices.values():
-        for call in choice["fields"].get("tool_calls") or ():
-            if isinstance(call, dict):
-                call.pop("index", None)  # it is of pieces alone; some upstreams refuse to hear it
-    counted(chat, size)
-    return {
-        "id": chat.id,
-        "object": "chat.completion",
-        "created": chat.created,
-        "model": chat.model,
-        "choices": [
-            {
-                "index": index,
-                "message": {
-                    "role": "assistant",
-                    "content": "".join(choice["texts"]) or (None if choice["fields"] else ""),
-                    "refusal": None,
-                    "annotations": [],
-                    **choice["fields"],
-                },
-                "logprobs": choice["logprobs"],
-                "finish_reason": choice["finish"],
-            }
-            for index, choice in sorted(choices.items())
-        ],
-        "usage": chat.usage,
-        "service_tier": "default",
-        "system_fingerprint": None,
-    }
-
-
-def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-    """Put the pieces of streamed fields together: texts are joined, lists by their items' `index`, objects by name."""
-    for name, value in more.items():
-        old = into.get(name)
-        if isinstance(old, str) and isinstance(value, str) and name not in ("id", "type", "role", "name"):
-            into[name] = old + value
-        elif isinstance(old, dict) and isinstance(value, dict):
-            merge(old, value)
-        elif isinstance(value, list) and all(isinstance(item, dict) and "index" in item for item in value):
-            rows = into[name] = old if isinstance(old, list) else []
-            for item in value:
-                known = (row for row in rows if isinstance(row, dict) and row.get("index") == item["index"])
-                merge(row, item) if (row := next(known, None)) else rows.append(dict(item))
-        elif isinstance(old, list) and isinstance(value, list):
-            into[name] = old + value
-        elif value is not None:
-            into[name] = value
-
-
-def counted(chat: Chat, size: int) -> None:
-    """The upstream's usage where it has told it; an estimate of what it has not."""
-    known = chat.usage or {}
-    if "prompt_tokens" in known and "completion_tokens" in known:
-        return
-    prompt = known.get("prompt_tokens")
-    if prompt is None:
-        prompt = estimated_tokens(sum(size_of(text_of(message.get("content"))) for message in chat.messages))
-    chat.usage = usage(prompt, known.get("completion_tokens", estimated_tokens(size))) | known
-
-
 # The app.
 
 
@@ -362,6 +178,9 @@ class Gateway:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings, self.backend = settings, backend
+        self.backends = [row for row, _, _ in backend.rows] if isinstance(backend, Several) else [backend]
+        own_keys = [row.key for row in self.backends if isinstance(row, ChatURL) and row.key]
+        self.secrets = settings.secrets() + own_keys  # for no log
         self.keys = [key.encode() for key in settings.api_keys]
         self.open = not self.keys and not settings.secret_key
         self.debug = log.isEnabledFor(logging.DEBUG)
@@ -432,7 +251,7 @@ class Gateway:
             call.gate = self.gate
         body = await call.body(self.settings.max_body_bytes)
         if self.debug:
-            log.debug("%s %s", call.id, loggable(body, self.settings.secrets()))
+            log.debug("%s %s", call.id, loggable(body, self.secrets))
         chat = call.chat = parse(body, *args)
         chat.backend = self.backend.name
         if self.open:  # a key for this server is none of the upstream's business
@@ -497,67 +316,6 @@ def owner_id(who: str) -> str:
 
 
 BEARER = [(b"www-authenticate", b"Bearer")]
-
-
-def backend_of(settings: Settings, client: Client) -> Backend:
-    """Who answers: the mock where it is asked for or nothing is named; a file of several before one that is set here."""
-    limits = Limits(
-        settings.first_byte_timeout_seconds,
-        settings.stall_timeout_seconds,
-        settings.total_timeout_seconds,
-        settings.max_reply_bytes,
-        settings.max_event_bytes,
-    )
-    common: dict[str, Any] = {"limits": limits, "failure_status": settings.upstream_failure_status}
-    if settings.use_mock_api:
-        return Mock(settings.mock_words_per_second)
-    if path := settings.config:
-        rows = [(backend_from(table, client, common, path), table) for table in read_config(path, variables())]
-        return Several([(backend, table.models, table.fallbacks) for backend, table in rows])
-    common["model"] = settings.openai_model
-    if settings.chat_url:
-        shape = shape_named(settings.chat_shape, "CHAT_SHAPE") if settings.chat_shape else AnyShape()
-        common |= {"key": settings.chat_key, "headers": settings.chat_headers}
-        return made(ChatURL, "CHAT_URL", client, settings.chat_url, shape, **common)
-    for name in ("chat_shape", "chat_key", "chat_headers"):
-        if getattr(settings, name):
-            raise ValueError(f"{name.upper()} is set, and CHAT_URL is not")
-    if base := settings.openai_api_base:
-        return made(OpenAI, "OPENAI_API_BASE", client, base, AnyShape(), key=settings.openai_api_key, **common)
-    return Mock(settings.mock_words_per_second)
-
-
-def made(kind: type[ChatURL], where: str, client: Client, url: str, shape: Shape, **options: Any) -> Backend:
-    """A backend that can be asked, streaming too. Raises ValueError, which begins with `where`."""
-    try:
-        backend = kind(client, url, shape, **options)
-        backend.target(shape.url(backend.url, Chat("m", [], {"user": "u"}, stream=True)), True)
-    except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:
-        said = str(error)
-        raise ValueError(said if said.startswith(where) else f"{where}: {said}") from None
-    return backend
-
-
-def backend_from(table: BackendTable, client: Client, common: dict[str, Any], path: str) -> Backend:
-    """One backend of the file. Raises ValueError."""
-    if table.kind == "mock":
-        return Mock(table.words_per_second, table.name)
-    where = f"CONFIG: {path}: backend {table.name!r}"
-    names = ("first_byte", "stall", "total")
-    seconds = {name: value for name in names if (value := getattr(table, f"{name}_timeout_seconds"))}
-    options = common | {
-        "name": table.name,
-        "key": table.key,
-        "headers": table.headers,
-        "params": Params(**table.params, model=table.model),
-        "limits": replace(common["limits"], **seconds),
-    }
-    shape: Shape = AnyShape()
-    if table.mapping:
-        shape = shape_of(table.mapping, f"{where}: mapping")
-    elif table.shape:
-        shape = shape_named(table.shape, f"{where}: shape")
-    return made(OpenAI if table.kind == "openai" else ChatURL, where, client, table.url, shape, **options)
 
 
 class ChatCompletions:
@@ -670,8 +428,7 @@ def create_app(
         except APIError:
             names = []
         about = {"name": "rewrap", "version": __version__, "description": "Any chat URL as an OpenAI API"}
-        several = gateway.backend.rows if isinstance(gateway.backend, Several) else [(gateway.backend, [], [])]
-        return JSON(about | {"backends": [row.name for row, _, _ in several], "models": names, "theme": THEME})
+        return JSON(about | {"backends": [row.name for row in gateway.backends], "models": names, "theme": THEME})
 
     async def websocket_note(request: Request) -> Response:
         """GET /docs/websocket: what to use in place of websockets."""
@@ -712,27 +469,8 @@ def create_app(
     return Rewrap(settings, gateway, routes=routes, lifespan=lifespan)
 
 
-def who_answers(backend: Backend) -> str:
-    """One line for the start; of a URL only what is no secret."""
-    if isinstance(backend, Mock):
-        return f"the mock answers, as {backend.model} or any other name"
-    if isinstance(backend, Several):
-        rows = [f"{row.name}{bare(row)} for {', '.join(patterns)}" for row, patterns, _ in backend.rows]
-        return "; ".join(rows)
-    return f"{backend.name} answers{bare(backend)}, for every model name"
-
-
 def who_may(gateway: Gateway) -> str:
     return "; open: no key is asked for" if gateway.open else "; with a key"
-
-
-def bare(backend: Backend) -> str:
-    """at the address of a backend, without what may be a key: user, query, fragment, a long part of a webhook's path."""
-    if not isinstance(backend, ChatURL):
-        return ""
-    url = httpx.URL(backend.url)
-    path = re.sub(r"(?<=/)(?=[^/]*[0-9])[^/]{16,}", "***", url.path)
-    return f" at {url.scheme}://{url.netloc.decode()}{path}"
 
 
 def load_app() -> Rewrap:

@@ -10,7 +10,7 @@
     fallbacks = ["other"]               # tried where this one cannot be reached, or answers 5xx or 429
 
 Also: shape = "dify", or [backend.mapping] with a shape of one's own; headers; params = {rename, defaults, drop, roles};
-words_per_second (mock); first_byte_, stall_ and total_timeout_seconds. Does not make backends: main.py does.
+words_per_second (mock); first_byte_, stall_ and total_timeout_seconds. Does not make backends: factory.py does.
 Imports nothing of ours, so that settings.py and shapes.py can share its checks of URLs and headers.
 """
 

@@ -21,14 +21,14 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def client(tmp_path: Path, text: str, answers: dict[str, httpx.Response]) -> httpx.AsyncClient:
+def client(tmp_path: Path, text: str, answers: dict[str, httpx.Response], **more: Any) -> httpx.AsyncClient:
     """Of the app with this CONFIG; hosts answer as told, a path of theirs before them."""
     (tmp_path / "c.toml").write_text(text)
 
     def upstream(request: httpx.Request) -> httpx.Response:
         return answers.get(request.url.path) or answers[request.url.host]
 
-    settings = Settings(config=str(tmp_path / "c.toml"), store_url="sqlite://")
+    settings = Settings(config=str(tmp_path / "c.toml"), store_url="sqlite://", **more)
     app = create_app(settings, transport=httpx.MockTransport(upstream))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy")
 
@@ -55,6 +55,16 @@ async def test_the_usage_of_one_that_failed_is_not_that_of_the_next(tmp_path: Pa
     answer = (await some.post("/v1/chat/completions", json=ASKED)).json()
     assert answer["choices"][0]["message"]["content"] == "from b"
     assert answer["usage"]["total_tokens"] < 10
+
+
+async def test_the_keys_of_the_file_are_in_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_KEY", "a-plain-word")
+    some = client(tmp_path, backend("a", 'key_env = "A_KEY"'), {"a": httpx.Response(200, json=GOOD)}, log_level="debug")
+    said = [{"role": "user", "content": "Greet a-plain-word"}]
+    assert (await some.post("/v1/chat/completions", json=ASKED | {"messages": said})).status_code == 200
+    assert ("Greet" in caplog.text, "a-plain-word" in caplog.text) == (True, False)
 
 
 async def test_a_clients_key_does_not_follow_to_another_provider(tmp_path: Path) -> None:
