@@ -238,6 +238,8 @@ class Mock:
     async def stream(self, chat: Chat) -> Deltas:
         text, count, finish_reason = self.reply(chat)
         choices = chat.payload.get("n") or 1
+        if choices > 1 and choices * len(text) > Limits().reply_bytes:
+            raise APIError(400, "The mock's reply is too large: it repeats the prompt 'n' times.", param="n")
         prompt_tokens = sum([count_words(text_of(message.get("content"))) for message in chat.messages])
         chat.usage = usage(prompt_tokens, count * choices)
         for index in range(choices):

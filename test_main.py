@@ -461,6 +461,12 @@ async def test_the_mock_gives_n_choices_and_counts_them_all(stream: bool) -> Non
     assert told["prompt_tokens"] == once["prompt_tokens"]
 
 
+async def test_the_mock_does_not_repeat_a_long_prompt_without_end() -> None:
+    asked = {"model": "m", "messages": [{"role": "user", "content": "word " * 2**17}], "n": 128}
+    answer = await client(rewrap()).post(CHAT, json=asked)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+
+
 async def test_the_mock_speaks_word_by_word_as_fast_as_it_is_told() -> None:
     loop = asyncio.get_running_loop()
     begun = loop.time()

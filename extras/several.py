@@ -103,9 +103,8 @@ class Function:
     A plain function is called in a thread, and so may take its time; a plain generator must not.
     """
 
-    def __init__(self, function: Callable[[Chat], Any], name: str = "") -> None:
-        self.function = function
-        self.name = name or getattr(function, "__name__", "function")
+    def __init__(self, function: Callable[[Chat], Any]) -> None:
+        self.function, self.name = function, getattr(function, "__name__", "function")
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         return [model_card(self.name)]

@@ -558,9 +558,7 @@ class MongoStore(Store):
         self._asked.add(task)
         task.add_done_callback(self._asked.discard)
         try:
-            return await asyncio.shield(
-                task
-            )  # pymongo, when cancelled, gives up its connection (and may leak the socket)
+            return await asyncio.shield(task)  # pymongo, cancelled, gives up its connection, and may leak the socket
         except self._errors as exc:
             log.warning("store failed: %.300r", exc)
             raise StoreDown("The store cannot be used now.") from exc
