@@ -478,6 +478,9 @@ class ChatURL:
     def body(self, chat: Chat) -> bytes:
         return dumps(self.shape.request(chat))
 
+    def dropped(self, chat: Chat) -> list[str]:
+        return self.shape.dropped(chat)
+
     def credentials(self, chat: Chat) -> dict[str, str]:
         return {}
 
@@ -501,7 +504,7 @@ class ChatURL:
             reply = await self.client.ask(target, credentials, body, deadline)
             if not 200 <= reply.status < 300:
                 raise await self.refusal(reply)
-            if dropped := chat.dropped + dropped + self.shape.dropped(asked):
+            if dropped := chat.dropped + dropped + self.dropped(asked):
                 names = UNPRINTABLE.sub("?", ", ".join(dropped))[:1000]  # they are the client's
                 chat.headers.append((b"x-dropped-params", names.encode()))
             chat.headers += passed_on(reply.headers)
@@ -547,7 +550,7 @@ class ChatURL:
             return
         loop = running_loop()
         read = self.shape.reader()
-        started = finished = False
+        started, finished = set[int](), set[int]()  # choices
         # What is gathered for an answer that is no stream has an end in time and in size.
         until, left = (float("inf"), float("inf")) if chat.stream else (chat.until, self.limits.reply_bytes)
         data = first or await reply.read()
@@ -559,7 +562,9 @@ class ChatURL:
                 raise TimeoutError
             for name, event in events.feed(data) if data else events.close():
                 for delta in self.checked(read(name, event), chat, None):
-                    started, finished = True, finished or bool(delta.finish_reason)
+                    started.add(delta.index)
+                    if delta.finish_reason:
+                        finished.add(delta.index)
                     yield delta
                 reply.deadline = min(until, loop.time() + self.limits.stall)
                 if read.done:
@@ -568,12 +573,13 @@ class ChatURL:
                 break
             data = await reply.read()
         reply.linger()
-        if not read.done and not finished and not read.complete:
+        ended = bool(finished) and started <= finished
+        if not read.done and not ended and not read.complete:
             raise unusable("The chat backend broke off.", "cut short", self.failure_status)
         if not started and not read.finish:
             raise unusable("The chat backend gave no reply.", "empty stream", self.failure_status)
-        if not finished:
-            yield Delta(finish_reason=read.finish or "stop")
+        for index in sorted((started or {0}) - finished):
+            yield Delta(finish_reason=read.finish or "stop", index=index)
 
     def checked(self, deltas: list[Delta], chat: Chat, value: Any) -> Iterator[Delta]:
         """What is said of the whole answer goes to the Chat; whole texts go on in portions."""
@@ -590,9 +596,12 @@ class ChatURL:
                     raise ValueError("nested too deeply, or a number too large") from None
             if delta.whole and len(delta.content) > 4096 and delta.logprobs is None:
                 *most, last = portions(delta.content)
+                if first := {k: v for k, v in (delta.fields or {}).items() if k != "tool_calls"}:
+                    yield Delta(index=delta.index, fields=first)
+                    delta.fields = {k: v for k, v in (delta.fields or {}).items() if k == "tool_calls"}
                 yield from (Delta(text, index=delta.index, whole=True) for text in most)
                 delta.content = last
-            if delta.content or delta.finish_reason or delta.fields:
+            if delta.content or delta.finish_reason or delta.fields or delta.logprobs:
                 yield delta
 
     async def whole(self, reply: Reply, first: bytes = b"", until: float = 0.0) -> bytes:
@@ -705,6 +714,9 @@ class OpenAI(ChatURL):
         # What is stored is stored here: not a second time there, where nobody who deletes it here would reach it.
         asked = {k: v for k, v in chat.payload.items() if not (chat.stored and k in ("store", "metadata"))}
         return dumps(asked | {"model": chat.model, "messages": chat.messages})
+
+    def dropped(self, chat: Chat) -> list[str]:
+        return []
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         """The upstream's own list, kept for a minute; where it fails, the one before, or the default model. Raises APIError.
@@ -882,7 +894,7 @@ def failed_event(data: bytes) -> tuple[int, Refused] | None:
 # A member alone: in the text of a reply, quotation marks are escaped.
 MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 USAGE = re.compile(rb'"usage":\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
-FINISHED = re.compile(rb'"finish_reason":\s*"')
+FINISHED = re.compile(rb'"finish_reason":\s*"[^"]')
 
 
 def refused_in_200(error: Any) -> Refused:

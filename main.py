@@ -120,8 +120,9 @@ def parse_metadata(body: bytes) -> dict[str, str]:
     payload = parse_object(body)
     if "metadata" not in payload:
         raise missing("metadata")
-    check_metadata("metadata", payload["metadata"] or {})
-    return payload["metadata"] or {}
+    metadata: dict[str, str] = {} if payload["metadata"] is None else payload["metadata"]
+    check_metadata("metadata", metadata)
+    return metadata
 
 
 def parse_ask(body: bytes, default_model: str) -> Chat:
@@ -132,10 +133,14 @@ def parse_ask(body: bytes, default_model: str) -> Chat:
         messages = [m for m in messages if not (isinstance(m, dict) and m.get("role") == "data")]  # for the page alone
         lost = [name for message in messages for name in lost_of(message)]
         payload["messages"] = [from_ui_message(message) for message in messages]
-    asked = {name: payload[name] for name in ("messages", "model", *CHECKS) if name in payload}
+    lost += ["data"] if payload.get("data") is not None else []
+    asked = {name: value for name, value in payload.items() if name not in OF_THE_PAGE}
     chat = chat_from(asked | {"stream": True}, default_model)
     chat.dropped = list(dict.fromkeys(lost))
     return chat
+
+
+OF_THE_PAGE = ("id", "trigger", "messageId", "data")  # useChat's own
 
 
 def from_ui_message(message: Any) -> Any:

@@ -461,6 +461,16 @@ async def test_the_mock_gives_n_choices_and_counts_them_all(stream: bool) -> Non
     assert told["prompt_tokens"] == once["prompt_tokens"]
 
 
+async def test_ask_sends_on_all_but_what_is_the_pages_own() -> None:
+    some, route = chat_url(httpx.Response(200, json={"reply": "Hi"}))
+    asked = ASKED | {"reasoning_effort": "high", "top_k": 3, "stream": False}
+    of_the_page = {"id": "c", "trigger": "submit-message", "messageId": "m", "data": {"x": 1}}
+    answer = await some.post("/ask", json=asked | of_the_page)
+    assert answer.headers["x-dropped-params"] == "data"
+    sent = json.loads(route.calls.last.request.content)
+    assert sent == asked | {"stream": True}
+
+
 async def test_the_mock_does_not_repeat_a_long_prompt_without_end() -> None:
     asked = {"model": "m", "messages": [{"role": "user", "content": "word " * 2**17}], "n": 128}
     answer = await client(rewrap()).post(CHAT, json=asked)
@@ -714,6 +724,7 @@ TURNS: list[list[dict[str, Any]]] = [
     ],
     [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "1", "content": "x"}],
     [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}}],
+    [{"role": "function", "name": "f", "content": None}, {"role": "function", "name": "f", "content": "1"}],
     [{"role": "function", "name": "f", "content": "1"}, {"role": "assistant", "content": None, "refusal": "No."}],
 ]
 

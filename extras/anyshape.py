@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from backends import Chat, Delta, Refused, refused_in_200, text_of, usage
+from extras.framing import TEXT
 
 
 class AnyShape:
@@ -71,7 +72,7 @@ class AnyReader:
         self.bare: bool | None = None
 
     def __call__(self, name: str, data: bytes) -> list[Delta]:
-        if name == "text":
+        if name == TEXT:
             return [Delta(data.decode())]
         if data.strip() == b"[DONE]" or (name in ("end", "done", "close") and not data.strip(b' {}"')):
             self.done = True
@@ -143,7 +144,7 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
         if not isinstance(content, (str, list, type(None))) or not all(isinstance(p, (str, dict)) for p in parts):
             raise ValueError("content is no text")
         finish_reason = choice.get("finish_reason")
-        if whole and not isinstance(finish_reason, str):
+        if whole and not (isinstance(finish_reason, str) and finish_reason):
             finish_reason = "tool_calls" if "tool_calls" in fields else "stop"
         index = choice.get("index", position)
         deltas.append(
@@ -204,9 +205,8 @@ def find_reply(value: Any, depth: int = 4, lists: int = 4) -> str | None:
     if not isinstance(value, dict) or not depth:
         return None
     here = [value[name] for name in (*REPLY_NAMES, *MORE_NAMES) if name in value]
-    for text in here:
-        if isinstance(text, str):
-            return text
+    if texts := [text for text in here if isinstance(text, str)]:
+        return next(filter(None, texts), "")
     inside = here + [value[name] for name in (*WRAPPERS, *OUTCOMES) if name in value]
     for inner in inside:
         if not isinstance(inner, str) and (text := find_reply(inner, depth - 1, lists)) is not None:

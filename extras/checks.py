@@ -106,6 +106,8 @@ def check_content(param: str, content: Any, message: dict[str, Any]) -> None:
     if content is None:
         if message["role"] == "assistant" and any(message.get(name) for name in INSTEAD_OF_CONTENT):
             return
+        if message["role"] == "function" and "content" in message:
+            return
         if "content" not in message:
             raise missing(param)
     if type(content) is not list:

@@ -187,6 +187,9 @@ def is_plain_events(data: bytes) -> bool:
 PLAIN_EVENTS = re.compile(rb"(?:data: ?(?:\{[^\n]*\}|\[DONE\])\n\n)+")
 
 
+TEXT = "\n"  # the name of a piece of plain text: no event can have it
+
+
 class Pieces:
     """Plain text, as it comes; a character that is split between two reads is given out whole."""
 
@@ -195,8 +198,8 @@ class Pieces:
 
     def feed(self, data: bytes) -> Iterable[Event]:
         text = self.decoder.decode(data)
-        return [("text", text.encode())] if text else []
+        return [(TEXT, text.encode())] if text else []
 
     def close(self) -> Iterable[Event]:
         rest = self.decoder.decode(b"", final=True)
-        return [("text", rest.encode())] if rest else []
+        return [(TEXT, rest.encode())] if rest else []

@@ -50,9 +50,9 @@ class Chunks:
             out = begin + role + self.tail
         fields = dict(delta.fields) if delta.fields else {}
         tool_calls = fields.pop("tool_calls", None) or []
-        for name, value in fields.items():  # reasoning comes before the text
-            out += begin + orjson.dumps({name: value}) + b',"logprobs":null' + self.tail
-        if delta.content:
+        if fields:  # reasoning comes before the text; in one chunk, for it has two names, and clients read either
+            out += begin + orjson.dumps(fields) + b',"logprobs":null' + self.tail
+        if delta.content or delta.logprobs is not None:
             self.size += size_of(delta.content)
             logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
             between = b'},"logprobs":%b%b' % (logprobs, self.tail)
@@ -158,7 +158,7 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
     """Put the pieces of streamed fields together: texts are joined, lists by their items' `index`, objects by name."""
     for name, value in more.items():
         old = into.get(name)
-        if isinstance(old, str) and isinstance(value, str) and name not in ("id", "type", "role", "name"):
+        if isinstance(old, str) and isinstance(value, str) and name not in CONSTANT:
             into[name] = old + value
         elif isinstance(old, dict) and isinstance(value, dict):
             merge(old, value)
@@ -171,6 +171,9 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
             into[name] = old + value
         elif value is not None:
             into[name] = value
+
+
+CONSTANT = ("id", "type", "role", "name", "format", "channel")  # texts that each piece repeats
 
 
 def counted(chat: Chat, size: int) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from fnmatch import fnmatchcase
 from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
 from typing import Any
@@ -114,12 +114,13 @@ class Function:
             said = self.function(chat)
         else:
             said = await asyncio.to_thread(self.function, chat)
+        said = await said if isawaitable(said) else said
         if hasattr(said, "__aiter__"):
-            async with aclosing(said) as pieces:
-                async for text in pieces:
+            async with aclosing(said) if hasattr(said, "aclose") else nullcontext():
+                async for text in said:
                     yield Delta(text)
             yield Delta(finish_reason="stop")
-        elif isinstance(said := await said if isawaitable(said) else said, str):
+        elif isinstance(said, str):
             yield Delta(said, "stop", whole=True)
         else:
             for text in said:

@@ -1,6 +1,6 @@
 """Shapes: how a chat endpoint is asked, and where its answer is. All of that is data: shapes.toml, or a user's TOML.
 
-Takes the plain types from backends; knows no HTTP and no framing, and reads no file but shapes.toml. Chats, JSON values
+Takes the plain types from backends; knows no HTTP, and reads no file but shapes.toml. Chats, JSON values
 and events come in, request bodies and Deltas go out. Settings, templates, paths and conditions are explained at the top
 of shapes.toml.
 """
@@ -16,8 +16,9 @@ from uuid import uuid4
 
 import orjson
 
-from backends import APIError, Chat, Delta, Refused, text_of
+from backends import APIError, Chat, Delta, Refused, dumps, text_of
 from extras.config import is_header
+from extras.framing import TEXT
 
 Table = Mapping[str, Any]
 Path = tuple[str | int | None, ...]  # None is `[]`
@@ -83,7 +84,7 @@ def fill_text(text: str, values: Table, where: str) -> Any:
     if len(found) == 1:
         return found[0]
     texts = ("" if value is ABSENT else value for value in found)
-    return "".join(value if isinstance(value, str) else orjson.dumps(value).decode() for value in texts)
+    return "".join(value if isinstance(value, str) else dumps(value).decode() for value in texts)
 
 
 PARTS = re.compile(
@@ -352,7 +353,12 @@ class Shape:
         """What the client sent that does not go along: names of parameters, and parts of the messages."""
         if "chat" in self.used:  # then all goes along, but for the number of choices
             return ["n"] if "n" not in self.used and chat.payload.get("n") not in (None, 1) else []
-        sent = self.used | SERVED | {name for group in ALIASES if self.used & set(group) for name in group}
+        sent = (
+            self.used
+            | SERVED
+            | ({*SESSIONS} if "session" in self.used else set())
+            | {name for group in ALIASES if self.used & set(group) for name in group}
+        )
         lost = [k for k, v in chat.payload.items() if not (v is None or k in sent or HARMLESS.get(k) == v)]
         (system, dialog, at), told = spoken(chat), self.used & {"messages", "conversation", "dialog"}
         lost += ["messages.system"] * bool(system and not self.used & {"messages", "conversation", "system"})
@@ -397,7 +403,7 @@ class Reader:
     def __call__(self, name: str, data: bytes) -> list[Delta]:
         """`name`: of an SSE event, or "". `data`: its data, a line of NDJSON, or a piece of text. Raises Refused."""
         shape, places, said = self.shape, self.shape.pieces, data.decode("utf-8", "replace")
-        if shape.framing == "text":
+        if shape.framing == "text" or (name == TEXT and () in places.reply):
             return [Delta(said)]
         value = json_value(said)
         value = value if isinstance(value, dict | list | str) else said  # a bare 42 or true is a piece of text
@@ -432,7 +438,10 @@ WORDS_OF_REFUSAL = paths("errors[0].message | detail | detail[].msg | message | 
 def session_of(chat: Chat) -> Any:
     """What the client calls the session, or else the stored chat that goes on; an endpoint may remember it by that."""
     known = {"session": chat.id if chat.stored else None, **chat.payload}
-    return next((known[n] for n in ("session_id", "conversation_id", "session", "user") if known.get(n)), None)
+    return next((known[name] for name in SESSIONS if known.get(name)), None)
+
+
+SESSIONS = ("session_id", "conversation_id", "session", "user")
 
 
 def spoken(chat: Chat) -> tuple[str, list[tuple[str, str]], int]:

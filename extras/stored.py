@@ -213,7 +213,10 @@ def as_stored(message: Document, choice: int = 0) -> Document:
 def said(message: Document) -> Document:
     """A stored message as it goes to a backend."""
     kept = {k: v for k, v in message.items() if v is not None and k not in NOT_SAID}
-    return kept | {"content": message.get("content_parts") or message.get("content")}
+    content = message.get("content_parts") or message.get("content")
+    if content is None and not kept.keys() & {"tool_calls", "function_call", "audio"}:
+        content = message.get("refusal") or ""  # null alone would be refused
+    return kept | {"content": content}
 
 
 NOT_SAID = frozenset(

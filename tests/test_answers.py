@@ -75,8 +75,10 @@ REPLIES: dict[str, tuple[Answer, str]] = {
     "bare tokens of JSON": (pieces("data: {\n\n", 'data: "a"\n\n', "data: : 1}\n\n", kind=SSE), '{"a": 1}'),
     "bare tokens of Markdown": (pieces("data: [\n\n", "data: link](x)\n\n", kind=SSE), "[link](x)"),
     "bare tokens, a number first": (pieces("data: [1]\n\n", "data:  see\n\n", kind=SSE), "[1] see"),
+    "an event called text": (pieces('event: text\ndata: {"text":"Hi"}\n\n', kind=SSE), "Hi"),
     "digits": (pieces('data: {"text":"$"}\n\n', 'data: {"text":5}\n\n', kind=SSE), "$5"),
     # where the reply stands
+    "an empty text before it": (says('{"response":"","text":"Hi"}'), "Hi"),
     "an envelope": (says('{"code":200,"message":"success","data":{"reply":"Hi"}}'), "Hi"),
     "a conversation": (
         says(
@@ -159,6 +161,96 @@ async def test_what_is_no_reply_is_a_failure(kind: str, parts: list[str], stream
     response = await client(answer).post("/v1/chat/completions", json=ASKED | {"stream": stream})
     assert response.status_code == 502, response.text
     assert response.json()["error"]["code"] == "bad_gateway"
+
+
+# What stands beside the text, and around it
+
+
+async def streamed(answer: Answer, way: str = "chat_url", **more: Any) -> list[dict[str, Any]]:
+    """The choices of all chunks, and last the error, if there is one."""
+    asked = ASKED | {"stream": True} | more
+    response = await client(answer, way).post("/v1/chat/completions", json=asked)
+    assert response.status_code == 200, response.text
+    events = [json.loads(event[6:]) for event in response.text.split("\n\n") if event.startswith("data: {")]
+    return [choice for event in events for choice in event.get("choices", [event])]
+
+
+async def test_reasoning_has_two_names_and_is_said_once() -> None:
+    body = json.dumps({"choices": [{"message": {"content": "T", "reasoning_content": "why"}}]})
+    found = [choice["delta"] for choice in await streamed(says(body))]
+    assert "".join(delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in found) == "why"
+    assert {"reasoning_content": "why", "reasoning": "why"} in found
+
+
+async def test_reasoning_comes_before_a_long_text_and_calls_of_tools_after_it() -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"content": "word " * 2000, "reasoning": "why", "tool_calls": [call]}
+    said = says(json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}))
+    found = [choice["delta"] for choice in await streamed(said)]
+    names = [name for name in ("reasoning", "content", "tool_calls") for delta in found if delta.get(name)]
+    in_order = [name for delta in found for name in ("reasoning", "content", "tool_calls") if delta.get(name)]
+    assert in_order == names
+    assert len({*names}) == 3
+
+
+async def test_a_whole_answer_with_an_empty_reason_ends_with_one() -> None:
+    said = says('{"choices":[{"message":{"content":"Hi"},"finish_reason":""}]}')
+    assert [choice["finish_reason"] for choice in await streamed(said)][-1] == "stop"
+
+
+@pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
+async def test_a_stream_with_an_empty_reason_in_each_chunk_is_cut_short_all_the_same(way: str) -> None:
+    half = pieces('data: {"choices":[{"index":0,"delta":{"content":"half"},"finish_reason":""}]}\n\n', kind=SSE)
+    assert "error" in (await streamed(half, way))[-1]
+
+
+HALF = [
+    'data: {"choices":[{"index":0,"delta":{"content":"done"},"finish_reason":"stop"}]}\n\n',
+    'data: {"choices":[{"index":1,"delta":{"content":"half"},"finish_reason":null}]}\n\n',
+]
+
+
+async def test_of_two_choices_both_have_to_end() -> None:
+    answer = await client(pieces(*HALF, kind=SSE)).post("/v1/chat/completions", json=ASKED | {"n": 2})
+    assert answer.status_code == 502
+    assert "error" in (await streamed(pieces(*HALF, kind=SSE), n=2))[-1]
+    ends = [c["finish_reason"] for c in await streamed(pieces(*HALF, "data: [DONE]\n\n", kind=SSE), n=2)]
+    assert [end for end in ends if end] == ["stop", "stop"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_no_tokens_logprobs_are_lost_where_it_has_no_text(stream: bool) -> None:
+    tokens = [{"token": token, "logprob": -1, "bytes": [], "top_logprobs": []} for token in "abc"]
+    said = [{"content": text, "refusal": None} for text in ("x", "", "y")]
+    rows = [
+        {"index": 0, "delta": delta, "logprobs": {"content": [token]}, "finish_reason": None}
+        for delta, token in zip(said, tokens, strict=True)
+    ]
+    events = [f"data: {json.dumps({'choices': [row]})}\n\n" for row in rows]
+    answer = pieces(*events, END, kind=SSE)
+    if stream:
+        choices = await streamed(answer, logprobs=True)
+    else:
+        whole = await client(answer).post("/v1/chat/completions", json=ASKED | {"logprobs": True})
+        choices = whole.json()["choices"]
+    assert [token for choice in choices for token in (choice["logprobs"] or {}).get("content", [])] == tokens
+
+
+async def test_pieces_of_a_field_are_joined_but_for_what_each_repeats() -> None:
+    rows = [{"index": 0, "type": "text", "format": "f-1", "text": text} for text in ("a", "b")]
+    events = [f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'details': [row]}}]})}\n\n" for row in rows]
+    answer = await client(pieces(*events, END, kind=SSE)).post("/v1/chat/completions", json=ASKED)
+    message = answer.json()["choices"][0]["message"]
+    assert message["details"] == [{"index": 0, "type": "text", "format": "f-1", "text": "ab"}]
+
+
+async def test_an_upstream_that_gets_all_of_it_has_nothing_dropped() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:,"}}
+    asked = ASKED | {"messages": [{"role": "user", "content": [image]}]}
+    good = says(json.dumps({"choices": [{"index": 0, "message": {"content": "A cat"}, "finish_reason": "stop"}]}))
+    for way, dropped in (("chat_url", "messages.image_url"), ("openai_api_base", None)):
+        answer = await client(good, way).post("/v1/chat/completions", json=asked)
+        assert answer.headers.get("x-dropped-params") == dropped
 
 
 # What has no end

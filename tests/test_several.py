@@ -179,3 +179,58 @@ async def test_ask_without_a_model_is_for_the_first_of_several(
     assert seen == [asked]
     unknown = await some.post("/ask", json=ASKED | {"model": "unknown"})
     assert unknown.status_code == (200 if asked[1] == "default" else 404)
+
+
+# ---- A function as the backend
+
+
+class Pieces:
+    """An async iterator that is no generator: it cannot be closed."""
+
+    def __init__(self) -> None:
+        self.left = ["Hel", "lo"]
+
+    def __aiter__(self) -> "Pieces":
+        return self
+
+    async def __anext__(self) -> str:
+        if not self.left:
+            raise StopAsyncIteration
+        return self.left.pop(0)
+
+
+async def generator(chat: Chat) -> Any:
+    yield "Hel"
+    yield "lo"
+
+
+async def gives_a_generator(chat: Chat) -> Any:
+    return generator(chat)
+
+
+async def text(chat: Chat) -> str:
+    return "Hello"
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        text,
+        generator,
+        gives_a_generator,
+        lambda chat: "Hello",
+        lambda chat: ["Hel", "lo"],
+        lambda chat: (piece for piece in ("Hel", "lo")),
+        lambda chat: generator(chat),
+        lambda chat: text(chat),
+        lambda chat: Pieces(),
+    ],
+)
+async def test_a_function_gives_or_yields_text_in_any_way(function: Any) -> None:
+    app = create_app(Settings(store_url="sqlite://"), backend=function)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+        for stream in (False, True):
+            answer = await some.post("/v1/chat/completions", json=ASKED | {"stream": stream})
+            assert answer.status_code == 200, answer.text
+            assert not stream or "[DONE]" in answer.text
+        assert (await some.post("/ask", json=ASKED)).text == "Hello"

@@ -9,6 +9,7 @@ import pytest
 from shape_servers import WIRES, Wire
 
 from backends import APIError, Chat, Delta, Refused
+from extras.framing import TEXT
 from extras.shapes import Reader, Shape, ShapeError, load_shapes, shape_from
 
 TOML = (Path(__file__).parent.parent / "extras" / "shapes.toml").read_text()
@@ -319,10 +320,19 @@ def test_what_does_not_go_along_is_said() -> None:
         "stream_options": {},
     }
     assert SHAPES["rasa"].dropped(chat(**more)) == ["temperature", "messages.system"]
+    assert "session_id" not in SHAPES["rasa"].dropped(chat(session_id="s"))
     assert SHAPES["botpress"].dropped(chat(n=2)) == ["n", "messages.system", "messages.history"]
     assert SHAPES["ollama"].dropped(chat(max_completion_tokens=1, stop="x", tools=[], **more)) == ["tools"]
     assert SHAPES["ollama"].dropped(chat(messages=image)) == ["messages.image_url"]
     assert SHAPES["openai"].dropped(chat(messages=image, tools=[], anything=1)) == []
+
+
+def test_what_is_nested_too_deeply_is_the_clients_fault() -> None:
+    deep: Any = []
+    for _ in range(400):
+        deep = [deep]
+    with pytest.raises(APIError, match="nested too deeply"):
+        one(request={"q": "{tools} {prompt}"}).request(chat(tools=deep))
 
 
 def test_any_other_parameter_can_be_named() -> None:
@@ -420,6 +430,8 @@ def test_bare_strings_are_pieces_too() -> None:
         "",
     ]
     assert read(one(stream={"framing": "text"}).reader(), "[1]").content == "[1]"
+    texts = ["see ", "[1]", '"y"']
+    assert [one().reader()(TEXT, text.encode())[0].content for text in texts] == texts
 
 
 def test_an_event_that_is_not_json_is_an_error_where_json_is_expected() -> None:

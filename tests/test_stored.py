@@ -222,6 +222,9 @@ def test_metadata_is_updated_and_a_completion_deleted(sdk: SDK) -> None:
     [
         ({}, "metadata"),
         ({"metadata": {"k": 1}}, "metadata.k"),
+        ({"metadata": False}, "metadata"),
+        ({"metadata": ""}, "metadata"),
+        ({"metadata": []}, "metadata"),
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
     ],
 )
@@ -412,6 +415,18 @@ def test_a_chat_goes_on_after_what_was_said_in_it(sdk: SDK, upstream: Upstream) 
     kept = row(sdk, id)
     assert (kept["choices"][0]["message"]["content"], kept["title"]) == ("Third", title)
     assert ids(sdk) == [id, other]  # it keeps its place
+
+
+@pytest.mark.parametrize(
+    ("message", "content"), [({"refusal": "No."}, "No."), ({"reasoning": "Hm."}, ""), ({"content": "Yes."}, "Yes.")]
+)
+def test_what_goes_on_has_a_text_where_the_reply_had_none(
+    sdk: SDK, upstream: Upstream, message: Any, content: str
+) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": None} | message, "finish_reason": "stop"}
+    id = keep(sdk, json.dumps({"choices": [choice]}))
+    go_on(sdk, id, "And now?")
+    assert upstream.requests[-1].json()["messages"][1] == {"role": "assistant", "content": content}
 
 
 def test_it_goes_on_whether_store_is_asked_for_or_not(sdk: SDK) -> None:
