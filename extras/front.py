@@ -258,6 +258,9 @@ class Front:
                 call.gate.leave()
             if self.logs_lines:
                 self.access(call.line())
+            # No cycle stays: it would keep a long prompt until the garbage is collected.
+            del scope["call"]
+            call.send_start = call.raw_send
 
     def below(self, root: str, path: str) -> str:
         """What stands after root_path. uvicorn puts it before every path, one that a proxy has left it in, too."""

@@ -1,6 +1,7 @@
 """The app inside other programs: an event loop for each test, a second start, below a prefix, mounted in another app."""
 
 import asyncio
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from serving import ASKED, served
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+from backends import Chat
 from extras.settings import Settings
 from main import Rewrap, create_app
 
@@ -25,7 +27,7 @@ def app_of(**settings: Any) -> Rewrap:
 async def asked(app: Any, path: str = CHAT, method: str = "POST", **request: Any) -> httpx.Response:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path=request.pop("root_path", ""))
     async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
-        return await client.request(method, path, json=ASKED if method == "POST" else None, **request)
+        return await client.request(method, path, **{"json": ASKED if method == "POST" else None} | request)
 
 
 # ---- Loops
@@ -73,6 +75,33 @@ def test_an_app_starts_again_after_its_end(kind: str, tmp_path: Path) -> None:
         app = app_of(chat_url=f"{url}/ask", **store) if kind == "upstream" else app_of(**store)
         for drained in (False, True, False):
             asyncio.run(start(drained))
+
+
+# ---- Memory
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["mock", "upstream"])
+def test_no_request_stays_in_memory_until_the_garbage_is_collected(kind: str, stream: bool) -> None:
+    def chats() -> list[Chat]:
+        return [found for found in gc.get_objects() if isinstance(found, Chat)]
+
+    async def ask() -> int:
+        async with app.router.lifespan_context(app):
+            for _ in range(3):
+                await asked(app, json=ASKED | {"stream": stream})
+                await asyncio.sleep(0)
+            return len(chats())
+
+    with served() as url:
+        app = app_of(chat_url=f"{url}/ask") if kind == "upstream" else app_of()
+        gc.collect()
+        before = len(chats())
+        gc.disable()
+        try:
+            assert asyncio.run(ask()) == before
+        finally:
+            gc.enable()
 
 
 # ---- Prefixes
