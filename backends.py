@@ -797,12 +797,13 @@ class OpenAI(ChatURL):
             two_back, one_back = b"", b""  # the reads before this one: what is said at the end may stand in three
             while data := await reply.read():
                 # Whole events,
+                seen = max(0, len(unfinished) - 3)  # in these bytes no event ends; a large one comes in many reads
                 if unfinished:
                     data = unfinished + data
                 if data.endswith(b"\n\n"):
                     unfinished = b""
                 else:
-                    end = last_event_end(data)
+                    end = last_event_end(data, seen)
                     data, unfinished = data[:end], data[end:]
                     if len(unfinished) > event_bytes:
                         raise unusable(TOO_LARGE, "event too large", self.failure_status)

@@ -249,12 +249,11 @@ class Gateway:
         """Who asks, what is asked, and the answer, which begins with the first step of the Deltas."""
         owner = await self.admit(call)
         if self.gate:
-            if not self.gate.enter():
-                again = [(b"retry-after", b"1")]
-                message = "The server is busy: too many requests at this moment."
-                raise APIError(503, message, type="server_error", headers=again, reason="too many requests")
-            call.gate = self.gate
+            self.gate.check()  # before a body that is large, and after one that came slowly
         body = await call.body(self.settings.max_body_bytes)
+        if self.gate:
+            self.gate.enter()
+            call.gate = self.gate
         if self.debug:
             log.debug("%s %s", call.id, loggable(body, self.secrets))
         chat = call.chat = parse(body, *args)

@@ -140,7 +140,7 @@ class Events(Lines):
             self.begun = True
             data = data.removeprefix(codecs.BOM_UTF8)
         if self.after_cr and data.startswith(b"\n"):
-            data = data[1:]
+            data, self.after_cr = data[1:], False
         if b"\r" in data:
             self.after_cr = data.endswith(b"\r")  # its LF may be in the next read
             data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -170,10 +170,10 @@ DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
 EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
 
 
-def last_event_end(data: bytes) -> int:
-    """Where the last whole event ends, whichever line ends it uses; 0 if none does."""
+def last_event_end(data: bytes, start: int = 0) -> int:
+    """Where the last whole event ends, whichever line ends it uses; 0 if none does from `start` on."""
     end = 0
-    for match in EVENT_END.finditer(data):
+    for match in EVENT_END.finditer(data, start):
         end = match.end()
     return end
 

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from backends import APIError
+
 if TYPE_CHECKING:
     from limits.aio.storage import Storage
 
@@ -158,15 +160,20 @@ def duration(seconds: float) -> str:
 
 
 class Gate:
-    """At most `most` requests at a moment: `enter()` says whether one more may come in, `leave()` lets it out."""
+    """At most `most` requests at a moment: `enter()` lets one more in, `leave()` lets it out. Raises APIError 503."""
 
     def __init__(self, most: int) -> None:
         self.most, self.inside = most, 0
 
-    def enter(self) -> bool:
-        free = self.inside < self.most
-        self.inside += free
-        return free
+    def check(self) -> None:
+        if self.inside >= self.most:
+            again = [(b"retry-after", b"1")]
+            message = "The server is busy: too many requests at this moment."
+            raise APIError(503, message, type="server_error", headers=again, reason="too many requests")
+
+    def enter(self) -> None:
+        self.check()
+        self.inside += 1
 
     def leave(self) -> None:
         self.inside -= 1

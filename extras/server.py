@@ -77,7 +77,7 @@ class Protocol(HttpToolsProtocol):
     """
 
     # Beside uvicorn's own, in its dictionary, these would cost 2 kB a connection.
-    __slots__ = ("heard", "overhead", "refused", "slow_head", "timer", "unsent")
+    __slots__ = ("heard", "overhead", "refused", "running", "slow_head", "timer", "unsent")
     PATIENCE_SECONDS = 60.0
 
     def connection_made(self, transport: Any) -> None:
@@ -87,11 +87,15 @@ class Protocol(HttpToolsProtocol):
         self.refused = self.heard = False
         self.unsent = -1  # at the last look
         self.slow_head: Any = None
+        self.running: Any = None  # what is being answered; `cycle` is the newest request, which may wait behind it
         self.timer = self.loop.call_later(self.PATIENCE_SECONDS, self.look)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
         super().connection_lost(exc)
+        if self.running is not None and not self.running.response_complete:
+            self.running.disconnected = True
+            self.running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -115,9 +119,15 @@ class Protocol(HttpToolsProtocol):
         self.overhead = 0
         if not self.parser.should_upgrade():
             super().on_headers_complete()
+            if len(self.pipeline) == 1:  # one may wait: who leaves meanwhile is still to be noticed
+                self.flow.resume_reading()
             self.headers = []  # the scope has them; what a trailer says is not among them
         elif self.parser.get_method() == b"CONNECT":
             raise ValueError
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self.running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def head_without_upgrade(self) -> bytes:
         """What a parser that is new is told instead: one that has seen an upgrade takes the body for the next request.
@@ -147,7 +157,7 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         begun = cycle is not None and cycle.more_body
         if begun:
-            cycle.disconnected = True
+            cycle.disconnected, cycle.waiting_for_100_continue = True, False
             cycle.message_event.set()
         if self.pipeline or (begun and cycle.response_started):
             self.transport.close()

@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self.complete:  # more than the answer: nobody can tell what would come before the next one
-            self.abort()
+            raise ValueError
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.head_done:  # later ones are trailers, or of an answer that nobody asked for
@@ -105,16 +105,13 @@ class Connection(asyncio.Protocol):
             self.headers[name] = self.headers[name] + b", " + value if name in self.headers else value
 
     def on_headers_complete(self) -> None:
-        if self.head_done:
-            self.reusable = False
-            return
         status = self.parser.get_status_code()
         if status < 200:  # 100 and 103 come before the real head
             self.headers = {}
             return
         self.status, self.head_done = status, True
         self.reusable = self.parser.should_keep_alive()
-        framed = b"content-length" in self.headers or b"transfer-encoding" in self.headers
+        framed = b"content-length" in self.headers or b"chunked" in self.headers.get(b"transfer-encoding", b"").lower()
         self.until_close = not framed and status not in (204, 304)
         if (coding := self.headers.get(b"content-encoding", b"identity").lower()) in (b"gzip", b"x-gzip", b"deflate"):
             self.inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
@@ -123,7 +120,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self.overhead = 0
-        if self.complete:
+        if self.error is not None:
             return
         if self.lingering:
             self.buffered += len(data)
@@ -137,7 +134,7 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        if not self.head_done or self.complete:
+        if not self.head_done:
             return
         self.complete, self.answering = True, False
         if self.lingering and not self.held:
@@ -153,8 +150,6 @@ class Connection(asyncio.Protocol):
             self.salvage()
         if self.answering and not self.complete and self.error is None:
             self.error = httpx.ReadError("The connection broke.") if exc else httpx.RemoteProtocolError("Cut short.")
-        if self.drained is not None and not self.drained.done():
-            self.drained.set_result(None)
         self.wake()
         if self.timer is not None:
             self.timer.cancel()
@@ -174,8 +169,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        if self.drained is not None and not self.drained.done():
-            self.drained.set_result(None)
+        self.wake()
 
     def fail(self, error: httpx.RequestError) -> None:
         if self.error is None and not self.complete:
@@ -192,8 +186,9 @@ class Connection(asyncio.Protocol):
     # To the reader.
 
     def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+        for future in (self.waiter, self.drained):
+            if future is not None and not future.done():
+                future.set_result(None)
 
     def arm(self) -> None:
         """Keep the one timer no later than the deadline; a deadline that moved on costs nothing until it fires."""
@@ -468,7 +463,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     def release(self, connection: Connection) -> None:
         """Back into the pool."""
-        if connection.closed or not connection.reusable or connection.loop is not self.loop:
+        if connection.closed or connection.paused or not connection.reusable or connection.loop is not self.loop:
             connection.abort()
             return
         connection.used = True

@@ -424,6 +424,16 @@ async def test_whatever_goes_wrong_makes_room_again() -> None:
         assert await status(client) == 200
 
 
+async def test_who_sends_slowly_takes_no_place_from_others() -> None:
+    async with busy(1, FAULTS["good"]) as (_, client):
+        url = httpx.URL(client.base_url)
+        _, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{" % CHAT.encode())
+        await asyncio.sleep(0.05)
+        assert (await client.post(CHAT, json=ASKED)).status_code == 200
+        writer.close()
+
+
 async def test_a_place_is_kept_until_the_last_byte_of_a_stream() -> None:
     gate = asyncio.Event()
     async with busy(1, make("sse_openai", TEXT, gate=gate)) as (_, client):

@@ -75,6 +75,7 @@ REPLIES: dict[str, tuple[Answer, str]] = {
     "bare tokens of JSON": (pieces("data: {\n\n", 'data: "a"\n\n', "data: : 1}\n\n", kind=SSE), '{"a": 1}'),
     "bare tokens of Markdown": (pieces("data: [\n\n", "data: link](x)\n\n", kind=SSE), "[link](x)"),
     "bare tokens, a number first": (pieces("data: [1]\n\n", "data:  see\n\n", kind=SSE), "[1] see"),
+    "events, of mixed line ends": (pieces('data: {"text":"a"}\r\n\ndata: {"text":"b"}\r\n\n', kind=SSE), "ab"),
     "an event called text": (pieces('event: text\ndata: {"text":"Hi"}\n\n', kind=SSE), "Hi"),
     "digits": (pieces('data: {"text":"$"}\n\n', 'data: {"text":5}\n\n', kind=SSE), "$5"),
     # where the reply stands
@@ -361,6 +362,19 @@ async def test_a_relayed_event_that_is_no_chunk_is_a_failure(event: str, first: 
     assert "LEAK" not in response.text
     assert "[DONE]" not in response.text
     assert '"error"' in response.text
+
+
+async def test_a_large_event_that_comes_in_many_reads_is_relayed_as_it_is() -> None:
+    for end in ("\n\n", "\r\n\r\n", "\r\r", "\r\n\n"):
+        event = f'data: {{"choices":[{{"index":0,"delta":{{"content":"{"x" * 99}"}}}}]}}{end}'
+        text = event * 3 + END
+        for size in (1, 2, 3, 7, 100, 1000):
+            cut = [text[start : start + size] for start in range(0, len(text), size)]
+            answer = pieces(*cut, kind=SSE)
+            response = await client(answer, "openai_api_base").post(
+                "/v1/chat/completions", json=ASKED | {"stream": True}
+            )
+            assert response.text == text
 
 
 async def test_comments_blanks_and_fields_of_other_names_pass_through() -> None:

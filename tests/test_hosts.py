@@ -288,6 +288,19 @@ async def test_what_is_no_http_has_the_envelope_too(workers: str) -> None:
         assert "Traceback" not in process.log, process.log
 
 
+async def test_a_body_that_breaks_while_it_is_waited_for_leaves_no_traceback() -> None:
+    async with running() as process:
+        async with wire(process.url) as way:
+            sent = post("expect: 100-continue", "transfer-encoding: chunked", body=b"zz\r\n")
+            way.writer.write(sent.replace(b"content-length: 4\r\n", b""))
+            way.writer.write_eof()
+            async with asyncio.timeout(5):
+                assert b" 400 " in await way.reader.read()
+        process.signal()
+        await process.exit_code(10)
+    assert "Traceback" not in process.log, process.log
+
+
 async def test_a_stream_is_not_spoilt_by_what_is_sent_meanwhile_but_is_the_last() -> None:
     with served(mock_words_per_second=20) as url:
         for more in (b"no HTTP\r\n\r\n", get("/", "host: localhost", "x: " + "y" * 2 * HEAD_BYTES)):

@@ -102,6 +102,21 @@ async def test_leaving_before_the_first_byte_closes_the_upstream_at_once(
         await served_again(up, url)
 
 
+@pytest.mark.parametrize("pause", [0.0, 0.05], ids=["at once", "later"])
+@pytest.mark.parametrize("begun", [False, True])
+async def test_leaving_with_another_request_behind_it_closes_the_upstream_at_once(begun: bool, pause: float) -> None:
+    handler = make("sse_openai", TEXT, gate=GATE()) if begun else FAULTS["hang"]
+    async with forwarding(handler, "openai_api_base") as (up, url):
+        client = await Client.ask(url)
+        await asyncio.sleep(pause)
+        client.writer.write(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        await up.wait_requests()
+        await asyncio.sleep(0.05)
+        left_at = client.leave()
+        assert await up.wait_closed() - left_at < AT_ONCE
+        await served_again(up, url)
+
+
 @pytest.mark.parametrize("handler", ["head", "half"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_leaving_while_a_json_answer_comes_in_closes_the_upstream_at_once(way: str, handler: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from mongo_wire import MongoWire
 
+from backends import APIError
 from extras import limits
 from extras.limits import Gate, RateLimit, Verdict, duration, headers
 
@@ -320,6 +321,12 @@ def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) 
 
 def test_the_gate_lets_in_so_many_at_a_time() -> None:
     gate = Gate(2)
-    assert [gate.enter() for _ in range(4)] == [True, True, False, False]
+    gate.enter()
+    gate.check()
+    gate.enter()
+    for _ in range(2):
+        with pytest.raises(APIError):
+            gate.enter()
     gate.leave()
-    assert [gate.enter() for _ in range(2)] == [True, False]
+    gate.enter()
+    assert gate.inside == 2
