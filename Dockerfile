@@ -7,11 +7,13 @@ RUN pip install --no-cache-dir --disable-pip-version-check --require-hashes --re
     && mkdir /data && chown rewrap /data
 COPY main.py backends.py ./
 COPY extras extras
+RUN chmod -R a+rX .
 USER 10001
-ENV HOST=0.0.0.0 PORT=8000 STORE_URL=sqlite:////data/chat.db PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+# GRACE_SECONDS: below the 10 after which `docker stop` kills.
+ENV HOST=0.0.0.0 PORT=8000 STORE_URL=sqlite:////data/chat.db GRACE_SECONDS=8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \
-    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['PORT'] + '/health', timeout=2)"]
+    CMD ["python", "-c", "import http.client as h, os; c = h.HTTPConnection('127.0.0.1', os.environ['PORT'], timeout=2); c.request('GET', '/health'); exit(c.getresponse().status != 200)"]
 STOPSIGNAL SIGTERM
 CMD ["python", "main.py"]
