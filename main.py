@@ -26,6 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backends import (
+    TOO_LARGE,
     APIError,
     Backend,
     Chat,
@@ -36,10 +37,11 @@ from backends import (
     Mock,
     dumps,
     no_such_model,
+    unusable,
 )
 from extras import keys, probe
 from extras.anyshape import AnyShape
-from extras.checks import CHECKS, check_messages, check_metadata, invalid, missing, named, wrong_type
+from extras.checks import CHECKS, check_messages, check_metadata, check_model, invalid, missing, named
 from extras.docs import THEME, WEBSOCKET_NOTE, docs_routes
 from extras.factory import backend_of, who_answers
 from extras.figures import figures
@@ -93,8 +95,7 @@ def chat_from(payload: dict[str, Any], model: str, *, named_by_path: bool = Fals
     model = model if named_by_path else payload.get("model") or model
     if not model:
         raise invalid("you must provide a model parameter", None, None)
-    if type(model) is not str:
-        raise wrong_type("model", "a string", model)
+    check_model("model", model)
     if payload.get("messages") is None:
         raise missing("messages")
     check_messages("messages", payload["messages"])
@@ -304,8 +305,13 @@ class Gateway:
     async def seen(self, chat: Chat, deltas: Deltas, kept_for: tuple[str, str] | None) -> Deltas:
         """The same Deltas; before their end the hooks see the completion, and the store has it (for an owner, by a request)."""
         all_of_them: list[Delta] = []
+        left = self.settings.max_reply_bytes
         async with aclosing(deltas):
             async for delta in deltas:
+                more = orjson.dumps([delta.fields, delta.logprobs]) if delta.fields or delta.logprobs else b""
+                left -= 100 + len(delta.content) + len(more)  # in memory, about
+                if left < 0:
+                    raise unusable(TOO_LARGE, "too large", self.settings.upstream_failure_status)
                 all_of_them.append(delta)
                 yield delta
         whole = await self.finished(chat, all_of_them)

@@ -580,6 +580,7 @@ WRONG: list[tuple[dict[str, Any], tuple[str | None, str | None, str | None]]] = 
     ({"model": ""}, NO_MODEL),
     ({"model": None}, NO_MODEL),
     ({"model": 5}, wrong_type("model", "a string", "an integer")),
+    ({"model": "x" * 513}, (None, "model", "string_above_max_length")),
     ({"messages": GONE}, missing("messages")),
     ({"messages": None}, missing("messages")),
     ({"messages": []}, (EMPTY, "messages", "empty_array")),
@@ -1876,6 +1877,13 @@ def test_allowed_origin_goes_by_both_names(env: pytest.MonkeyPatch) -> None:
     assert Settings.load(NO_FILE).allow_origins == ("https://old.example",)
     env.setenv("ALLOW_ORIGINS", "https://a.example, https://b.example")
     assert Settings.load(NO_FILE).allow_origins == ("https://a.example", "https://b.example")
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "SECRET_KEY", "PORT"])
+def test_a_setting_that_is_not_utf_8_is_named(env: pytest.MonkeyPatch, name: str) -> None:
+    env.setenv(name, "\udcff1")
+    with pytest.raises(ValueError, match=f"^{name} is not UTF-8$"):
+        Settings.load(NO_FILE)
 
 
 def test_settings_are_frozen() -> None:

@@ -197,6 +197,14 @@ def check_stream_options(param: str, value: Any) -> None:
             typed(bool)(f"{param}.{name}", value[name])
 
 
+def check_model(param: str, value: Any) -> None:
+    if type(value) is not str:
+        raise wrong_type(param, "a string", value)
+    if len(value) > 512:  # it stands in logs and in the store's indexes
+        message = f"Invalid '{param}': string too long. Expected a string with maximum length 512, but got a string with length {len(value)} instead."
+        raise invalid(message, param, "string_above_max_length")
+
+
 CHECKS: dict[str, Check] = {  # by name: that is the order of the checks
     "completion_id": typed(str),
     "frequency_penalty": number(-2, 2),

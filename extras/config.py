@@ -55,7 +55,7 @@ class BackendTable:
 def read_config(path: str, environ: Mapping[str, str]) -> list[BackendTable]:
     """The backends of a file, in its order. Raises ValueError: one line that names the file, the backend and the field."""
     try:
-        data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeError) as error:
         raise ValueError(f"CONFIG: {path} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end

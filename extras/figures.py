@@ -30,7 +30,7 @@ PIPE = re.compile(r"(?<!\\)\|")
 RULE = re.compile(r":?-+:?")
 DATE = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01])([T ][0-9:.]{4,15}Z?)?)?")
 NUMBER = re.compile(
-    r"([-+]?) ?[$€£¥₹₩₽₺₫₪฿]? ?(-?)(?=[.0-9])((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)"
+    r"([-+]?) ?[$€£¥₹₩₽₺₫₪฿]? ?(-?)(?=\.?[0-9])((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)"
     r" ?[$€£¥₹₩₽₺₫₪฿%]?"
 )
 MISSING = {"", "-", "--", "–", "—", "?", "n/a", "na", "nan", "none", "null"}
@@ -136,7 +136,7 @@ def numbers(column: tuple[str, ...]) -> list[int | float | None] | None:
 def number(cell: str) -> int | float | None:
     """`-1,234.50`, `$5`, `5 €`, `12%`, `1e6`: as a number; None for anything else (a comma must part thousands)."""
     found = NUMBER.fullmatch(cell.replace("−", "-").replace("\xa0", " ")) if len(cell) < 40 else None
-    if not found or not found[3].strip(".") or (found[1] and found[2]):
+    if not found or (found[1] and found[2]):
         return None
     value = float(found[1] + found[2] + found[3].replace(",", ""))
     return int(value) if value.is_integer() and abs(value) < 2**53 else value if math.isfinite(value) else None

@@ -30,8 +30,15 @@ def document(version: str) -> Document:
             answers.append(operation["responses"]["200"])
     for response in [*responses.values(), *answers]:
         if "$ref" not in response:
-            response.setdefault("headers", {})["x-request-id"] = {"$ref": "#/components/headers/x-request-id"}
+            response.setdefault("headers", {}).update({name: header(name) for name in EVERYWHERE})
     return whole
+
+
+EVERYWHERE = ["x-request-id", *(f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset"))]
+
+
+def header(name: str) -> Document:
+    return {"$ref": f"#/components/headers/{name}"}
 
 
 def failure(error: Document, schema: str) -> Document:
@@ -40,6 +47,6 @@ def failure(error: Document, schema: str) -> Document:
     body: Document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     if schema == "AskError":
         body = {"role": "assistant", "content": message, "error": kind, "details": code or param}
-    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in error.get("headers", ())}
+    headers = {name: header(name) for name in error.get("headers", ())}
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": body}}
     return {"description": error["description"], "headers": headers, "content": content}

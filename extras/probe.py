@@ -29,7 +29,7 @@ STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 SLOT = re.compile(r"\{\w+\}")
 SECRET = re.compile(  # what looks like one; the first group stays
     r'(?i)("[\w-]*(?:key|token|secret|password|authorization)"\s*:\s*"|[?&][\w-]*(?:key|token|code|sig|secret|password)=)'
-    r'[^"&#\s]+|(?<=://)[^/@\s]+(?=@)|\beyJ[\w-]{8,}[\w.-]*|\b(?:(?:sk|pk)[-_]|(?:bearer|basic) )[\w.~+/=*-]{6,}'
+    r'[^"&#\s]+|(?<=://)[^/\s]+(?=@)|\beyJ[\w-]{8,}[\w.-]*|\b(?:(?:sk|pk)[-_]|(?:bearer|basic) )[\w.~+/=*-]{6,}'
 )
 NO_REPLY = re.compile(  # names of members that hold no reply, or cannot stand in a path
     r"(?i:(?:.*[_-])?(?:ids?|uuid|hash|at|time\w*|date|created|model|role|type|kind|status|state|name|errors?|detail|reason"

@@ -90,6 +90,10 @@ class Settings:
         for spec in fields(cls):
             name = spec.name.upper()
             text = found.get(name) or (found.get("ALLOWED_ORIGIN", "") if name == "ALLOW_ORIGINS" else "")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise ValueError(f"{name} is not UTF-8") from None
             if text.strip():
                 values[spec.name] = cast(name, text.strip(), spec.type, spec.metadata)
         if values.get("log_level", "info") not in ("debug", "info", "warning", "error"):
@@ -114,7 +118,7 @@ def variables(env_file: str = ".env") -> dict[str, str]:
     return values | dict(os.environ)
 
 
-# As python-dotenv reads one: `export` before it, quotes around its value, and a comment (blank and #) after it.
+# Like python-dotenv: `export` before it, quotes around its value (with no escapes), a comment (blank and #) after it.
 LINE = re.compile(
     r"""\s*(?:export\s+)?(?P<name>[^\s#=]+)\s*=(?:\s*(?P<mark>["'])(?P<quoted>.*?)(?P=mark)|\s*(?P<json>\{.*\})|(?P<bare>.*?))(?:\s+\#.*)?\s*"""
 )

@@ -36,7 +36,7 @@ class Several:
         """Whose pattern matches best."""
         found: list[tuple[bool, int, Backend]] = []
         for backend, patterns, _ in self.rows:
-            hits = [pattern for pattern in patterns if fnmatchcase(model, pattern)]
+            hits = [pattern for pattern in patterns if fnmatchcase(model, pattern.replace("[", "[[]"))]
             found += [(pattern == model, len(pattern), backend) for pattern in hits]
         return max(found, key=lambda row: row[:2])[2] if found else None
 
@@ -94,7 +94,7 @@ def origin(backend: Backend) -> Any:
     return urlsplit(url)[:2] if url else backend
 
 
-GLOB = re.compile(r"[*?\[]")
+GLOB = re.compile(r"[*?]")
 
 
 class Function:

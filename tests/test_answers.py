@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -258,9 +259,15 @@ async def test_an_upstream_that_gets_all_of_it_has_nothing_dropped() -> None:
 
 
 async def endless(
-    first: bytes, more: bytes, pause_s: float = 0.0, status: int = 200, kind: str = SSE, **limits: Any
+    first: bytes,
+    more: bytes,
+    pause_s: float = 0.0,
+    status: int = 200,
+    kind: str = SSE,
+    asked: dict[str, Any] | None = None,
+    **limits: Any,
 ) -> httpx.Response:
-    """What a client that wants no stream gets of it, within seconds."""
+    """What a client that wants no stream (or is `asked` otherwise) gets of it, within seconds."""
 
     async def content() -> AsyncIterator[bytes]:
         yield first
@@ -275,7 +282,7 @@ async def endless(
     settings = Settings(chat_url="http://bot/v1", store_url="sqlite://", **limits)
     app = create_app(settings, transport=httpx.MockTransport(upstream))
     async with asyncio.timeout(5), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://p") as some:
-        return await some.post("/v1/chat/completions", json=ASKED)
+        return await some.post("/v1/chat/completions", json=ASKED | (asked or {}))
 
 
 EVENT = b'data: {"text":"a"}\n\n'
@@ -311,6 +318,19 @@ async def test_the_words_of_a_refusal_are_not_waited_for_without_end() -> None:
 async def test_an_event_of_many_empty_lines_is_bounded() -> None:
     answer = await endless(EVENT, b"data\n" * 1000, max_event_bytes=20_000)
     assert answer.status_code == 502
+
+
+@pytest.mark.parametrize("more", [{"store": True}, {}], ids=["stored", "after hooks"])
+async def test_a_stream_that_is_kept_ends_by_its_size(
+    more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hooks_that_see.py").write_text("def after(chat, completion): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    hooks = {} if more else {"hooks": "hooks_that_see:after"}
+    answer = await endless(EVENT, EVENT, asked={"stream": True} | more, max_reply_bytes=10_000, **hooks)
+    assert (
+        json.loads(answer.text.split("\n\n")[-2][6:])["error"]["message"] == "The chat backend's answer is too large."
+    )
 
 
 # In front of an OpenAI-compatible upstream

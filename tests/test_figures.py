@@ -91,6 +91,8 @@ def test_a_cell_is_read_as_a_number(cell: str, number: float) -> None:
         "abc",
         "1,23",
         "1.2.3",
+        ".e5",
+        "-.e1",
         "1 2",
         "--5",
         "-$-5",

@@ -347,11 +347,11 @@ def test_no_secret_is_shown(speaks: Speaks, capsys: pytest.CaptureFixture[str]) 
     answer = {"answer": f"OK {SECRETS[0]} {theirs[0]}", "saw": f"{SECRETS[1]}!", "jwt": theirs[1]}
     answer["access_token"] = theirs[2]
     with speaks("dify", answer=answer, path="/v1/chat-messages.*") as up:
-        url = f"{up.url}/v1/chat-messages?api_key=query-secret-789".replace("//", "//me:password-1@")
+        url = f"{up.url}/v1/chat-messages?api_key=query-secret-789".replace("//", "//me:pass@word-1@")
         assert probe(url, "--key", SECRETS[0], "--header", f"Authorization: Bearer {SECRETS[1]}") == 0
         told = capsys.readouterr().out
         assert "api_key=query-secret-789" in up.requests[0][0], "what was given went there"
-    for secret in [*SECRETS, *theirs, "query-secret-789", "password-1"]:
+    for secret in [*SECRETS, *theirs, "query-secret-789", "word-1"]:
         assert secret not in told
     assert "OK *** ***" in told
     assert 'CHAT_KEY=YOUR-KEY\nCHAT_HEADERS={"Authorization": "YOUR-VALUE"}\n' in told

@@ -47,6 +47,15 @@ async def test_a_model_that_no_pattern_matches_is_not_listed_and_does_no_harm(tm
     assert (await some.get("/info")).json()["models"] == ["gpt-4o"]
 
 
+async def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
+    text = backend("a", 'models = ["sonnet[1m]", "x-[1m]-*"]')
+    some = client(tmp_path, text, {"/v1/models": httpx.Response(404), "a": httpx.Response(200, json=GOOD)})
+    for model, status in (("sonnet[1m]", 200), ("sonnet1", 404), ("x-[1m]-y", 200)):
+        assert (await some.post("/v1/chat/completions", json=ASKED | {"model": model})).status_code == status
+    assert [row["id"] for row in (await some.get("/v1/models")).json()["data"]] == ["sonnet[1m]"]
+    assert (await some.post("/ask", json={"messages": ASKED["messages"]})).status_code == 200
+
+
 async def test_the_usage_of_one_that_failed_is_not_that_of_the_next(tmp_path: Path) -> None:
     failed = b'data: {"choices":[],"usage":{"prompt_tokens":99,"completion_tokens":99,"total_tokens":198}}\n\n'
     text = backend("a", 'fallbacks = ["b"]', kind="chat") + backend("b", "models = []", kind="chat")

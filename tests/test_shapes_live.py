@@ -632,6 +632,11 @@ def test_a_bad_file_stops_the_start_with_one_line_that_says_where(
     assert "sk-in-the-file" not in str(raised.value)
 
 
+def test_a_file_may_begin_as_notepad_writes_it(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(MOCK, encoding="utf-8-sig")
+    assert [table.name for table in read_config(str(tmp_path / "c.toml"), {})] == ["a"]
+
+
 @pytest.mark.parametrize("name", ["none.toml", "", "latin.toml"])
 def test_a_file_that_cannot_be_read_says_so(name: str, tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'[[backend]]\nname = "\xe9"')

@@ -440,7 +440,10 @@ ANSWERS: dict[str, tuple[list[bytes], tuple[int, bytes], bool]] = {  # the bytes
 @pytest.mark.parametrize("name", ANSWERS)
 async def test_every_form_of_an_answer_is_understood(name: str) -> None:
     parts, expected, again = ANSWERS[name]
-    async with Upstream(sends(lambda r: parts, close if name.endswith("until close") else None)) as up, pooled() as pool:
+    async with (
+        Upstream(sends(lambda r: parts, close if name.endswith("until close") else None)) as up,
+        pooled() as pool,
+    ):
         for _ in range(3):
             reply = await begin(pool, up.url)
             assert b"link" not in reply.headers  # of a head before the head
