@@ -29,7 +29,7 @@ from upstreams import FAULTS, Upstream
 LONG = 1800.0  # seconds from which on the slope of the memory counts
 SAMPLE = 2.0  # seconds between two looks at the memory
 SLOPE = 1.0  # MB an hour, at most
-SLOW = {"hang", "slow_head", "drip", "drip_json", "slow_good"}
+SLOW = {"hang", "slow_head", "drip", "drip_json", "drip_mid", "pings_only", "blanks", "slow_good"}
 DEADLINES = {
     "FIRST_BYTE_TIMEOUT_SECONDS": "1.5",
     "STALL_TIMEOUT_SECONDS": "1.5",

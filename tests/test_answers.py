@@ -213,9 +213,10 @@ HALF = [
 
 
 async def test_of_two_choices_both_have_to_end() -> None:
-    answer = await client(pieces(*HALF, kind=SSE)).post("/v1/chat/completions", json=ASKED | {"n": 2})
-    assert answer.status_code == 502
-    assert "error" in (await streamed(pieces(*HALF, kind=SSE), n=2))[-1]
+    for way in ("chat_url", "openai_api_base"):
+        answer = await client(pieces(*HALF, kind=SSE), way).post("/v1/chat/completions", json=ASKED | {"n": 2})
+        assert answer.status_code == 502
+        assert "error" in (await streamed(pieces(*HALF, kind=SSE), way, n=2))[-1]
     ends = [c["finish_reason"] for c in await streamed(pieces(*HALF, "data: [DONE]\n\n", kind=SSE), n=2)]
     assert [end for end in ends if end] == ["stop", "stop"]
 
@@ -253,6 +254,14 @@ async def test_an_upstream_that_gets_all_of_it_has_nothing_dropped() -> None:
     for way, dropped in (("chat_url", "messages.image_url"), ("openai_api_base", None)):
         answer = await client(good, way).post("/v1/chat/completions", json=asked)
         assert answer.headers.get("x-dropped-params") == dropped
+
+
+async def test_ask_says_the_first_of_several_choices_alone() -> None:
+    rows = [(0, "one "), (1, "other "), (0, "two"), (1, "words")]
+    events = [f'data: {{"choices":[{{"index":{at},"delta":{{"content":"{text}"}}}}]}}\n\n' for at, text in rows]
+    for way in ("chat_url", "openai_api_base"):
+        answer = await client(pieces(*events, "data: [DONE]\n\n", kind=SSE), way).post("/ask", json=ASKED | {"n": 2})
+        assert answer.text == "one two"
 
 
 # What has no end

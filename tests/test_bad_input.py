@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -21,11 +22,14 @@ from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import ASKED, Process, served, started
 
+from backends import APIError, Params, dumps
+from extras.anyshape import AnyShape
 from extras.checks import CHECKS, ROLES
 from extras.front import normal_path
 from extras.openapi import document
 from extras.settings import Settings
-from main import Rewrap, create_app
+from extras.shapes import known_shapes
+from main import Rewrap, create_app, parse_chat
 
 EXAMPLES = int(os.environ.get("REWRAP_EXAMPLES", "400"))
 CHAT, ASK, AZURE, ONE = (
@@ -228,6 +232,59 @@ def tries(share: float = 1.0) -> Any:
 @given(st.sampled_from(POSTS), bodies() | st.binary(max_size=40))
 def test_no_body_breaks_the_server(path: str, body: bytes) -> None:
     assert complaints(ask("POST", path, body), path) == ""
+
+
+RIGHT_PART = st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}) | st.fixed_dictionaries(
+    {"type": st.sampled_from(["image_url", "input_audio", "file"])}, optional={"image_url": ANYTHING, "file": ANYTHING}
+)
+RIGHT_MESSAGE = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": TEXT | st.lists(RIGHT_PART)},
+    optional={
+        "name": TEXT,
+        "tool_calls": st.lists(st.fixed_dictionaries({"id": TEXT, "function": ANYTHING}), max_size=2),
+    },
+)
+RIGHT = GOOD | {
+    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans()}),
+    "tool_choice": st.sampled_from(["none", "auto"]),
+    "response_format": st.fixed_dictionaries({"type": st.sampled_from(["text", "json_object"])}),
+    "metadata": st.dictionaries(st.text("abc", max_size=3), TEXT, max_size=3),
+    "user": TEXT,
+    "session_id": ANYTHING,
+    "top_k": ANYTHING,
+    "reasoning_effort": ANYTHING,
+}
+ASKED_RIGHTLY = st.fixed_dictionaries(
+    {"model": st.sampled_from(["m", "ü/😀", "a b"]), "messages": st.lists(RIGHT_MESSAGE, min_size=1, max_size=4)},
+    optional={name: values for name, values in RIGHT.items() if name not in ("store", "top_logprobs")},
+)
+PARAMS = Params(rename={"max_tokens": "most"}, defaults={"seed": 1}, drop=("n", "user"), roles={"developer": "system"})
+
+
+def test_what_is_right_is_taken_and_every_shape_can_say_it() -> None:
+    """Most random bodies are refused at the door: these get in, and go through all shapes."""
+    shapes, tried, taken = [AnyShape(), *known_shapes().values()], 0, 0
+
+    @tries(0.5)
+    @given(ASKED_RIGHTLY)
+    def one(payload: dict[str, Any]) -> None:
+        nonlocal tried, taken
+        tried += 1
+        body = json.dumps(payload).encode()
+        answer = ask("POST", CHAT, body)
+        assert complaints(answer, CHAT) == ""
+        taken += answer.status == 200
+        if answer.status == 200:
+            chat = parse_chat(body)
+            for each in (chat, PARAMS.applied(chat)[0]):
+                for shape in shapes:
+                    shape.url("http://h/x", each)
+                    shape.dropped(each)
+                    with suppress(APIError):  # nested too deeply
+                        dumps(shape.request(each))
+
+    one()
+    assert taken > tried * 0.6, f"{taken} of {tried}"
 
 
 HEADER_NAMES = st.sampled_from(

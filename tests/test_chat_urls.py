@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -60,6 +61,36 @@ def said(body: str) -> str:
 
 async def chat(client: httpx.AsyncClient, **more: Any) -> httpx.Response:
     return await client.post("/v1/chat/completions", json=ASKED | more)
+
+
+async def test_streams_leave_their_connections_for_the_next() -> None:
+    for way, path in (("chat_url", "/chat"), ("openai_api_base", "/v1")):
+        async with Upstream(make("sse_openai", TEXT, pause_s=0.01)) as up:
+            with served(**{way: up.url + path}) as url:
+                async with asked_at(url) as client:
+                    for _ in range(5):
+                        assert said((await chat(client, stream=True)).text) == TEXT
+                        await asyncio.sleep(0.05)  # the end of HTTP comes after that of the events
+            assert up.connections == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_cannot_be_reached_in_time_is_given_up(way: str) -> None:
+    with socket.socket() as full:  # its queue is full: nobody says yes or no
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        others = [socket.socket() for _ in range(4)]
+        try:
+            for other in others:
+                other.setblocking(False)
+                other.connect_ex(("127.0.0.1", port))
+            with served(**{way: f"http://127.0.0.1:{port}/v1"}, connect_timeout_seconds=0.3) as url:
+                async with asked_at(url) as client, asyncio.timeout(3):
+                    check_envelope(await chat(client), 504, "timeout")
+        finally:
+            for other in others:
+                other.close()
 
 
 # ---- the text

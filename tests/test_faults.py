@@ -8,6 +8,7 @@ import asyncio
 import json
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -51,9 +52,18 @@ STATUSES = {
     422: ["422"],
     429: ["429_retry_after"],
     503: ["503_retry_after"],
-    504: ["hang", "slow_head", "drip", "drip_json"],
+    504: ["hang", "slow_head", "drip", "drip_json", "drip_mid", "pings_only", "blanks"],
 }
-BROKEN = ["reset_mid", "cut_chunk", "bad_chunk_size", "cut_event", "error_event", "truncated_sse"]  # in mid-stream
+SOON = ["hang", "slow_head", "pings_only", "blanks"]  # they end by the first deadline, not by that of the whole
+BROKEN = [
+    "reset_mid",
+    "cut_chunk",
+    "bad_chunk_size",
+    "cut_event",
+    "error_event",
+    "truncated_sse",
+    "drip_mid",
+]  # in mid-stream
 AS_IT_IS = {"nan_json": TEXT, "surrogate": "good, then \ud800", "deep_json": TEXT}  # where events go through unparsed
 
 
@@ -97,11 +107,12 @@ class Case:
     def __init__(self, up: Upstream, name: str, way: str, form: str) -> None:
         self.up, self.name, self.way, self.form = up, name, way, form
         self.got = b""
+        self.seconds = 0.0
 
     async def found(self, client: httpx.AsyncClient, model: str) -> Found:
         path = ASK if self.form == "ask" else CHAT
         body = ASKED | {"model": model, "stream": self.form != "whole", "user": f"{self.name}-{self.way}-{self.form}"}
-        ending = ""
+        ending, began = "", time.monotonic()
         headers = {"authorization": f"Bearer {CLIENTS}", "accept-encoding": "gzip"}
         try:
             async with client.stream("POST", path, json=body, headers=headers) as response:
@@ -112,11 +123,12 @@ class Case:
                         break
         except httpx.RemoteProtocolError:
             ending = "broken" if self.form == "ask" else "cut off"
+        self.seconds = time.monotonic() - began
         self.check_head(response)
         if ending == "endless" or response.status_code != 200:
             return ending or response.status_code
         if self.form == "stream":
-            return self.streamed()
+            return ending or self.streamed()
         text = self.got.decode() if self.form == "ask" else json.loads(self.got)["choices"][0]["message"]["content"]
         return ending or self.word(text)
 
@@ -140,6 +152,9 @@ class Case:
             assert headers["content-type"].startswith("text/event-stream")
             assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
             assert "content-length" not in headers
+        elif self.form == "ask":
+            assert headers["content-type"] == "text/plain; charset=utf-8"
+            assert (headers["cache-control"], headers["x-accel-buffering"]) == ("no-cache", "no")
 
     def streamed(self) -> str:
         body = self.got.decode().replace("\r\n", "\n").replace("\r", "\n")
@@ -190,14 +205,30 @@ async def test_the_fault_table(told: list[str]) -> None:
     wrong: list[str] = []
     held = 0
 
+    async def race(cases: list[Case]) -> list[Found]:
+        """Each on a connection that has served once, while nobody else asks."""
+        found = []
+        for case in cases:
+            client = ways[case.way][1]
+            await Case(up, "good", case.way, case.form).found(client, "keepalive_race")
+            found.append(await case.found(client, "keepalive_race"))
+        return found
+
     async def fault(name: str) -> None:
         nonlocal held
         cases = [Case(up, name, way, form) for way in WAYS for form in FORMS]
-        asking = (case.found(ways[case.way][1], name) for case in cases)
-        for case, found in zip(cases, await asyncio.gather(*asking, return_exceptions=True), strict=True):
+        if name == "keepalive_race":
+            results: list[Any] = await race(cases)
+        else:
+            asking = (case.found(ways[case.way][1], name) for case in cases)
+            results = await asyncio.gather(*asking, return_exceptions=True)
+        for case, found in zip(cases, results, strict=True):
             wanted = expected(name, case.way, case.form)
-            if found in (wanted if isinstance(wanted, tuple) else (wanted,)):
+            late = name in SOON and case.seconds > 2 and (case.way, case.form) != ("OPENAI_API_BASE", "whole")
+            if found in (wanted if isinstance(wanted, tuple) else (wanted,)) and not late:
                 held += 1
+            elif late:
+                wrong.append(f"{name}, {case.way}, {case.form}: {found!r} after {case.seconds:.1f} s")
             else:
                 wrong.append(f"{name}, {case.way}, {case.form}: {found!r} instead of {wanted!r}")
         for way in WAYS:
@@ -212,16 +243,17 @@ async def test_the_fault_table(told: list[str]) -> None:
         await fault("good")
         held = 0
         before = {way: await process.counts() for way, (process, _) in ways.items()}
-        light = [name for name in FAULTS if name not in HEAVY]
+        light = [name for name in FAULTS if name not in (*HEAVY, "keepalive_race")]
         await asyncio.gather(*(few(light[n::8]) for n in range(8)))
-        await few(HEAVY)
+        await few(["keepalive_race", *HEAVY])
         told.append(f"fault table: {held} of {len(FAULTS) * len(WAYS) * len(FORMS)} cases held")
-        for process, client in ways.values():
+        for _, client in ways.values():
             await client.aclose()
-            no_canary("".join(process.lines[1:]), up)  # the first one says where it asks
         await up.until(lambda: up.open == 0, 10)
         for way, (process, _) in ways.items():
             wrong += await left_behind(way, process, before[way])
+            await until_all_is_logged(process)
+            no_canary("".join(process.lines[1:]), up)  # the first one says where it asks
         for request in up.requests:
             assert request.path in ("/chat", CHAT), "a redirect was followed"
             assert CLIENTS not in str(request.headers)
@@ -230,7 +262,17 @@ async def test_the_fault_table(told: list[str]) -> None:
         )
         again = [user for user, count in times.items() if count > 1 + user.startswith(("keepalive_race", "reset-"))]
         assert not again, "asked more than once"
+        assert {times[f"keepalive_race-{way}-{form}"] for way in WAYS for form in FORMS} == {2}, "there was no race"
     assert not wrong, "\n".join(wrong)
+
+
+async def until_all_is_logged(process: Command) -> None:
+    """Its lines come in batches: one more request, and nothing before that is missing."""
+    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+        id = (await client.get(f"{process.url}/health")).headers["x-request-id"]
+    async with asyncio.timeout(3):
+        while id not in process.log:
+            await asyncio.sleep(0.01)
 
 
 async def left_behind(way: str, process: Command, before: dict[str, int]) -> list[str]:

@@ -288,6 +288,22 @@ async def test_what_is_no_http_has_the_envelope_too(workers: str) -> None:
         assert "Traceback" not in process.log, process.log
 
 
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+@pytest.mark.parametrize("last", [False, True])
+async def test_a_head_is_answered_without_a_body(path: str, last: bool) -> None:
+    with served() as url:
+        async with wire(url) as way:
+            for _ in range(1 if last else 2):
+                way.writer.write(get(path, "host: localhost", *["connection: close"] * last).replace(b"GET", b"HEAD"))
+                async with asyncio.timeout(AT_ONCE):
+                    head = await way.reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
+            if last:
+                assert await way.reader.read() == b""
+            else:
+                assert (await way.answer(get("/health", "host: localhost"))).status == 200
+
+
 async def test_a_body_that_breaks_while_it_is_waited_for_leaves_no_traceback() -> None:
     async with running() as process:
         async with wire(process.url) as way:

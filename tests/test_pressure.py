@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -10,9 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
-from commands import Command, running
+from commands import COUNTED, Command, running
 from serving import ASKED
-from upstreams import JSON, PLAIN, SSE, TEXT, Handler, Request, Upstream, chunk, dumps, head, send, whole
+from upstreams import FAULTS, JSON, PLAIN, SSE, TEXT, Handler, Request, Upstream, chunk, dumps, head, send, whole
 
 pytestmark = pytest.mark.anyio
 
@@ -184,3 +185,22 @@ async def test_a_large_upload_waits_for_a_slow_upstream() -> None:
                 assert len(process.descriptors()) == before  # the client has left, and the upstream is let go
         ended.set()
         await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("way", ["mock", "CHAT_URL", "OPENAI_API_BASE"])
+async def test_of_requests_that_have_ended_nothing_is_kept(way: str) -> None:
+    async with Upstream(FAULTS["good"]) as up:
+        settings = {"CHAT_URL": f"{up.url}/chat", "OPENAI_API_BASE": f"{up.url}/v1"}
+        env = {way: settings[way]} if way in settings else {}
+        async with running([sys.executable, "-c", COUNTED], **env) as process:
+            async with httpx.AsyncClient(base_url=process.url, trust_env=False, verify=False) as client:
+
+                async def ask(times: int) -> int:
+                    for number in range(times):
+                        said = [{"role": "user", "content": f"{number:06}" * 33_000}]  # 200 kB, each its own
+                        answer = await client.post(CHAT, json=ASKED | {"messages": said, "stream": number % 2 == 0})
+                        assert answer.status_code == 200
+                    return (await process.counts())["memory"]
+
+                before = await ask(20)
+                assert await ask(100) - before < 5 * MB

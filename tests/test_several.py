@@ -76,6 +76,14 @@ async def test_the_keys_of_the_file_are_in_no_log(
     assert ("Greet" in caplog.text, "a-plain-word" in caplog.text) == (True, False)
 
 
+async def test_the_limits_of_one_that_failed_are_not_those_of_the_next(tmp_path: Path) -> None:
+    failed = httpx.Response(200, headers={"x-ratelimit-limit-requests": "7"}, json={"error": {"message": "no"}})
+    text = backend("a", 'fallbacks = ["b"]') + backend("b", "models = []")
+    some = client(tmp_path, text, {"a": failed, "b": httpx.Response(200, json=GOOD)})
+    answer = await some.post("/v1/chat/completions", json=ASKED)
+    assert (answer.status_code, answer.headers.get("x-ratelimit-limit-requests")) == (200, None)
+
+
 async def test_a_clients_key_does_not_follow_to_another_provider(tmp_path: Path) -> None:
     seen: list[str | None] = []
 

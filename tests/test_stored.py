@@ -834,3 +834,16 @@ def test_two_servers_over_one_mongodb_see_each_others_completions(wire: MongoWir
             assert said(here, first) == said(there, first)
             here.chat.completions.delete(second)
             assert ids(there, metadata={"k": "v"}) == ids(there) == [first]
+
+
+# ---- whose it is
+
+
+@pytest.mark.parametrize("keys", [("sk-canary-of-a-client",), ()], ids=["with keys", "open"])
+def test_no_key_stands_in_the_store(tmp_path: Path, keys: tuple[str, ...]) -> None:
+    headers = {"authorization": "Bearer sk-canary-of-a-client"}
+    with served(store_url=f"sqlite:///{tmp_path}/chat.db", api_keys=keys) as url:
+        assert httpx.post(f"{url}{PATH}", json=asked(), headers=headers, trust_env=False).status_code == 200
+        files = [file for file in tmp_path.iterdir() if file.is_file()]
+        assert any(b"chatcmpl-" in file.read_bytes() for file in files)
+        assert [file for file in files if b"sk-canary" in file.read_bytes()] == []

@@ -272,6 +272,14 @@ async def test_after_the_race_there_is_one_retry_and_no_more() -> None:
             assert len(up.requests) == 3
 
 
+async def test_of_many_connections_that_have_become_stale_one_is_tried() -> None:
+    async with Upstream(FAULTS["keepalive_race"]) as up, pooled() as pool:
+        assert [status for status, _ in await asyncio.gather(*(ask(pool, up.url) for _ in range(5)))] == [200] * 5
+        assert len(up.requests) == 5
+        assert (await ask(pool, up.url))[0] == 200
+        assert len(up.requests) == 7
+
+
 @pytest.mark.parametrize(
     "beginning", [b"H", OK, OK + b"content-length: 5\r\n\r\n", OK + b"content-length: 5\r\n\r\nab"]
 )

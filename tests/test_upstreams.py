@@ -108,7 +108,10 @@ async def test_a_fault_that_is_legal_gives_its_text() -> None:
 
 WIRE = {
     "hang": ("", "open"),
-    "slow_head": ("^HTTP?$", "open"),
+    "slow_head": ("^H[TP]*$", "open"),
+    "drip_mid": (r'data: [^\n]*"\r\n(1\r\na\r\n)+$', "open"),
+    "pings_only": (r"\r\n\r\n(8\r\n: ping\n\n\r\n)+$", "open"),
+    "blanks": (r"application/json\r\n[^\n]*\r\n\r\n(1\r\n\n\r\n)+$", "open"),
     "drip": (r'data: {[^\n]*"\r\n(1\r\na\r\n)+$', "open"),
     "drip_json": (r'application/json\r\n[^\n]*\r\n\r\n[^\n]*\n{[^\n]*"\r\n(1\r\na\r\n)+$', "open"),
     "reset": ("^$", "reset"),

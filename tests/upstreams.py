@@ -530,6 +530,11 @@ FAULTS: dict[str, Handler] = {
     "slow_good": sends(lambda r: chunked(form(r), body(r) if r.sse else halves(payloads(r)[0], 10)), pause_s=0.1),
     "drip": pours(b"a", pause_s=0.05),
     "drip_json": pours(b"a", pause_s=0.05),
+    "drip_mid": sends(
+        lambda r: chain(begun(r, [*body(r)[: 3 if r.sse else 0], around(r)[0]]), repeat(chunk(b"a"))), pause_s=0.05
+    ),
+    "pings_only": sends(lambda r: chain(begun(r, []), repeat(chunk(b": ping\n\n" if r.sse else b"\n"))), pause_s=0.05),
+    "blanks": sends(lambda r: chain(begun(r, []), repeat(chunk(b"\n"))), pause_s=0.05),
     "endless": sends(lambda r: chain(begun(r, body(r)[:1]), repeat(chunk([*body(r), b" " * 2**12][1])))),
     "endless_json": pours(b"a" * 2**16),
     "endless_head": sends(lambda r: chain([head(form(r))[:-2]], repeat(b"x-more: and more\r\n" * 100))),
@@ -599,6 +604,8 @@ FAULTS: dict[str, Handler] = {
 # or endless as the name says, and simply good where the fault is one of SSE.
 FORCED_SSE = [
     "drip",
+    "drip_mid",
+    "pings_only",
     "endless",
     "huge_event",
     "reset_mid",
@@ -617,7 +624,7 @@ FORCED_SSE = [
     "no_space",
     "no_last_blank",
 ]
-FORCED_JSON = ["drip_json", "endless_json", "truncated_json", "truncated_json_clean"]
+FORCED_JSON = ["blanks", "drip_json", "endless_json", "truncated_json", "truncated_json_clean"]
 
 # These are to be given out as if nothing were odd; all other faults are failures, or are for the test to judge.
 GOOD = {"u2028": U2028_TEXT} | dict.fromkeys(
