@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import pytest
 import respx
+from conftest import no_errors  # noqa: F401  # for each test here, too
 
 from backends import ChatURL, words
 from extras.keys import sign
@@ -886,6 +887,7 @@ async def test_invalid_requests_are_422_where_it_is_set() -> None:
     assert (await some.get("/v1/foo")).status_code == 404
 
 
+@pytest.mark.logs_errors
 async def test_an_error_of_our_own_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
     some, _ = chat_url(RuntimeError("sk-boom"))
     for path in (CHAT, "/ask"):

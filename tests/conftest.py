@@ -1,6 +1,7 @@
 """What a run of the tests has to tell beside passed and failed: lines at its end."""
 
 import gc
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,28 @@ def nothing_kept() -> Iterator[None]:
     before = [file.stat().st_mtime_ns if file.exists() else 0 for file in here]
     yield
     assert before == [file.stat().st_mtime_ns if file.exists() else 0 for file in here]
+
+
+class Errors(logging.Handler):
+    """What is logged as an error of ours: a traceback, a task that failed unheard."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.append(self.format(record))
+
+
+@pytest.fixture(autouse=True)
+def no_errors(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A good 502 may hide a crash: where no test wants one (`logs_errors`), none is logged."""
+    errors = Errors()
+    logging.getLogger().addHandler(errors)
+    yield
+    logging.getLogger().removeHandler(errors)
+    if not request.node.get_closest_marker("logs_errors"):
+        assert errors.found == []
 
 
 @pytest.fixture

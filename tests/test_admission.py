@@ -409,6 +409,7 @@ async def status(client: httpx.AsyncClient, **more: Any) -> int:
     return answer.status_code
 
 
+@pytest.mark.logs_errors
 async def test_whatever_goes_wrong_makes_room_again() -> None:
     keys: Any = {"secret_key": (NEW,), "hooks": "test_admission:before_refusing", "store_url": "sqlite://"}
     async with busy(1, FAULTS["500"], **keys) as (up, client):
@@ -637,6 +638,7 @@ async def test_after_hooks_do_not_see_what_has_failed() -> None:
         assert SEEN == []
 
 
+@pytest.mark.logs_errors
 async def test_a_hook_that_raises_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async with hooked("before_refusing", "after_noting") as (up, client):
         for path, more in ((CHAT, {"user": "refused"}), (CHAT, {"user": "refused", "stream": True})):
@@ -651,6 +653,7 @@ async def test_a_hook_that_raises_is_500_and_tells_nothing(caplog: pytest.LogCap
         assert (await client.post(CHAT, json=ASKED)).status_code == 200
 
 
+@pytest.mark.logs_errors
 async def test_an_after_hook_that_raises_ends_a_stream_with_an_error() -> None:
     async with hooked("after_noting") as (_, client):
         for more in ({}, {"store": True}):
