@@ -10,7 +10,7 @@ COPY extras extras
 RUN chmod -R a+rX .
 USER 10001
 # GRACE_SECONDS: below the 10 after which `docker stop` kills.
-ENV HOST=0.0.0.0 PORT=8000 STORE_URL=sqlite:////data/chat.db GRACE_SECONDS=8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV HOST=0.0.0.0 PORT=8000 STORE_URL=sqlite:////data/chat.db GRACE_SECONDS=7 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 VOLUME /data
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s \

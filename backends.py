@@ -1,6 +1,6 @@
 """Backends: each one turns a Chat into a stream of Deltas. The mock, any chat URL, an OpenAI-compatible upstream.
 
-Knows httpx and what upstreams say on the wire; never imports Starlette or main.py, and of the folder beside it framing and redaction alone.
+Knows httpx and what upstreams say on the wire; never imports Starlette or main.py, and of the folder beside it calls, framing and redaction alone.
 A backend does not know which API shape is served: that is a rendering's business (extras/renderings.py).
 """
 
@@ -21,6 +21,7 @@ from urllib.parse import unquote_to_bytes
 import httpx
 import orjson
 
+from extras.calls import Calls
 from extras.framing import (
     DONE,
     EVENT_END,
@@ -229,8 +230,8 @@ class Mock:
 
     model = "mock-gpt-model"
 
-    def __init__(self, words_per_second: float = 0.0, name: str = "mock") -> None:
-        self.words_per_second, self.name = words_per_second, name
+    def __init__(self, words_per_second: float = 0.0, name: str = "mock", reply_bytes: int = 64 * 2**20) -> None:
+        self.words_per_second, self.name, self.reply_bytes = words_per_second, name, reply_bytes
 
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         return [model_card(self.model)]
@@ -238,7 +239,7 @@ class Mock:
     async def stream(self, chat: Chat) -> Deltas:
         text, count, finish_reason = self.reply(chat)
         choices = chat.payload.get("n") or 1
-        if choices > 1 and choices * len(text) > Limits().reply_bytes:
+        if choices > 1 and choices * len(text) > self.reply_bytes:
             raise APIError(400, "The mock's reply is too large: it repeats the prompt 'n' times.", param="n")
         prompt_tokens = sum([count_words(text_of(message.get("content"))) for message in chat.messages])
         chat.usage = usage(prompt_tokens, count * choices)
@@ -544,8 +545,9 @@ class ChatURL:
     async def read(self, reply: Reply, chat: Chat) -> Deltas:
         """The Deltas of a good answer, whatever its framing."""
         events, first = await self.opened(reply, chat)
+        calls = Calls()
         if not isinstance(events, (Lines, Pieces)):
-            for delta in self.checked(self.shape.answer(events), chat, events):
+            for delta in self.checked(self.shape.answer(events), chat, events, calls):
                 yield delta
             return
         loop = running_loop()
@@ -561,7 +563,7 @@ class ChatURL:
             if loop.time() > until:  # what comes faster than it is read never waits, and so never waits too long
                 raise TimeoutError
             for name, event in events.feed(data) if data else events.close():
-                for delta in self.checked(read(name, event), chat, None):
+                for delta in self.checked(read(name, event), chat, None, calls):
                     started.add(delta.index)
                     if delta.finish_reason:
                         finished.add(delta.index)
@@ -581,7 +583,7 @@ class ChatURL:
         for index in sorted((started or {0}) - finished):
             yield Delta(finish_reason=read.finish or "stop", index=index)
 
-    def checked(self, deltas: list[Delta], chat: Chat, value: Any) -> Iterator[Delta]:
+    def checked(self, deltas: list[Delta], chat: Chat, value: Any, calls: Calls) -> Iterator[Delta]:
         """What is said of the whole answer goes to the Chat; whole texts go on in portions."""
         if isinstance(value, dict) and "choices" in value and not chat.stored:
             chat.id = value["id"] if isinstance(value.get("id"), str) and value["id"] else chat.id
@@ -589,6 +591,8 @@ class ChatURL:
         for delta in deltas:
             if delta.usage:
                 chat.usage = delta.usage
+            if delta.fields and "tool_calls" in delta.fields:
+                delta.fields = delta.fields | {"tool_calls": calls(delta.index, delta.fields["tool_calls"])}
             if delta.fields or delta.logprobs or delta.usage:
                 try:  # orjson reads 1,024 levels and writes 254; in an answer they stand some levels down
                     orjson.dumps([[[[[[[[delta.fields, delta.logprobs, delta.usage]]]]]]]])

@@ -223,6 +223,13 @@ class Gateway:
             return f"user:{signed.user}"
         raise APIError(401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key", headers=BEARER)
 
+    def for_upstream(self, call: Call) -> str:
+        """The client's own Authorization (or api-key, as Azure's clients send it), if it was not for this server."""
+        if not self.open:
+            return ""
+        key = call.header(b"api-key")
+        return call.header(b"authorization") or (f"Bearer {key}" if key else "")
+
     async def owner(self, request: Request) -> str:
         """Who asks, by any route but those that talk; within the same limits."""
         return owner_id(await self.admit(request.scope["call"]))
@@ -259,8 +266,7 @@ class Gateway:
             log.debug("%s %s", call.id, loggable(body, self.secrets))
         chat = call.chat = parse(body, *args)
         chat.backend = self.backend.name
-        if self.open:  # a key for this server is none of the upstream's business
-            chat.authorization = call.header(b"authorization")
+        chat.authorization = self.for_upstream(call)
         if not isinstance(self.backend, Mock) or self.backend.words_per_second:  # one that never waits: 10 µs of 110
             call.watch()
         if not (self.before or self.after or chat.payload.get("store") or chat.payload.get("completion_id")):
@@ -272,7 +278,7 @@ class Gateway:
         call: Call = request.scope["call"]
         if not isinstance(self.backend, Mock):
             call.watch()
-        rows = await self.backend.models(call.header(b"authorization") if by_client and self.open else "")
+        rows = await self.backend.models(self.for_upstream(call) if by_client else "")
         call.unwatch()
         return rows
 
@@ -309,7 +315,7 @@ class Gateway:
         async with aclosing(deltas):
             async for delta in deltas:
                 more = orjson.dumps([delta.fields, delta.logprobs]) if delta.fields or delta.logprobs else b""
-                left -= 100 + len(delta.content) + len(more)  # in memory, about
+                left -= 100 + len(delta.content) + len(more)  # 100: about what an empty one takes
                 if left < 0:
                     raise unusable(TOO_LARGE, "too large", self.settings.upstream_failure_status)
                 all_of_them.append(delta)

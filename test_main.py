@@ -486,6 +486,22 @@ async def test_what_clients_make_up_is_remembered_within_bounds() -> None:
     assert len(app.gateway.backend.targets) <= 256
 
 
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings", "/completions"])
+async def test_who_wants_another_api_is_told_which_there_is(path: str) -> None:
+    error = envelope(await client().post(path, json={}))
+    assert error["message"].startswith(f"Invalid URL (POST {path}) This server has chat completions")
+    assert envelope(await client().post("/v1/nothing"))["message"] == "Invalid URL (POST /v1/nothing)"
+
+
+async def test_the_key_of_an_azure_client_goes_to_an_upstream_as_others_do() -> None:
+    some, route = openai(httpx.Response(200, json=openai_object({"content": "Hi"})))
+    assert (await some.post(CHAT, json=ASKED, headers={"api-key": "sk-azure"})).status_code == 200
+    assert route.calls.last.request.headers["authorization"] == "Bearer sk-azure"
+    some, route = openai(httpx.Response(200, json=openai_object({"content": "Hi"})), api_keys=("sk-azure",))
+    assert (await some.post(CHAT, json=ASKED, headers={"api-key": "sk-azure"})).status_code == 200
+    assert "authorization" not in route.calls.last.request.headers
+
+
 async def test_info_asks_nobody_with_a_clients_key() -> None:
     router = respx.MockRouter()
     listed = router.get(f"{API_BASE}/models").respond(json={"data": []})
@@ -2137,8 +2153,8 @@ def ours(modules: Iterable[str]) -> set[str]:
 
 
 def test_imports_run_one_way() -> None:
-    assert ours(imports_of(ROOT / "backends.py")) == {"extras.framing", "extras.redaction"}
-    for leaf in ("extras/framing.py", "extras/config.py", "extras/redaction.py"):
+    assert ours(imports_of(ROOT / "backends.py")) == {"extras.calls", "extras.framing", "extras.redaction"}
+    for leaf in ("extras/calls.py", "extras/framing.py", "extras/config.py", "extras/redaction.py"):
         assert ours(imports_of(ROOT / leaf)) == set(), leaf
     assert {module.split(".")[0] for module in ours(imports_of(ROOT / "main.py"))} == {"backends", "extras"}
     for file in {*(ROOT / "extras").glob("*.py")} - {ROOT / "extras/factory.py"}:  # that one puts others together

@@ -42,7 +42,11 @@ class AnyShape:
         text = find_reply(value)
         if text is None:
             raise ValueError("no reply")
-        return [Delta(text, "stop", whole=True, fields=extra_fields(value), usage=openai_usage(value))]
+        if not text and isinstance(value, dict):  # an empty one may stand beside the reply
+            text = next((said for name in REPLY_NAMES if isinstance(said := value.get(name), str) and said), "")
+        fields = extra_fields(value)
+        reason = "tool_calls" if fields and "tool_calls" in fields else "stop"
+        return [Delta(text, reason, whole=True, fields=fields, usage=openai_usage(value))]
 
     def reader(self) -> "AnyReader":
         return AnyReader()
@@ -95,20 +99,20 @@ class AnyReader:
         self.bare = self.bare or False
         if isinstance(value.get("choices"), list):
             self.complete = False
-            return openai_deltas(value, whole=False)
+            return self.ending(openai_deltas(value, whole=False))
         text = find_reply(value)
         if text is None:
             texts = (number_as_text(value.get(name)) for name in ("reply", "response", "answer", "text", "content"))
             text = next((text for text in texts if isinstance(text, str)), None)
         finish = value.get("finish_reason")
-        return [
-            Delta(
-                text or "",
-                finish if isinstance(finish, str) else None,
-                fields=extra_fields(value),
-                usage=openai_usage(value),
-            )
-        ]
+        finish = finish if isinstance(finish, str) else None
+        return self.ending([Delta(text or "", finish, fields=extra_fields(value), usage=openai_usage(value))])
+
+    def ending(self, deltas: list[Delta]) -> list[Delta]:
+        """The same; what they end with is known if nobody says it."""
+        if any("tool_calls" in delta.fields for delta in deltas if delta.fields):
+            self.finish = "tool_calls"
+        return deltas
 
 
 def json_in(data: bytes) -> Any:
@@ -132,12 +136,6 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
         content = number_as_text(content) if "delta" in choice else content
         fields = {k: v for k, v in message.items() if k not in ("role", "content") and v not in (None, [], "")}
         fields |= {k: v for k, v in figures_in(value).items() if not position}
-        if "tool_calls" in fields:
-            calls = fields["tool_calls"]
-            calls = calls if isinstance(calls, list) else [calls]
-            if not all(isinstance(call, dict) for call in calls):
-                raise ValueError("tool calls are no objects")
-            fields["tool_calls"] = [{"index": at} | call for at, call in enumerate(calls)]
         if whole and content is None and not fields and choice.get("finish_reason") in (None, "stop"):
             raise ValueError("no reply")
         parts = content if isinstance(content, list) else []
@@ -174,7 +172,12 @@ def extra_fields(value: Any) -> dict[str, Any] | None:
     """What an object of no known form says besides its text, under the names that clients know."""
     if not isinstance(value, dict):
         return None
-    return both_names({k: value[k] for k in ("reasoning_content", "reasoning") if value.get(k)} | figures_in(value))
+    message = value["message"] if isinstance(value.get("message"), dict) else {}
+    told = {k: place[k] for place in (message, value) for k in EXTRA if place.get(k)}
+    return both_names(told | figures_in(value))
+
+
+EXTRA = ("reasoning_content", "reasoning", "tool_calls")
 
 
 def figures_in(value: dict[str, Any]) -> dict[str, Any]:
@@ -205,8 +208,9 @@ def find_reply(value: Any, depth: int = 4, lists: int = 4) -> str | None:
     if not isinstance(value, dict) or not depth:
         return None
     here = [value[name] for name in (*REPLY_NAMES, *MORE_NAMES) if name in value]
-    if texts := [text for text in here if isinstance(text, str)]:
-        return next(filter(None, texts), "")
+    for text in here:
+        if isinstance(text, str):
+            return text
     inside = here + [value[name] for name in (*WRAPPERS, *OUTCOMES) if name in value]
     for inner in inside:
         if not isinstance(inner, str) and (text := find_reply(inner, depth - 1, lists)) is not None:

@@ -28,7 +28,7 @@ def backend_of(settings: Settings, client: Client) -> Backend:
     )
     common: dict[str, Any] = {"limits": limits, "failure_status": settings.upstream_failure_status}
     if settings.use_mock_api:
-        return Mock(settings.mock_words_per_second)
+        return Mock(settings.mock_words_per_second, reply_bytes=limits.reply_bytes)
     if path := settings.config:
         rows = [(backend_from(table, client, common, path), table) for table in read_config(path, variables())]
         return Several([(backend, table.models, table.fallbacks) for backend, table in rows])
@@ -42,7 +42,7 @@ def backend_of(settings: Settings, client: Client) -> Backend:
             raise ValueError(f"{name.upper()} is set, and CHAT_URL is not")
     if base := settings.openai_api_base:
         return made(OpenAI, "OPENAI_API_BASE", client, base, AnyShape(), key=settings.openai_api_key, **common)
-    return Mock(settings.mock_words_per_second)
+    return Mock(settings.mock_words_per_second, reply_bytes=limits.reply_bytes)
 
 
 def made(kind: type[ChatURL], where: str, client: Client, url: str, shape: Shape, **options: Any) -> Backend:
@@ -59,7 +59,7 @@ def made(kind: type[ChatURL], where: str, client: Client, url: str, shape: Shape
 def backend_from(table: BackendTable, client: Client, common: dict[str, Any], path: str) -> Backend:
     """One backend of the file. Raises ValueError."""
     if table.kind == "mock":
-        return Mock(table.words_per_second, table.name)
+        return Mock(table.words_per_second, table.name, common["limits"].reply_bytes)
     where = f"CONFIG: {path}: backend {table.name!r}"
     names = ("first_byte", "stall", "total")
     seconds = {name: value for name in names if (value := getattr(table, f"{name}_timeout_seconds"))}

@@ -304,7 +304,7 @@ class Front:
         if alone and given in self.known_hosts:
             return False
         name = host_name(given.decode("latin-1")) if alone else "?"  # of two, who knows which one is meant
-        if is_loopback(name) or name in allowed or "*" in allowed:
+        if is_loopback(name) or name.endswith(OF_THIS_MACHINE) or name in allowed or "*" in allowed:
             if len(self.known_hosts) < 100:
                 self.known_hosts.add(given)
             return False
@@ -334,7 +334,12 @@ class Front:
             return exc
         method, path = call.scope["method"], printable(call.scope["original_path"])
         if isinstance(exc, HTTPException) and exc.status_code == 404:
-            return APIError(404, f"Invalid URL ({method} {path})", reason="unknown URL")
+            hint = (
+                " This server has chat completions: POST /v1/chat/completions."
+                if OTHER_APIS.match(call.scope["path"])
+                else ""
+            )
+            return APIError(404, f"Invalid URL ({method} {path}){hint}", reason="unknown URL")
         if isinstance(exc, HTTPException) and exc.status_code == 405:
             hint = "(HINT: Perhaps you meant to use a different HTTP method?)"
             allow = [(b"allow", ", ".join(self.methods(call.scope["path"])).encode())]
@@ -343,7 +348,9 @@ class Front:
         return APIError(500, "The server had an error while processing your request.", type="server_error")
 
 
+OTHER_APIS = re.compile("/(?:responses|completions|embeddings)(?:/|$)")
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
+OF_THIS_MACHINE = (".localhost", ".docker.internal", ".containers.internal")  # no page on the net can have such a name
 PORT = re.compile(r":\d*\Z")
 IPV6 = re.compile(r"[0-9A-Fa-f]*:.*:")  # without the brackets that it has in a URL
 

@@ -18,23 +18,27 @@ def document(version: str) -> Document:
     whole["info"] |= {"version": version, "description": "\n".join(whole["info"]["description"])}
     errors, responses = whole.pop("errors"), whole["components"]["responses"]
     responses |= {status: failure(error, "Error") for status, error in errors.items()}
-    answers = []
+    answers = [(response, name not in UNCOUNTED) for name, response in responses.items()]
     for path, item in whole["paths"].items():
         for operation in (item[method] for method in ("get", "post", "delete") if method in item):
-            for status in operation.pop("errors"):
+            failures = operation.pop("errors")
+            answers.append((operation["responses"]["200"], 429 in failures))
+            for status in failures:
                 name = str(status)
                 if path == "/ask":
                     name = f"ask.{status}"
                     responses[name] = failure(errors[str(status)], "AskError")
+                    answers.append((responses[name], True))
                 operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
-            answers.append(operation["responses"]["200"])
-    for response in [*responses.values(), *answers]:
+    for response, counted in answers:
         if "$ref" not in response:
-            response.setdefault("headers", {}).update({name: header(name) for name in EVERYWHERE})
+            names = ["x-request-id", *LIMITS] if counted else ["x-request-id"]
+            response.setdefault("headers", {}).update({name: header(name) for name in names})
     return whole
 
 
-EVERYWHERE = ["x-request-id", *(f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset"))]
+UNCOUNTED = {"Health", "Page", "408", "431"}  # no rate limit counts them
+LIMITS = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
 
 
 def header(name: str) -> Document:

@@ -159,7 +159,13 @@ class Protocol(HttpToolsProtocol):
         if begun:
             cycle.disconnected, cycle.waiting_for_100_continue = True, False
             cycle.message_event.set()
-        if self.pipeline or (begun and cycle.response_started):
+        if self.pipeline:  # what is being answered, and what waits and is whole, are the last
+            if begun:
+                self.pipeline.popleft()
+            last = self.pipeline[0][0] if self.pipeline else self.running
+            last.keep_alive = False
+            return
+        if begun and cycle.response_started:
             self.transport.close()
             return
         if cycle is not None and not begun and not cycle.response_complete:

@@ -78,7 +78,9 @@ class Settings:
     total_timeout_seconds: float = setting(600.0, "For a whole answer that is no stream.", above=0)
     max_connections: int = setting(2000, "Connections to upstreams, for each worker.", least=1)
     max_body_bytes: int = setting(32 * 2**20, "The largest request; larger ones get 413.", least=1)
-    max_reply_bytes: int = setting(64 * 2**20, "The largest whole answer of an upstream.", least=1)
+    max_reply_bytes: int = setting(
+        64 * 2**20, "The largest whole answer, or stream that is kept, of an upstream.", least=1
+    )
     max_event_bytes: int = setting(8 * 2**20, "The largest single event of an upstream's stream.", least=1)
     upstream_proxy: str = setting("", "A proxy on the way to the upstream: http://host:port.", url=True)
 

@@ -80,6 +80,10 @@ REPLIES: dict[str, tuple[Answer, str]] = {
     "an event called text": (pieces('event: text\ndata: {"text":"Hi"}\n\n', kind=SSE), "Hi"),
     "digits": (pieces('data: {"text":"$"}\n\n', 'data: {"text":5}\n\n', kind=SSE), "$5"),
     # where the reply stands
+    "an empty text beside it, last": (
+        pieces('data: {"content":"Hi","answer":""}\n\n', 'data: {"content":"","answer":"Hi"}\n\n', kind=SSE),
+        "Hi",
+    ),
     "an empty text before it": (says('{"response":"","text":"Hi"}'), "Hi"),
     "an envelope": (says('{"code":200,"message":"success","data":{"reply":"Hi"}}'), "Hi"),
     "a conversation": (
@@ -99,7 +103,7 @@ REPLIES: dict[str, tuple[Answer, str]] = {
 }
 
 
-def client(answer: Answer, way: str = "chat_url") -> httpx.AsyncClient:
+def client(answer: Answer, way: str = "chat_url", **more: Any) -> httpx.AsyncClient:
     kind, parts, whole = answer
 
     async def content() -> AsyncIterator[bytes]:
@@ -110,7 +114,7 @@ def client(answer: Answer, way: str = "chat_url") -> httpx.AsyncClient:
         length = {"content-length": str(sum(map(len, parts)))} if whole else {}
         return httpx.Response(200, headers={"content-type": kind} | length, content=content())
 
-    settings = Settings(**{way: "http://bot/v1"}, store_url="sqlite://")
+    settings = Settings(**{way: "http://bot/v1"} | more, store_url="sqlite://")
     app = create_app(settings, transport=httpx.MockTransport(upstream))
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy")
 
@@ -170,8 +174,9 @@ async def test_what_is_no_reply_is_a_failure(kind: str, parts: list[str], stream
 
 async def streamed(answer: Answer, way: str = "chat_url", **more: Any) -> list[dict[str, Any]]:
     """The choices of all chunks, and last the error, if there is one."""
+    settings = {name: more.pop(name) for name in list(more) if name == "chat_shape"}
     asked = ASKED | {"stream": True} | more
-    response = await client(answer, way).post("/v1/chat/completions", json=asked)
+    response = await client(answer, way, **settings).post("/v1/chat/completions", json=asked)
     assert response.status_code == 200, response.text
     events = [json.loads(event[6:]) for event in response.text.split("\n\n") if event.startswith("data: {")]
     return [choice for event in events for choice in event.get("choices", [event])]
@@ -219,6 +224,66 @@ async def test_of_two_choices_both_have_to_end() -> None:
         assert "error" in (await streamed(pieces(*HALF, kind=SSE), way, n=2))[-1]
     ends = [c["finish_reason"] for c in await streamed(pieces(*HALF, "data: [DONE]\n\n", kind=SSE), n=2)]
     assert [end for end in ends if end] == ["stop", "stop"]
+
+
+def call(id: str | None, index: int | None, name: str | None, arguments: Any) -> dict[str, Any]:
+    said = {"id": id, "index": index, "function": {"name": name, "arguments": arguments}}
+    said["function"] = {k: v for k, v in said["function"].items() if v is not None}  # type: ignore[union-attr]
+    return {k: v for k, v in said.items() if v is not None}
+
+
+CALLS = {
+    "as OpenAI": [[call("a", 0, "f", "")], [call(None, 0, None, '{"x"')], [call(None, 0, None, ":1}")], [call("b", 1, "g", "{}")]],
+    "no index": [[call("a", None, "f", '{"x":1}')], [call("b", None, "g", "{}")]],
+    "always 0": [[call("a", 0, "f", '{"x":1}')], [call("b", 0, "g", "{}")]],
+    "neither index nor id": [[call(None, None, "f", '{"x":1}')], [call(None, None, "g", "{}")]],
+    "pieces without an index": [[call("a", None, "f", '{"x"')], [call(None, None, None, ":1}")], [call("b", None, "g", "{}")]],
+    "the id in each piece": [[call("a", 0, "f", '{"x"')], [call("a", 0, None, ":1}")], [call("b", 1, "g", "{}")]],
+    "the name in each piece": [[call("a", 0, "f", '{"x"')], [call("a", 0, "f", ":1}")], [call("b", 1, "g", "{}")]],
+    "both at once": [[call("a", None, "f", '{"x":1}'), call("b", None, "g", "{}")]],
+    "objects": [[call("a", 0, "f", {"x": 1}), call("b", 1, "g", {})]],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", [{}, {"chat_shape": "openai"}], ids=["any shape", "openai"])
+@pytest.mark.parametrize("finish", ["tool_calls", None])
+@pytest.mark.parametrize("name", CALLS)
+async def test_calls_of_tools_come_through_however_they_are_numbered(
+    name: str, finish: str | None, settings: dict[str, Any]
+) -> None:
+    rows = [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": None} for calls in CALLS[name]]
+    rows += [{"index": 0, "delta": {}, "finish_reason": finish}] * bool(finish)
+    events = [f"data: {json.dumps({'choices': [row]})}\n\n" for row in rows]
+    answer = pieces(*events, "data: [DONE]\n\n", kind=SSE)
+    asked = ASKED | {"tools": [{"type": "function", "function": {"name": "f"}}]}
+    whole = (await client(answer, **settings).post("/v1/chat/completions", json=asked)).json()["choices"][0]
+    found: dict[int, list[Any]] = {}
+    choices = await streamed(answer, **settings)
+    for piece in (piece for choice in choices for piece in choice["delta"].get("tool_calls", [])):
+        found.setdefault(piece["index"], []).append(piece)
+    assert [whole["finish_reason"], choices[-1]["finish_reason"]] == ["tool_calls"] * 2
+    for calls in (whole["message"]["tool_calls"], [rows[0] for _, rows in sorted(found.items())]):
+        assert [call["function"]["name"][0] for call in calls] == ["f", "g"]
+        assert all(call["id"] and call["type"] == "function" for call in calls)
+    texts = ["".join(row["function"]["arguments"] for row in rows) for _, rows in sorted(found.items())]
+    for said in (texts, [call["function"]["arguments"] for call in whole["message"]["tool_calls"]]):
+        assert [json.loads(text) for text in said] == [{"x": 1}, {}]
+
+
+async def test_calls_of_tools_beside_a_message_are_not_lost() -> None:
+    said = says('{"message":{"content":"","tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]},"done":true}')
+    whole = (await client(said).post("/v1/chat/completions", json=ASKED)).json()["choices"][0]
+    assert (whole["finish_reason"], whole["message"]["content"]) == ("tool_calls", None)
+    assert whole["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a":1}'}
+    assert whole["message"]["tool_calls"][0]["id"]
+
+
+async def test_calls_that_are_none_are_a_failure() -> None:
+    for calls in ('["f"]', '"f"', "[1]"):
+        said = says(f'{{"choices":[{{"message":{{"content":"x","tool_calls":{calls}}}}}]}}')
+        for stream in (False, True):
+            answer = await client(said).post("/v1/chat/completions", json=ASKED | {"stream": stream})
+            assert answer.status_code == 502
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

@@ -70,7 +70,7 @@ async def test_streams_leave_their_connections_for_the_next() -> None:
                 async with asked_at(url) as client:
                     for _ in range(5):
                         assert said((await chat(client, stream=True)).text) == TEXT
-                        await asyncio.sleep(0.05)  # the end of HTTP comes after that of the events
+                        await asyncio.sleep(0.3)  # the end of HTTP comes after that of the events
             assert up.connections == 1
 
 

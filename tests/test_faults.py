@@ -33,7 +33,7 @@ CLIENTS = "sk-canary-key-of-the-client-c0de"
 LIMITS = {
     "FIRST_BYTE_TIMEOUT_SECONDS": "0.9",
     "STALL_TIMEOUT_SECONDS": "0.6",
-    "TOTAL_TIMEOUT_SECONDS": "2.5",
+    "TOTAL_TIMEOUT_SECONDS": "5",
     "MAX_REPLY_BYTES": "20000000",
     "MAX_EVENT_BYTES": "2000000",
     "LOG_LEVEL": "debug",
@@ -224,7 +224,7 @@ async def test_the_fault_table(told: list[str]) -> None:
             results = await asyncio.gather(*asking, return_exceptions=True)
         for case, found in zip(cases, results, strict=True):
             wanted = expected(name, case.way, case.form)
-            late = name in SOON and case.seconds > 2 and (case.way, case.form) != ("OPENAI_API_BASE", "whole")
+            late = name in SOON and case.seconds > 4 and (case.way, case.form) != ("OPENAI_API_BASE", "whole")
             if found in (wanted if isinstance(wanted, tuple) else (wanted,)) and not late:
                 held += 1
             elif late:

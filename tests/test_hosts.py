@@ -80,8 +80,21 @@ def post(*headers: str, body: bytes = BODY, host: str = "localhost", path: str =
 
 # ---- Hosts
 
-OURS = ["127.0.0.1", "127.0.0.1:8000", "localhost", "LocalHost:1", "[::1]", "[::1]:8000", "localhost:"]
+OURS = [
+    "host.docker.internal:8000",
+    "host.containers.internal",
+    "app.localhost",
+    "127.0.0.1",
+    "127.0.0.1:8000",
+    "localhost",
+    "LocalHost:1",
+    "[::1]",
+    "[::1]:8000",
+    "localhost:",
+]
 FOREIGN = [
+    "docker.internal.evil.example",
+    "evil.internal",
     "evil.example",
     "evil.example:8000",
     "127.0.0.1.evil.example",
@@ -302,6 +315,20 @@ async def test_a_head_is_answered_without_a_body(path: str, last: bool) -> None:
                 assert await way.reader.read() == b""
             else:
                 assert (await way.answer(get("/health", "host: localhost"))).status == 200
+
+
+async def test_a_stream_is_not_spoilt_by_what_comes_behind_a_request_that_waits() -> None:
+    with served(mock_words_per_second=20) as url:
+        async with wire(url) as way:
+            way.writer.write(
+                post(body=json.dumps(ASKED | {"stream": True}).encode()) + get("/health", "host: localhost")
+            )
+            said = await way.reader.readuntil(b"data: ")
+            way.writer.write(b"no HTTP\r\n\r\n")
+            async with asyncio.timeout(10):
+                said += await way.reader.read()
+            assert b"data: [DONE]\n\n\r\n0\r\n\r\n" in said
+            assert said.count(b"HTTP/1.1 200 ") == 2  # the one that waited is whole, and answered, too
 
 
 async def test_a_body_that_breaks_while_it_is_waited_for_leaves_no_traceback() -> None:
