@@ -489,7 +489,7 @@ async def test_what_clients_make_up_is_remembered_within_bounds() -> None:
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings", "/completions"])
 async def test_who_wants_another_api_is_told_which_there_is(path: str) -> None:
     error = envelope(await client().post(path, json={}))
-    assert error["message"].startswith(f"Invalid URL (POST {path}) This server has chat completions")
+    assert error["message"].startswith(f"Invalid URL (POST {path}). This server has chat completions")
     assert envelope(await client().post("/v1/nothing"))["message"] == "Invalid URL (POST /v1/nothing)"
 
 

@@ -335,7 +335,7 @@ class Front:
         method, path = call.scope["method"], printable(call.scope["original_path"])
         if isinstance(exc, HTTPException) and exc.status_code == 404:
             hint = (
-                " This server has chat completions: POST /v1/chat/completions."
+                ". This server has chat completions: POST /v1/chat/completions."
                 if OTHER_APIS.match(call.scope["path"])
                 else ""
             )
