@@ -60,8 +60,8 @@ class Chunks:
             # Words that are ready together leave together, each still an event: 100 words cost a tenth of 100 sends.
             texts = words(delta.content) if delta.whole and delta.logprobs is None else [delta.content]
             out += begin_text + (between + begin_text).join(map(orjson.dumps, texts)) + between
-        for call in tool_calls:
-            piece = {"tool_calls": [call]}
+        for position, call in enumerate(tool_calls):
+            piece = {"tool_calls": [{"index": position} | call]}
             out += begin + orjson.dumps(piece) + b',"logprobs":null' + self.tail
         if delta.finish_reason:
             finish = b'{},"logprobs":null,"finish_reason":%b' % orjson.dumps(delta.finish_reason)

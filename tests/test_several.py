@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from backends import Chat, Params
+from backends import Chat, Delta, Params
 from extras.settings import Settings
 from main import create_app
 
@@ -251,3 +251,25 @@ async def test_a_function_gives_or_yields_text_in_any_way(function: Any) -> None
             assert answer.status_code == 200, answer.text
             assert not stream or "[DONE]" in answer.text
         assert (await some.post("/ask", json=ASKED)).text == "Hello"
+
+
+class Calling:
+    """A Backend of one's own, whose calls of tools have no numbers."""
+
+    name = "own"
+
+    async def models(self, authorization: str) -> list[dict[str, Any]]:
+        return []
+
+    async def stream(self, chat: Chat) -> Any:
+        calls = [{"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}} for id in ("a", "b")]
+        yield Delta(fields={"tool_calls": calls}, finish_reason="tool_calls")
+
+
+async def test_calls_of_a_backend_of_ones_own_are_numbered_in_a_stream() -> None:
+    app = create_app(Settings(store_url="sqlite://"), backend=Calling())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+        answer = await some.post("/v1/chat/completions", json=ASKED | {"stream": True})
+    events = [json.loads(event[6:]) for event in answer.text.split("\n\n") if event.startswith("data: {")]
+    calls = [call for event in events for call in event["choices"][0]["delta"].get("tool_calls", [])]
+    assert [(call["index"], call["id"]) for call in calls] == [(0, "a"), (1, "b")]
