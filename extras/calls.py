@@ -24,20 +24,24 @@ class Calls:
         if not isinstance(call, dict):
             raise ValueError("a call of a tool is no object")
         function = call["function"] if isinstance(call.get("function"), dict) else {}
-        id, index = call.get("id"), call.get("index")
-        index = index if isinstance(index, int) and 0 <= index < MOST else None
-        begins = bool(function.get("name")) and not (id in ids if id else index is not None and index < len(ids))
-        if id in ids:
+        id = call["id"] if isinstance(call.get("id"), str) else ""
+        index = call["index"] if isinstance(call.get("index"), int) and 0 <= call["index"] < MOST else None
+        taken = index is not None and index < len(ids) and bool(ids[index])
+        begins = bool(function.get("name")) and not (id in ids if id else taken)
+        if id and id in ids:
             index = ids.index(id)
-        elif begins and (index is None or index < len(ids)):
+        elif begins and (index is None or taken):
             index = len(ids)
         elif index is None:
             index = max(len(ids) - 1, 0)
+        ids += [""] * (index + 1 - len(ids))
         known: dict[str, Any] = {"index": index}
-        if index >= len(ids):
-            ids += [""] * (index - len(ids)) + [id if isinstance(id, str) and id else f"call_{uuid4().hex}"]
+        if not ids[index]:
+            ids[index] = id or f"call_{uuid4().hex}"
             known |= {"id": ids[index], "type": "function"}
-        known |= {name: value for name, value in call.items() if value is not None and name != "index"}
+        elif id:
+            known["id"] = id
+        known |= {name: value for name, value in call.items() if value is not None and name not in ("id", "index")}
         arguments = function.get("arguments")
         if arguments is not None and not isinstance(arguments, str):
             known["function"] = function | {"arguments": written(arguments)}

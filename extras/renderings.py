@@ -124,9 +124,10 @@ def completion(chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
             merge(choice, {"logprobs": delta.logprobs})
         choice["finish"] = delta.finish_reason or choice["finish"]
     for choice in choices.values():
-        for call in choice["fields"].get("tool_calls") or ():
-            if isinstance(call, dict):
-                call.pop("index", None)  # it is of pieces alone; some upstreams refuse to hear it
+        calls = choice["fields"].get("tool_calls") or []
+        calls.sort(key=lambda call: call.get("index", 0))
+        for call in calls:
+            call.pop("index", None)  # it is of pieces alone; some upstreams refuse to hear it
     counted(chat, size)
     return {
         "id": chat.id,

@@ -236,6 +236,8 @@ CALLS = {
     "as OpenAI": [[call("a", 0, "f", "")], [call(None, 0, None, '{"x"')], [call(None, 0, None, ":1}")], [call("b", 1, "g", "{}")]],
     "no index": [[call("a", None, "f", '{"x":1}')], [call("b", None, "g", "{}")]],
     "always 0": [[call("a", 0, "f", '{"x":1}')], [call("b", 0, "g", "{}")]],
+    "the second one first": [[call("b", 1, "g", "{}")], [call("a", 0, "f", '{"x"')], [call("", 0, None, ":1}")]],
+    "empty ids": [[call("", 0, "f", '{"x":1}')], [call("", 1, "g", "{}")]],
     "neither index nor id": [[call(None, None, "f", '{"x":1}')], [call(None, None, "g", "{}")]],
     "pieces without an index": [[call("a", None, "f", '{"x"')], [call(None, None, None, ":1}")], [call("b", None, "g", "{}")]],
     "the id in each piece": [[call("a", 0, "f", '{"x"')], [call("a", 0, None, ":1}")], [call("b", 1, "g", "{}")]],
