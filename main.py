@@ -185,7 +185,7 @@ class Gateway:
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings, self.backend = settings, backend
         self.backends = [row for row, _, _ in backend.rows] if isinstance(backend, Several) else [backend]
-        own_keys = [row.key for row in self.backends if isinstance(row, ChatURL) and row.key]
+        own_keys = [row.key for row in self.backends if isinstance(row, ChatURL) and len(row.key) > 3]
         self.secrets = settings.secrets() + own_keys  # for no log
         self.keys = [key.encode() for key in settings.api_keys]
         self.open = not self.keys and not settings.secret_key
