@@ -9,158 +9,54 @@ import asyncio
 import hmac
 import logging
 import sys
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from hashlib import sha256
 from multiprocessing import parent_process
 from typing import Any
 
 import httpx
 import orjson
+from rewrap.backends import ChatURL, Mock
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backends import (
-    TOO_LARGE,
-    APIError,
-    Backend,
-    Chat,
-    ChatURL,
-    Client,
-    Delta,
-    Deltas,
-    Mock,
-    dumps,
-    no_such_model,
-    unusable,
-)
-from extras import keys, probe
-from extras.anyshape import AnyShape
-from extras.checks import CHECKS, check_messages, check_metadata, check_model, invalid, missing, named
-from extras.docs import THEME, WEBSOCKET_NOTE, docs_routes
-from extras.factory import backend_of, who_answers
-from extras.figures import figures
-from extras.front import JSON_TYPE, Call, Front, is_loopback, random_hex
-from extras.hooks import load_hooks
-from extras.hooks import run as run_hooks
-from extras.limits import Gate, RateLimit
-from extras.limits import headers as limit_headers
-from extras.openapi import document
-from extras.redaction import loggable, masked
-from extras.renderings import Chunks, PlainText, completion
-from extras.server import graceful, run
-from extras.settings import Settings
-from extras.several import Function, Several
-from extras.shapes import known_shapes, shape_of
-from extras.store import SQLiteStore, StoreDown, open_store
-from extras.stored import JSON, StoredCompletions, still_new
-from extras.transport import Transport
+from rewrap import probe
+from rewrap.api.chat import Chunks, PlainText, completion
+from rewrap.api.openapi import document
+from rewrap.api.requests import parse_ask, parse_chat, parse_metadata
+from rewrap.api.stored import JSON, StoredCompletions, still_new
+from rewrap.config.settings import Settings
+from rewrap.factory import backend_summary, build_backend
+from rewrap.figures import figures
+from rewrap.hooks import load_hooks, run_hooks
+from rewrap.redaction import loggable, masked
+from rewrap.server import keys
+from rewrap.server.auth import BEARER, owner_id
+from rewrap.server.edge import JSON_TYPE, EdgeMiddleware, RequestContext
+from rewrap.server.hosts import is_loopback
+from rewrap.server.limits import Gate, RateLimit
+from rewrap.server.limits import headers as limit_headers
+from rewrap.server.serve import graceful, run
+from rewrap.storage import open_store
+from rewrap.storage.base import StoreDown
+from rewrap.storage.sqlite import SQLiteStore
+from rewrap.types import APIError, Backend, ChatRequest, Delta, Deltas, dumps, no_such_model
+from rewrap.upstream.auto import AutoShape
+from rewrap.upstream.client import TOO_LARGE, Client, bad_gateway
+from rewrap.upstream.pool import Transport
+from rewrap.upstream.router import CallableBackend, ModelRouter
+from rewrap.upstream.shapes import known_shapes, shape_of
+from rewrap.web.docs import THEME, WEBSOCKET_NOTE, docs_routes
 
 __version__ = "0.1.0"
 log = logging.getLogger("rewrap")
 
 
 # Requests, checked by hand (extras/checks.py has a check for each field).
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """A request's JSON object. Raises APIError."""
-    try:
-        payload = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        message = "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)"
-        raise APIError(400, message) from None
-    if type(payload) is not dict:
-        raise APIError(400, f"Invalid type for the body: expected an object, but got {named(payload)} instead.")
-    return payload
-
-
-def parse_chat(body: bytes, default_model: str = "", path_model: str = "") -> Chat:
-    """A request for a chat completion. Raises APIError."""
-    chat = chat_from(parse_object(body), path_model or default_model, named_by_path=bool(path_model))
-    chat.body, chat.relay = body, True
-    return chat
-
-
-def chat_from(payload: dict[str, Any], model: str, *, named_by_path: bool = False) -> Chat:
-    """A payload, checked in OpenAI's order: model, messages, then the rest by name. Raises APIError.
-
-    null counts as absent. Fields that are not known are kept: they go on to the upstream.
-    """
-    model = model if named_by_path else payload.get("model") or model
-    if not model:
-        raise invalid("you must provide a model parameter", None, None)
-    check_model("model", model)
-    if payload.get("messages") is None:
-        raise missing("messages")
-    check_messages("messages", payload["messages"])
-    for name, check in CHECKS.items():
-        if (value := payload.get(name)) is not None:
-            check(name, value)
-    if payload.get("top_logprobs") and not payload.get("logprobs"):
-        message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
-        raise invalid(message, "top_logprobs", None)
-    return Chat(
-        model,
-        payload["messages"],
-        payload,
-        stream=payload.get("stream") is True,
-        include_usage=bool((payload.get("stream_options") or {}).get("include_usage")),
-        id=f"chatcmpl-{random_hex()}",
-        created=int(time.time()),
-    )
-
-
-def parse_metadata(body: bytes) -> dict[str, str]:
-    """A request that changes a stored completion: `{"metadata": {...}}`. Raises APIError."""
-    payload = parse_object(body)
-    if "metadata" not in payload:
-        raise missing("metadata")
-    metadata: dict[str, str] = {} if payload["metadata"] is None else payload["metadata"]
-    check_metadata("metadata", metadata)
-    return metadata
-
-
-def parse_ask(body: bytes, default_model: str) -> Chat:
-    """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
-    payload = parse_object(body)
-    lost: list[str] = []
-    if isinstance(messages := payload.get("messages"), list):
-        messages = [m for m in messages if not (isinstance(m, dict) and m.get("role") == "data")]  # for the page alone
-        lost = [name for message in messages for name in lost_of(message)]
-        payload["messages"] = [from_ui_message(message) for message in messages]
-    lost += ["data"] if payload.get("data") is not None else []
-    asked = {name: value for name, value in payload.items() if name not in OF_THE_PAGE}
-    chat = chat_from(asked | {"stream": True}, default_model)
-    chat.dropped = list(dict.fromkeys(lost))
-    return chat
-
-
-OF_THE_PAGE = ("id", "trigger", "messageId", "data")  # useChat's own
-
-
-def from_ui_message(message: Any) -> Any:
-    """`{"id", "role", "parts": [{"type": "text", "text"}]}` as `{"role", "content"}`."""
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
-        return message
-    texts = [part.get("text") for part in message["parts"] if isinstance(part, dict) and part.get("type") == "text"]
-    content = message.get("content")
-    joined = "".join(text for text in texts if isinstance(text, str))
-    return {"role": message.get("role"), "content": content if isinstance(content, str) and content else joined}
-
-
-def lost_of(message: Any) -> list[str]:
-    """What `from_ui_message` leaves out: files, sources, calls of tools."""
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
-        return []
-    types = [part.get("type") for part in message["parts"] if isinstance(part, dict)]
-    types += ["experimental_attachments"] if message.get("experimental_attachments") else []
-    return [f"messages.{type}" for type in types if isinstance(type, str) and type not in ("text", "step-start")]
 
 
 # The app.
@@ -172,7 +68,7 @@ class Rewrap(Starlette):
     def __init__(self, settings: Settings, gateway: "Gateway", **options: Any) -> None:
         super().__init__(**options)
         self.settings, self.gateway = settings, gateway
-        self.front = Front(self.router, settings)
+        self.front = EdgeMiddleware(self.router, settings)
         self.router.redirect_slashes = False
 
     def build_middleware_stack(self) -> ASGIApp:
@@ -184,8 +80,12 @@ class Gateway:
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
         self.settings, self.backend = settings, backend
-        self.backends = [row for row, _, _ in backend.rows] if isinstance(backend, Several) else [backend]
-        own_keys = [row.key for row in self.backends if isinstance(row, ChatURL) and len(row.key) > 3]
+        self.backends = (
+            [row for row, _, _ in backend.rows] if isinstance(backend, ModelRouter) else [backend]
+        )
+        own_keys = [
+            row.key for row in self.backends if isinstance(row, ChatURL) and len(row.key) > 3
+        ]
         self.secrets = settings.secrets() + own_keys  # for no log
         self.keys = [key.encode() for key in settings.api_keys]
         self.open = not self.keys and not settings.secret_key
@@ -199,10 +99,12 @@ class Gateway:
         except ValueError as error:
             raise ValueError(f"STORE_URL: {error}") from None
         if settings.workers > 1 and isinstance(self.store, SQLiteStore) and not self.store.path:
-            raise ValueError("STORE_URL: a store in memory is not shared by WORKERS: name a file, sqlite:///chat.db")
+            raise ValueError(
+                "STORE_URL: a store in memory is not shared by WORKERS: name a file, sqlite:///chat.db"
+            )
         self.stored = StoredCompletions(self.store, StoreDown, self.owner, self.metadata, figures)
 
-    def authorize(self, call: Call) -> str:
+    def authorize(self, call: RequestContext) -> str:
         """Who asks: "user:NAME", "key:KEY", "open:KEY" or "". Raises APIError 401.
 
         Where no key is asked for, one that is sent still tells its owner from others: it may be for the upstream.
@@ -221,9 +123,14 @@ class Gateway:
         if signed := keys.verify(self.settings.secret_key, key, revoked=self.settings.revoked_keys):
             call.key = key
             return f"user:{signed.user}"
-        raise APIError(401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key", headers=BEARER)
+        raise APIError(
+            401,
+            f"Incorrect API key provided: {masked(key)}.",
+            code="invalid_api_key",
+            headers=BEARER,
+        )
 
-    def for_upstream(self, call: Call) -> str:
+    def for_upstream(self, call: RequestContext) -> str:
         """The client's own Authorization (or api-key, as Azure's clients send it), if it was not for this server."""
         if not self.open:
             return ""
@@ -235,10 +142,10 @@ class Gateway:
         return owner_id(await self.admit(request.scope["call"]))
 
     async def metadata(self, request: Request) -> dict[str, str]:
-        call: Call = request.scope["call"]
+        call: RequestContext = request.scope["call"]
         return parse_metadata(await call.body(self.settings.max_body_bytes))
 
-    async def admit(self, call: Call) -> str:
+    async def admit(self, call: RequestContext) -> str:
         """Who asks, if there is room for it now. Raises APIError 401, 429, 503.
 
         A key counts for itself, whoever else is at its address; one that is wrong, or may be any, for the address.
@@ -253,7 +160,9 @@ class Gateway:
                     message = f"Rate limit reached for requests: {verdict.limit} a minute. Please try again later."
                     raise APIError(429, message, type="requests", code="rate_limit_exceeded")
 
-    async def chat(self, call: Call, parse: Callable[..., Chat], *args: str) -> tuple[Chat, Deltas]:
+    async def chat(
+        self, call: RequestContext, parse: Callable[..., ChatRequest], *args: str
+    ) -> tuple[ChatRequest, Deltas]:
         """Who asks, what is asked, and the answer, which begins with the first step of the Deltas."""
         owner = await self.admit(call)
         if self.gate:
@@ -267,27 +176,37 @@ class Gateway:
         chat = call.chat = parse(body, *args)
         chat.backend = self.backend.name
         chat.authorization = self.for_upstream(call)
-        if not isinstance(self.backend, Mock) or self.backend.words_per_second:  # one that never waits: 10 µs of 110
+        if (
+            not isinstance(self.backend, Mock) or self.backend.words_per_second
+        ):  # one that never waits: 10 µs of 110
             call.watch()
-        if not (self.before or self.after or chat.payload.get("store") or chat.payload.get("completion_id")):
+        if not (
+            self.before
+            or self.after
+            or chat.payload.get("store")
+            or chat.payload.get("completion_id")
+        ):
             return chat, self.backend.stream(chat)
         return chat, await self.accompanied(call, chat, owner_id(owner))
 
     async def models(self, request: Request, by_client: bool = True) -> list[dict[str, Any]]:
         """The backend's models; as its client's own key sees them, where that is the one for the upstream. Raises APIError."""
-        call: Call = request.scope["call"]
+        call: RequestContext = request.scope["call"]
         if not isinstance(self.backend, Mock):
             call.watch()
         rows = await self.backend.models(self.for_upstream(call) if by_client else "")
         call.unwatch()
         return rows
 
-    async def accompanied(self, call: Call, chat: Chat, owner: str) -> Deltas:
+    async def accompanied(self, call: RequestContext, chat: ChatRequest, owner: str) -> Deltas:
         """The answer of a chat that is stored, goes on, or has hooks: parsed, so that it can be seen and kept."""
         if chat.payload.get("completion_id"):
             await self.stored.go_on(chat, owner)
         stored = bool(chat.payload.get("store"))
-        chat.relay, chat.stored = False, stored  # upstreams repeat their ids: what is stored has one of ours
+        chat.relay, chat.stored = (
+            False,
+            stored,
+        )  # upstreams repeat their ids: what is stored has one of ours
         if stored:
             dumps(chat.payload)  # what cannot be written is refused now, not after the answer
         if self.before:
@@ -301,37 +220,34 @@ class Gateway:
             return self.seen(chat, deltas, (owner, call.id) if stored else None)
         return deltas
 
-    async def finished(self, chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
+    async def finished(self, chat: ChatRequest, deltas: list[Delta]) -> dict[str, Any]:
         """The completion, after the hooks have seen it."""
         whole = chat.completion = completion(chat, deltas)
         if self.after:
             await run_hooks(self.after, chat, whole)
         return whole
 
-    async def seen(self, chat: Chat, deltas: Deltas, kept_for: tuple[str, str] | None) -> Deltas:
+    async def seen(
+        self, chat: ChatRequest, deltas: Deltas, kept_for: tuple[str, str] | None
+    ) -> Deltas:
         """The same Deltas; before their end the hooks see the completion, and the store has it (for an owner, by a request)."""
         all_of_them: list[Delta] = []
         left = self.settings.max_reply_bytes
         async with aclosing(deltas):
             async for delta in deltas:
-                more = orjson.dumps([delta.fields, delta.logprobs]) if delta.fields or delta.logprobs else b""
+                more = (
+                    orjson.dumps([delta.fields, delta.logprobs])
+                    if delta.fields or delta.logprobs
+                    else b""
+                )
                 left -= 100 + len(delta.content) + len(more)  # 100: about what an empty one takes
                 if left < 0:
-                    raise unusable(TOO_LARGE, "too large", self.settings.upstream_failure_status)
+                    raise bad_gateway(TOO_LARGE, "too large", self.settings.upstream_failure_status)
                 all_of_them.append(delta)
                 yield delta
         whole = await self.finished(chat, all_of_them)
         if kept_for:
             await self.stored.put(chat, whole, *kept_for)
-
-
-def owner_id(who: str) -> str:
-    """Whose a stored completion is: the store sees no key."""
-    kind, _, key = who.partition(":")
-    return f"{kind}:{sha256(key.encode('latin-1')).hexdigest()[:32]}" if kind in ("key", "open") else who
-
-
-BEARER = [(b"www-authenticate", b"Bearer")]
 
 
 class ChatCompletions:
@@ -341,9 +257,11 @@ class ChatCompletions:
         self.gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope["call"]
+        call: RequestContext = scope["call"]
         path_model = scope["path_params"].get("model", "")
-        chat, deltas = await self.gateway.chat(call, parse_chat, self.gateway.settings.openai_model, path_model)
+        chat, deltas = await self.gateway.chat(
+            call, parse_chat, self.gateway.settings.openai_model, path_model
+        )
         if chat.stream:
             await stream(call, chat, deltas, Chunks(chat))
             return
@@ -363,20 +281,28 @@ class Ask:
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
         backend = gateway.backend
-        self.model = gateway.settings.openai_model or (backend.default() if isinstance(backend, Several) else "default")
+        self.model = gateway.settings.openai_model or (
+            backend.default() if isinstance(backend, ModelRouter) else "default"
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope["call"]
+        call: RequestContext = scope["call"]
         chat, deltas = await self.gateway.chat(call, parse_ask, self.model)
         await stream(call, chat, deltas, PlainText(chat))
 
 
-async def stream(call: Call, chat: Chat, deltas: Deltas, rendering: Chunks | PlainText) -> None:
+async def stream(
+    call: RequestContext, chat: ChatRequest, deltas: Deltas, rendering: Chunks | PlainText
+) -> None:
     """Send Deltas as they come. A failure before the first has its own status; one after it, the rendering's form."""
     async with aclosing(deltas):  # a client that goes away closes the upstream, too
         first = await anext(deltas, None)
         await call.send_start(
-            {"type": "http.response.start", "status": 200, "headers": [*rendering.headers, *chat.headers]}
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [*rendering.headers, *chat.headers],
+            }
         )
         send = call.raw_send
         try:
@@ -387,7 +313,10 @@ async def stream(call: Call, chat: Chat, deltas: Deltas, rendering: Chunks | Pla
                 if body := delta.raw or rendering(delta):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
             end = rendering.end()
-        except (Exception, asyncio.CancelledError) as exc:  # what hooks and backends of one's own raise, too
+        except (
+            Exception,
+            asyncio.CancelledError,
+        ) as exc:  # what hooks and backends of one's own raise, too
             cancelled = isinstance(exc, asyncio.CancelledError)
             error = call.cancelled() if cancelled else call.scope["app"].front.api_error(call, exc)
             call.error = error.reason if error else ""
@@ -401,7 +330,7 @@ async def stream(call: Call, chat: Chat, deltas: Deltas, rendering: Chunks | Pla
 def create_app(
     settings: Settings | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
-    backend: Backend | Callable[[Chat], Any] | None = None,
+    backend: Backend | Callable[[ChatRequest], Any] | None = None,
 ) -> Rewrap:
     """The app. Raises ValueError, in one line, for settings that cannot be.
 
@@ -413,11 +342,13 @@ def create_app(
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     log.setLevel(settings.log_level.upper())
     timeout = settings.connect_timeout_seconds
-    transport = transport or Transport(settings.max_connections, timeout, proxy=settings.upstream_proxy)
+    transport = transport or Transport(
+        settings.max_connections, timeout, proxy=settings.upstream_proxy
+    )
     client = Client(transport, timeout)
     if backend is None:
-        backend = backend_of(settings, client)
-    gateway = Gateway(settings, Function(backend) if callable(backend) else backend)
+        backend = build_backend(settings, client)
+    gateway = Gateway(settings, CallableBackend(backend) if callable(backend) else backend)
 
     async def models(request: Request) -> Response:
         """GET /v1/models: the models of the backend."""
@@ -435,7 +366,9 @@ def create_app(
 
     async def health(request: Request) -> Response:
         """GET / and GET /health: whether it serves."""
-        return JSON({"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__})
+        return JSON(
+            {"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__}
+        )
 
     async def info(request: Request) -> Response:
         """GET /info: who answers, and the theme of the pages."""
@@ -443,8 +376,15 @@ def create_app(
             names = [row["id"] for row in await gateway.models(request, by_client=False)]
         except APIError:
             names = []
-        about = {"name": "rewrap", "version": __version__, "description": "Any chat URL as an OpenAI API"}
-        return JSON(about | {"backends": [row.name for row in gateway.backends], "models": names, "theme": THEME})
+        about = {
+            "name": "rewrap",
+            "version": __version__,
+            "description": "Any chat URL as an OpenAI API",
+        }
+        return JSON(
+            about
+            | {"backends": [row.name for row in gateway.backends], "models": names, "theme": THEME}
+        )
 
     async def websocket_note(request: Request) -> Response:
         """GET /docs/websocket: what to use in place of websockets."""
@@ -453,9 +393,16 @@ def create_app(
     @asynccontextmanager
     async def lifespan(app: Rewrap) -> AsyncIterator[None]:
         if not announced and parent_process() is None:
-            log.info("rewrap %s: %s%s", __version__, who_answers(gateway.backend), who_may(gateway))
+            log.info(
+                "rewrap %s: %s%s",
+                __version__,
+                backend_summary(gateway.backend),
+                auth_summary(gateway),
+            )
         app.front.stopping = False
-        if app.front.logs_lines:  # one line a request, ours; where this is only mounted, no lifespan comes here
+        if (
+            app.front.logs_lines
+        ):  # one line a request, ours; where this is only mounted, no lifespan comes here
             logging.getLogger("uvicorn.access").disabled = True
         await gateway.store.open()
         async with (
@@ -485,7 +432,7 @@ def create_app(
     return Rewrap(settings, gateway, routes=routes, lifespan=lifespan)
 
 
-def who_may(gateway: Gateway) -> str:
+def auth_summary(gateway: Gateway) -> str:
     return "; open: no key is asked for" if gateway.open else "; with a key"
 
 
@@ -506,10 +453,17 @@ def serve(settings: Settings) -> None:
     def announce(address: str) -> None:
         global announced
         announced = True
-        log.info("rewrap %s on %s: %s%s", __version__, address, who_answers(app.gateway.backend), who_may(app.gateway))
+        log.info(
+            "rewrap %s on %s: %s%s",
+            __version__,
+            address,
+            backend_summary(app.gateway.backend),
+            auth_summary(app.gateway),
+        )
         if app.gateway.open and not is_loopback(settings.host):
             log.warning(
-                "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: whoever reaches it may chat.", settings.host
+                "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: whoever reaches it may chat.",
+                settings.host,
             )
 
     run(
@@ -531,7 +485,7 @@ if __name__ == "__main__":
         case ["key", *arguments]:
             sys.exit(keys.run(arguments, app.settings.secret_key))
         case ["probe", *arguments]:
-            sys.exit(probe.run(arguments, known_shapes(), AnyShape(), shape_of))
+            sys.exit(probe.run(arguments, known_shapes(), AutoShape(), shape_of))
         case _:
             sys.exit(
                 "rewrap: main.py serves; main.py key USER makes a key; main.py probe URL finds out what a URL speaks"

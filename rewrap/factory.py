@@ -9,15 +9,18 @@ from typing import Any
 
 import httpx
 
-from backends import APIError, Backend, Chat, ChatURL, Client, Limits, Mock, OpenAI, Params, Shape
-from extras.anyshape import AnyShape
-from extras.config import BackendTable, read_config
-from extras.settings import Settings, variables
-from extras.several import Several
-from extras.shapes import shape_named, shape_of
+from rewrap.backends import ChatURL, Mock, OpenAI
+from rewrap.config.backends_file import BackendTable, read_config
+from rewrap.config.settings import Settings, variables
+from rewrap.types import APIError, Backend, ChatRequest, Limits, Shape
+from rewrap.upstream.auto import AutoShape
+from rewrap.upstream.client import Client
+from rewrap.upstream.params import Params
+from rewrap.upstream.router import ModelRouter
+from rewrap.upstream.shapes import shape_named, shape_of
 
 
-def backend_of(settings: Settings, client: Client) -> Backend:
+def build_backend(settings: Settings, client: Client) -> Backend:
     """Who answers: the mock where it is asked for or nothing is named; a file of several before one that is set here."""
     limits = Limits(
         settings.first_byte_timeout_seconds,
@@ -30,26 +33,43 @@ def backend_of(settings: Settings, client: Client) -> Backend:
     if settings.use_mock_api:
         return Mock(settings.mock_words_per_second, reply_bytes=limits.reply_bytes)
     if path := settings.config:
-        rows = [(backend_from(table, client, common, path), table) for table in read_config(path, variables())]
-        return Several([(backend, table.models, table.fallbacks) for backend, table in rows])
+        rows = [
+            (backend_from(table, client, common, path), table)
+            for table in read_config(path, variables())
+        ]
+        return ModelRouter([(backend, table.models, table.fallbacks) for backend, table in rows])
     common["model"] = settings.openai_model
     if settings.chat_url:
-        shape = shape_named(settings.chat_shape, "CHAT_SHAPE") if settings.chat_shape else AnyShape()
+        shape = (
+            shape_named(settings.chat_shape, "CHAT_SHAPE") if settings.chat_shape else AutoShape()
+        )
         common |= {"key": settings.chat_key, "headers": settings.chat_headers}
-        return made(ChatURL, "CHAT_URL", client, settings.chat_url, shape, **common)
+        return checked_backend(ChatURL, "CHAT_URL", client, settings.chat_url, shape, **common)
     for name in ("chat_shape", "chat_key", "chat_headers"):
         if getattr(settings, name):
             raise ValueError(f"{name.upper()} is set, and CHAT_URL is not")
     if base := settings.openai_api_base:
-        return made(OpenAI, "OPENAI_API_BASE", client, base, AnyShape(), key=settings.openai_api_key, **common)
+        return checked_backend(
+            OpenAI,
+            "OPENAI_API_BASE",
+            client,
+            base,
+            AutoShape(),
+            key=settings.openai_api_key,
+            **common,
+        )
     return Mock(settings.mock_words_per_second, reply_bytes=limits.reply_bytes)
 
 
-def made(kind: type[ChatURL], where: str, client: Client, url: str, shape: Shape, **options: Any) -> Backend:
+def checked_backend(
+    kind: type[ChatURL], where: str, client: Client, url: str, shape: Shape, **options: Any
+) -> Backend:
     """A backend that can be asked, streaming too. Raises ValueError, which begins with `where`."""
     try:
         backend = kind(client, url, shape, **options)
-        backend.target(shape.url(backend.url, Chat("m", [], {"user": "u"}, stream=True)), True)
+        backend.target(
+            shape.url(backend.url, ChatRequest("m", [], {"user": "u"}, stream=True)), True
+        )
     except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:
         said = str(error)
         raise ValueError(said if said.startswith(where) else f"{where}: {said}") from None
@@ -62,7 +82,9 @@ def backend_from(table: BackendTable, client: Client, common: dict[str, Any], pa
         return Mock(table.words_per_second, table.name, common["limits"].reply_bytes)
     where = f"CONFIG: {path}: backend {table.name!r}"
     names = ("first_byte", "stall", "total")
-    seconds = {name: value for name in names if (value := getattr(table, f"{name}_timeout_seconds"))}
+    seconds = {
+        name: value for name in names if (value := getattr(table, f"{name}_timeout_seconds"))
+    }
     options = common | {
         "name": table.name,
         "key": table.key,
@@ -70,25 +92,30 @@ def backend_from(table: BackendTable, client: Client, common: dict[str, Any], pa
         "params": Params(**table.params, model=table.model),
         "limits": replace(common["limits"], **seconds),
     }
-    shape: Shape = AnyShape()
+    shape: Shape = AutoShape()
     if table.mapping:
         shape = shape_of(table.mapping, f"{where}: mapping")
     elif table.shape:
         shape = shape_named(table.shape, f"{where}: shape")
-    return made(OpenAI if table.kind == "openai" else ChatURL, where, client, table.url, shape, **options)
+    return checked_backend(
+        OpenAI if table.kind == "openai" else ChatURL, where, client, table.url, shape, **options
+    )
 
 
-def who_answers(backend: Backend) -> str:
+def backend_summary(backend: Backend) -> str:
     """One line for the start; of a URL only what is no secret."""
     if isinstance(backend, Mock):
         return f"the mock answers, as {backend.model} or any other name"
-    if isinstance(backend, Several):
-        rows = [f"{row.name}{bare(row)} for {', '.join(patterns)}" for row, patterns, _ in backend.rows]
+    if isinstance(backend, ModelRouter):
+        rows = [
+            f"{row.name}{safe_address(row)} for {', '.join(patterns)}"
+            for row, patterns, _ in backend.rows
+        ]
         return "; ".join(rows)
-    return f"{backend.name} answers{bare(backend)}, for every model name"
+    return f"{backend.name} answers{safe_address(backend)}, for every model name"
 
 
-def bare(backend: Backend) -> str:
+def safe_address(backend: Backend) -> str:
     """at the address of a backend, without what may be a key: user, query, fragment, a long part of a webhook's path."""
     if not isinstance(backend, ChatURL):
         return ""

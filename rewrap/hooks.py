@@ -50,7 +50,7 @@ def load(module: str, name: str) -> Hook:
     return hook
 
 
-async def run(hooks: Iterable[Hook], *args: object) -> None:
+async def run_hooks(hooks: Iterable[Hook], *args: object) -> None:
     """Call each hook with the same arguments, and wait for those that are async."""
     for hook in hooks:
         result = hook(*args)

@@ -8,7 +8,16 @@ from typing import Any
 
 import orjson
 
-from backends import APIError, Chat, Delta, estimated_tokens, size_of, text_of, usage, words
+from rewrap.types import (
+    APIError,
+    ChatRequest,
+    Delta,
+    estimated_tokens,
+    size_of,
+    text_of,
+    usage,
+    words,
+)
 
 
 class Chunks:
@@ -26,15 +35,23 @@ class Chunks:
         (b"x-accel-buffering", b"no"),
     ]
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: ChatRequest) -> None:
         self.chat = chat
         self.roles: set[int] = set()
         self.raw = False
         self.size = 0
         head = b'"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"service_tier":"default"'
-        self.head = b"data: {" + head % (orjson.dumps(chat.id), chat.created, orjson.dumps(chat.model))
+        self.head = b"data: {" + head % (
+            orjson.dumps(chat.id),
+            chat.created,
+            orjson.dumps(chat.model),
+        )
         self.head += b',"system_fingerprint":null,'
-        self.tail = b',"finish_reason":null}]' + (b',"usage":null' if chat.include_usage else b"") + b"}\n\n"
+        self.tail = (
+            b',"finish_reason":null}]'
+            + (b',"usage":null' if chat.include_usage else b"")
+            + b"}\n\n"
+        )
 
     def __call__(self, delta: Delta) -> bytes:
         if delta.raw:
@@ -58,7 +75,9 @@ class Chunks:
             between = b'},"logprobs":%b%b' % (logprobs, self.tail)
             begin_text = begin + b'{"content":'
             # Words that are ready together leave together, each still an event: 100 words cost a tenth of 100 sends.
-            texts = words(delta.content) if delta.whole and delta.logprobs is None else [delta.content]
+            texts = (
+                words(delta.content) if delta.whole and delta.logprobs is None else [delta.content]
+            )
             out += begin_text + (between + begin_text).join(map(orjson.dumps, texts)) + between
         for position, call in enumerate(tool_calls):
             piece = {"tool_calls": [{"index": position} | call]}
@@ -92,7 +111,7 @@ class PlainText:
         (b"x-accel-buffering", b"no"),
     ]
 
-    def __init__(self, chat: Chat) -> None:
+    def __init__(self, chat: ChatRequest) -> None:
         self.chat = chat
         self.size = 0
 
@@ -110,12 +129,14 @@ class PlainText:
         """Plain text has no place for an error: the connection is cut, so that nobody takes the half for the whole."""
 
 
-def completion(chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
+def completion(chat: ChatRequest, deltas: list[Delta]) -> dict[str, Any]:
     """The `chat.completion` object."""
     choices: dict[int, dict[str, Any]] = {}
     size = 0
     for delta in deltas:
-        choice = choices.setdefault(delta.index, {"texts": [], "fields": {}, "logprobs": None, "finish": "stop"})
+        choice = choices.setdefault(
+            delta.index, {"texts": [], "fields": {}, "logprobs": None, "finish": "stop"}
+        )
         choice["texts"].append(delta.content)
         size += size_of(delta.content)
         if delta.fields:
@@ -163,10 +184,16 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
             into[name] = old + value
         elif isinstance(old, dict) and isinstance(value, dict):
             merge(old, value)
-        elif isinstance(value, list) and all(isinstance(item, dict) and "index" in item for item in value):
+        elif isinstance(value, list) and all(
+            isinstance(item, dict) and "index" in item for item in value
+        ):
             rows = into[name] = old if isinstance(old, list) else []
             for item in value:
-                known = (row for row in rows if isinstance(row, dict) and row.get("index") == item["index"])
+                known = (
+                    row
+                    for row in rows
+                    if isinstance(row, dict) and row.get("index") == item["index"]
+                )
                 merge(row, item) if (row := next(known, None)) else rows.append(dict(item))
         elif isinstance(old, list) and isinstance(value, list):
             into[name] = old + value
@@ -177,12 +204,14 @@ def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
 CONSTANT = ("id", "type", "role", "name", "format", "channel")  # texts that each piece repeats
 
 
-def counted(chat: Chat, size: int) -> None:
+def counted(chat: ChatRequest, size: int) -> None:
     """The upstream's usage where it has told it; an estimate of what it has not."""
     known = chat.usage or {}
     if "prompt_tokens" in known and "completion_tokens" in known:
         return
     prompt = known.get("prompt_tokens")
     if prompt is None:
-        prompt = estimated_tokens(sum(size_of(text_of(message.get("content"))) for message in chat.messages))
+        prompt = estimated_tokens(
+            sum(size_of(text_of(message.get("content"))) for message in chat.messages)
+        )
     chat.usage = usage(prompt, known.get("completion_tokens", estimated_tokens(size))) | known

@@ -14,11 +14,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from backends import APIError, Chat, text_of
+from rewrap.types import APIError, ChatRequest, text_of
 
 Document = dict[str, Any]
 
-ASKED = ("tools", "tool_choice", "seed", "temperature", "top_p", "presence_penalty", "frequency_penalty")
+ASKED = (
+    "tools",
+    "tool_choice",
+    "seed",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+)
 MAX_FILTERS = 16
 TITLE_CHARACTERS = 80
 
@@ -49,7 +57,13 @@ class StoredCompletions:
         metadata: Callable[[Request], Awaitable[dict[str, str]]],
         figures: Callable[[Document], list[Document]],
     ) -> None:
-        self.store, self.down, self.owner, self.metadata, self.figures = store, down, owner, metadata, figures
+        self.store, self.down, self.owner, self.metadata, self.figures = (
+            store,
+            down,
+            owner,
+            metadata,
+            figures,
+        )
 
     async def reached(self, work: Awaitable[Any]) -> Any:
         """The one place where a store that is down becomes an APIError; LookupError: `after` names nothing."""
@@ -58,11 +72,15 @@ class StoredCompletions:
         except self.down as exc:
             again = [(b"retry-after", b"2")]
             message = "The store of chat completions cannot be reached."
-            raise APIError(503, message, type="server_error", code="store_unavailable", headers=again) from exc
+            raise APIError(
+                503, message, type="server_error", code="store_unavailable", headers=again
+            ) from exc
         except LookupError:
-            raise APIError(404, "The object that `after` names was not found.", param="after") from None
+            raise APIError(
+                404, "The object that `after` names was not found.", param="after"
+            ) from None
 
-    async def go_on(self, chat: Chat, owner: str) -> None:
+    async def go_on(self, chat: ChatRequest, owner: str) -> None:
         """`completion_id` in a request: the messages of that stored chat come before the new ones."""
         id = chat.payload["completion_id"]
         earlier: list[Document] = []
@@ -74,11 +92,17 @@ class StoredCompletions:
                 raise no_such(id)
             earlier += page.data
         chat.new_messages = chat.messages
-        chat.messages = [said(message) for message in earlier if not message.get("choice")] + chat.messages
+        chat.messages = [
+            said(message) for message in earlier if not message.get("choice")
+        ] + chat.messages
         chat.id, chat.body = id, b""
-        chat.payload = {k: v for k, v in chat.payload.items() if k != "completion_id"} | {"store": True}
+        chat.payload = {k: v for k, v in chat.payload.items() if k != "completion_id"} | {
+            "store": True
+        }
 
-    async def put(self, chat: Chat, completion: Document, owner: str, request_id: str) -> None:
+    async def put(
+        self, chat: ChatRequest, completion: Document, owner: str, request_id: str
+    ) -> None:
         """Keep a completion; it is in the store when this returns."""
         asked = {name: chat.payload.get(name) for name in (*ASKED, "response_format")}
         metadata = chat.payload.get("metadata")
@@ -87,15 +111,25 @@ class StoredCompletions:
             if old is None:  # deleted while it went on: it stays so
                 raise no_such(chat.id)
             metadata = old["metadata"] if metadata is None else metadata
-        known = {"metadata": metadata or {}, "request_id": request_id, "input_user": chat.payload.get("user")}
+        known = {
+            "metadata": metadata or {},
+            "request_id": request_id,
+            "input_user": chat.payload.get("user"),
+        }
         row = completion | asked | known
         new = chat.messages if chat.new_messages is None else chat.new_messages
-        replies = [as_stored(choice["message"], n) for n, choice in enumerate(completion["choices"])]
+        replies = [
+            as_stored(choice["message"], n) for n, choice in enumerate(completion["choices"])
+        ]
         messages = [as_stored(message) for message in new] + replies
         try:
-            await self.reached(self.store.put(row, messages, owner=owner, title=title(chat.messages)))
+            await self.reached(
+                self.store.put(row, messages, owner=owner, title=title(chat.messages))
+            )
         except TypeError:  # orjson writes 254 levels, and an upstream may send more
-            raise APIError(502, "The reply is nested too deeply to be stored.", type="upstream_error") from None
+            raise APIError(
+                502, "The reply is nested too deeply to be stored.", type="upstream_error"
+            ) from None
 
     def routes(self) -> list[Route]:
         one, all_of = "/chat/completions/{id}", "/chat/completions"
@@ -112,12 +146,18 @@ class StoredCompletions:
     async def list_completions(self, request: Request) -> Response:
         """GET /v1/chat/completions: the stored ones, by model and metadata."""
         owner = await self.owner(request)
-        found = ((FILTER.fullmatch(name), value) for name, value in request.query_params.multi_items())
+        found = (
+            (FILTER.fullmatch(name), value) for name, value in request.query_params.multi_items()
+        )
         metadata = {match[1]: value for match, value in found if match}
         if len(metadata) > MAX_FILTERS:
-            raise APIError(400, f"At most {MAX_FILTERS} metadata filters can be given.", param="metadata")
+            raise APIError(
+                400, f"At most {MAX_FILTERS} metadata filters can be given.", param="metadata"
+            )
         model = request.query_params.get("model") or None
-        page = await self.reached(self.store.list(owner, model=model, metadata=metadata, **paging(request)))
+        page = await self.reached(
+            self.store.list(owner, model=model, metadata=metadata, **paging(request))
+        )
         return listed(page)
 
     async def retrieve(self, request: Request) -> Response:
@@ -161,9 +201,17 @@ class StoredCompletions:
         return JSON(found[0])
 
     async def figures_of(self, request: Request) -> list[Document]:
-        owner, id, message_id = await self.owner(request), request.path_params["id"], request.path_params["message_id"]
+        owner, id, message_id = (
+            await self.owner(request),
+            request.path_params["id"],
+            request.path_params["message_id"],
+        )
         number = message_id.removeprefix(f"{id}-")
-        if not number.isdecimal() or not number.isascii() or message_id != f"{id}-{int(number[:9])}":
+        if (
+            not number.isdecimal()
+            or not number.isascii()
+            or message_id != f"{id}-{int(number[:9])}"
+        ):
             raise no_such(message_id, "Message")
         after = f"{id}-{int(number) - 1}" if int(number) else None
         try:
@@ -172,7 +220,9 @@ class StoredCompletions:
             raise no_such(message_id, "Message") if error.status == 404 else error from None
         if page is None or not page.data:
             raise no_such(message_id, "Message")
-        return await asyncio.to_thread(self.figures, page.data[0])  # a megabyte of tables takes a second
+        return await asyncio.to_thread(
+            self.figures, page.data[0]
+        )  # a megabyte of tables takes a second
 
 
 FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
@@ -194,7 +244,15 @@ def paging(request: Request) -> dict[str, Any]:
 
 def listed(page: Any) -> Response:
     first, last = (page.data[0]["id"], page.data[-1]["id"]) if page.data else (None, None)
-    return JSON({"object": "list", "data": page.data, "first_id": first, "last_id": last, "has_more": page.has_more})
+    return JSON(
+        {
+            "object": "list",
+            "data": page.data,
+            "first_id": first,
+            "last_id": last,
+            "has_more": page.has_more,
+        }
+    )
 
 
 def as_stored(message: Document, choice: int = 0) -> Document:
@@ -204,7 +262,11 @@ def as_stored(message: Document, choice: int = 0) -> Document:
     """
     content = message.get("content")
     parts = content if isinstance(content, list) else None
-    kept = {k: v for k, v in message.items() if v is not None and k not in ("id", "annotations", "choice")}
+    kept = {
+        k: v
+        for k, v in message.items()
+        if v is not None and k not in ("id", "annotations", "choice")
+    }
     text = text_of(content) if parts is not None else content
     number = {"choice": choice} if choice else {}
     return kept | {"content": text, "content_parts": parts, "name": message.get("name")} | number
@@ -220,7 +282,16 @@ def said(message: Document) -> Document:
 
 
 NOT_SAID = frozenset(
-    ["id", "content_parts", "choice", "figure", "figures", "refusal", "reasoning", "reasoning_content"]
+    [
+        "id",
+        "content_parts",
+        "choice",
+        "figure",
+        "figures",
+        "refusal",
+        "reasoning",
+        "reasoning_content",
+    ]
 )
 
 

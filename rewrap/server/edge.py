@@ -8,9 +8,6 @@ import asyncio
 import logging
 import re
 import time
-from functools import lru_cache
-from ipaddress import ip_address
-from random import Random, SystemRandom
 from typing import Any
 
 import orjson
@@ -20,23 +17,27 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from backends import APIError, Chat, running_loop
+from rewrap.eventloop import running_loop
+from rewrap.ids import random_hex
+from rewrap.server.hosts import (
+    IPV6,
+    NORMAL,
+    OF_THIS_MACHINE,
+    host_name,
+    is_loopback,
+    normal_path,
+    on_loopback,
+)
+from rewrap.types import APIError, ChatRequest
 
 log = logging.getLogger("rewrap")
-
-IDS = Random(SystemRandom().getrandbits(256))
-
-
-def random_hex() -> str:
-    """32 hex digits that are nobody's secret, only never the same: 0.3 µs, where asking the system for them was 2."""
-    return f"{IDS.getrandbits(128):032x}"
 
 
 class ClientLeft(Exception):
     """Nobody is there to answer any more."""
 
 
-class Call:
+class RequestContext:
     """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving.
 
     Our work may be cancelled by that watch (`left`), by the end of the server (`ending`), or by somebody else: `cancelled`
@@ -55,7 +56,7 @@ class Call:
         self.status = 0
         self.error = ""
         self.key = ""  # that was checked
-        self.chat: Chat | None = None
+        self.chat: ChatRequest | None = None
         self.headers: list[tuple[bytes, bytes]] = []  # for whatever the answer will be
         self.gate: Any = None  # to be left at the end
         self.left = self.ending = False
@@ -134,7 +135,9 @@ class Call:
 
     async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         length = (b"content-length", b"%d" % len(body))
-        await self.send_start({"type": "http.response.start", "status": status, "headers": [*headers, length]})
+        await self.send_start(
+            {"type": "http.response.start", "status": status, "headers": [*headers, length]}
+        )
         await self.raw_send({"type": "http.response.body", "body": body})
 
     def line(self) -> str:
@@ -159,7 +162,11 @@ def too_large(most: int) -> APIError:
 
 def printable(text: str) -> str:
     """Text for a log line: control characters escaped, so that nobody can forge a line; bounded."""
-    return text if text.isascii() and text.isprintable() and len(text) < 200 else ascii(text[:200])[1:-1]
+    return (
+        text
+        if text.isascii() and text.isprintable() and len(text) < 200
+        else ascii(text[:200])[1:-1]
+    )
 
 
 class AccessLog:
@@ -177,7 +184,9 @@ class AccessLog:
 
     def __call__(self, line: str) -> None:
         loop = running_loop()
-        if not self.lines or self.loop is not loop:  # another one may have ended before it came to that
+        if (
+            not self.lines or self.loop is not loop
+        ):  # another one may have ended before it came to that
             self.loop = loop
             loop.call_later(self.SECONDS, self.flush)
         self.lines.append(line)
@@ -193,32 +202,41 @@ JSON_TYPE = [(b"content-type", b"application/json")]
 
 def stopping() -> APIError:
     again = [(b"retry-after", b"1"), (b"connection", b"close")]
-    return APIError(503, "The server is stopping.", type="server_error", headers=again, reason="stopping")
+    return APIError(
+        503, "The server is stopping.", type="server_error", headers=again, reason="stopping"
+    )
 
 
-class Front:
+class EdgeMiddleware:
     """Takes the place of Starlette's two error middlewares, whose wrappers cost 60 µs for a stream of 100 chunks."""
 
     def __init__(self, router: Any, settings: Any) -> None:
         self.router, self.settings = router, settings
         self.inner: ASGIApp = self.guarded
         if origins := settings.allow_origins:
-            stars = [re.escape(origin).replace(r"\*", r"[\w.-]+") for origin in origins if "*" in origin]
+            stars = [
+                re.escape(origin).replace(r"\*", r"[\w.-]+") for origin in origins if "*" in origin
+            ]
             self.inner = CORS(
                 self.guarded,
                 allow_origins=["*"] if "*" in origins else list(origins),
                 allow_origin_regex="|".join(stars) or None,
-                allow_credentials="*" not in origins,  # together they would let every page use its visitor's cookies
+                allow_credentials="*"
+                not in origins,  # together they would let every page use its visitor's cookies
                 allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
                 allow_headers=["*"],
                 expose_headers=EXPOSED,
             )
         self.access = AccessLog()
         self.logs_lines = log.isEnabledFor(logging.INFO)
-        self.calls: set[Call] = set()
-        self.allowed_hosts = {host_name(f"[{host}]" if IPV6.match(host) else host) for host in settings.allowed_hosts}
+        self.calls: set[RequestContext] = set()
+        self.allowed_hosts = {
+            host_name(f"[{host}]" if IPV6.match(host) else host) for host in settings.allowed_hosts
+        }
         self.known_hosts: set[bytes] = set()
-        self.hot = {r.path: r.endpoint for r in router.routes if r.methods == {"POST"} and "{" not in r.path}
+        self.hot = {
+            r.path: r.endpoint for r in router.routes if r.methods == {"POST"} and "{" not in r.path
+        }
         self.stopping = False
 
     async def drain(self) -> None:
@@ -239,7 +257,7 @@ class Front:
             await self.router(scope, receive, send)
             return
         scope = dict(scope)  # a copy: the server's own log names the path as it came
-        call = scope["call"] = Call(scope, receive, send)
+        call = scope["call"] = RequestContext(scope, receive, send)
         call.loop = running_loop()  # in tests, each may have one of its own
         scope["original_path"] = path = scope["path"]
         if root := scope.get("root_path", "").strip("/"):
@@ -271,13 +289,17 @@ class Front:
 
     async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The router; whatever it raises becomes an answer."""
-        call: Call = scope["call"]
+        call: RequestContext = scope["call"]
         call.send_start = send
         try:
             if self.stopping:
                 raise stopping()
             if self.foreign(call):
-                raise APIError(403, "This server does not answer to that Host (ALLOWED_HOSTS).", reason="foreign Host")
+                raise APIError(
+                    403,
+                    "This server does not answer to that Host (ALLOWED_HOSTS).",
+                    reason="foreign Host",
+                )
             if scope["method"] == "POST" and (endpoint := self.hot.get(scope["path"])):
                 scope["path_params"] = {}
                 await endpoint(scope, receive, send)  # without the router's search: 5 µs less
@@ -293,27 +315,34 @@ class Front:
         except Exception as exc:
             await self.render_failure(call, exc)
 
-    def foreign(self, call: Call) -> bool:
+    def foreign(self, call: RequestContext) -> bool:
         """A Host that a web page could have made up (DNS rebinding): on a loopback, or where ALLOWED_HOSTS names others."""
         scope, allowed = call.scope, self.allowed_hosts
         server = scope.get("server")
         if not allowed and (server is None or not on_loopback(server[0])):
             return False
         given = call.given.get(b"host", b"")
-        alone = len(call.given) == len(scope["headers"]) or [name for name, _ in scope["headers"]].count(b"host") == 1
+        alone = (
+            len(call.given) == len(scope["headers"])
+            or [name for name, _ in scope["headers"]].count(b"host") == 1
+        )
         if alone and given in self.known_hosts:
             return False
-        name = host_name(given.decode("latin-1")) if alone else "?"  # of two, who knows which one is meant
+        name = (
+            host_name(given.decode("latin-1")) if alone else "?"
+        )  # of two, who knows which one is meant
         if is_loopback(name) or name.endswith(OF_THIS_MACHINE) or name in allowed or "*" in allowed:
             if len(self.known_hosts) < 100:
                 self.known_hosts.add(given)
             return False
         return bool(scope["path"] != "/health")
 
-    async def render_failure(self, call: Call, exc: Exception) -> None:
+    async def render_failure(self, call: RequestContext, exc: Exception) -> None:
         error = self.api_error(call, exc)
         call.error = error.reason
-        if call.status:  # the answer has begun: uvicorn cuts the connection of one that does not end
+        if (
+            call.status
+        ):  # the answer has begun: uvicorn cuts the connection of one that does not end
             return
         status, body = error.status, orjson.dumps(error.body)
         if call.scope["path"] == "/ask":
@@ -327,9 +356,16 @@ class Front:
         await call.respond(status, JSON_TYPE + error.headers, body)
 
     def methods(self, path: str) -> list[str]:
-        return sorted({m for route in self.router.routes if route.path_regex.match(path) for m in route.methods})
+        return sorted(
+            {
+                m
+                for route in self.router.routes
+                if route.path_regex.match(path)
+                for m in route.methods
+            }
+        )
 
-    def api_error(self, call: Call, exc: Exception) -> APIError:
+    def api_error(self, call: RequestContext, exc: Exception) -> APIError:
         if isinstance(exc, APIError):
             return exc
         method, path = call.scope["method"], printable(call.scope["original_path"])
@@ -343,43 +379,19 @@ class Front:
         if isinstance(exc, HTTPException) and exc.status_code == 405:
             hint = "(HINT: Perhaps you meant to use a different HTTP method?)"
             allow = [(b"allow", ", ".join(self.methods(call.scope["path"])).encode())]
-            return APIError(405, f"Not allowed to {method} on {path}. {hint}", headers=allow, reason="wrong method")
+            return APIError(
+                405,
+                f"Not allowed to {method} on {path}. {hint}",
+                headers=allow,
+                reason="wrong method",
+            )
         log.error("%s failed", call.id, exc_info=exc)
-        return APIError(500, "The server had an error while processing your request.", type="server_error")
+        return APIError(
+            500, "The server had an error while processing your request.", type="server_error"
+        )
 
 
 OTHER_APIS = re.compile("/(?:responses|completions|embeddings)(?:/|$)")
-LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
-OF_THIS_MACHINE = (".localhost", ".docker.internal", ".containers.internal")  # no page on the net can have such a name
-PORT = re.compile(r":\d*\Z")
-IPV6 = re.compile(r"[0-9A-Fa-f]*:.*:")  # without the brackets that it has in a URL
-
-
-def host_name(host: str) -> str:
-    """Of a Host: in lower case, without its port."""
-    return PORT.sub("", host).lower()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is of this machine alone."""
-    try:
-        address: Any = ip_address(host[1:-1] if host[:1] == "[" else host)
-    except ValueError:
-        return host in LOOPBACK
-    return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)  # one socket may take both
-
-
-on_loopback = lru_cache(64)(is_loopback)  # of our own addresses: there are few
-
-
-def normal_path(path: str) -> str:
-    """`/v1/models`, `//v1/models`, `/v1/v1/models/` and `/models` are one; so is Azure's `/openai/v1`."""
-    path = re.sub(r"/{2,}", "/", path)
-    path = re.sub(r"^(?:/openai)?(?:/v1)+(?=/|$)", "", path)
-    return path.rstrip("/") or "/"
-
-
-NORMAL = {f"{prefix}{path}": path for prefix in ("", "/v1") for path in ("/chat/completions", "/models", "/ask")}
 
 
 class CORS(CORSMiddleware):
@@ -393,5 +405,11 @@ class CORS(CORSMiddleware):
         return Response(body, 400, {"vary": "Origin"}, "application/json")
 
 
-EXPOSED = ["x-request-id", "retry-after", "x-dropped-params", "x-should-retry", "openai-processing-ms"]
+EXPOSED = [
+    "x-request-id",
+    "retry-after",
+    "x-dropped-params",
+    "x-should-retry",
+    "openai-processing-ms",
+]
 EXPOSED += [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]

@@ -75,11 +75,15 @@ def docs_routes(document: dict[str, Any], *, assets: str, theme: dict[str, str])
     return [Route("/openapi.json", openapi), Route("/docs", docs), Route("/redoc", read)]
 
 
-def page(name: str, files: dict[str, str], title: str, base: str, theme: dict[str, str]) -> Response:
+def page(
+    name: str, files: dict[str, str], title: str, base: str, theme: dict[str, str]
+) -> Response:
     """docs.html with these files. Its policy lets in what the assets' origin sends, and the one script that stands in it."""
     tags = "\n".join(tag(f"{base}/{path}", digest) for path, digest in files.items())
     told = {"name": escape(name), "title": escape(title), "base": escape(base)}
-    html = Template(Path(__file__).with_suffix(".html").read_text()).substitute(theme | told, assets=tags)
+    html = Template(Path(__file__).with_suffix(".html").read_text()).substitute(
+        theme | told, assets=tags
+    )
     script = html.partition("<script>")[2].partition("</script>")[0]
     own = b64encode(sha256(script.encode()).digest()).decode()
     url = urlsplit(base)
@@ -94,5 +98,7 @@ def page(name: str, files: dict[str, str], title: str, base: str, theme: dict[st
 def tag(url: str, digest: str) -> str:
     checked = f'"{escape(url)}" integrity="sha384-{digest}" crossorigin="anonymous"'
     return (
-        f"<script defer src={checked}></script>" if url.endswith(".js") else f'<link rel="stylesheet" href={checked}>'
+        f"<script defer src={checked}></script>"
+        if url.endswith(".js")
+        else f'<link rel="stylesheet" href={checked}>'
     )
