@@ -547,7 +547,7 @@ async def test_what_clients_make_up_is_remembered_within_bounds() -> None:
         assert (
             await client(app).get(f"http://localhost:{number + 1}/v1/models")
         ).status_code == 200
-    assert len(app.front.known_hosts) <= 100
+    assert len(app.edge.hosts.known) <= 100
     router = respx.MockRouter()
     router.post(url__regex=".*").respond(
         200, json={"candidates": [{"content": {"parts": [{"text": "Hi"}]}}]}
@@ -2548,55 +2548,60 @@ def test_every_route_is_documented() -> None:
     assert missing == []
 
 
-OURS = {"main", "backends", "extras"}
+ROOMS = ("api", "server", "upstream", "mock", "storage", "config", "web")
+DOORS = ("__init__", "__main__", "probe", "pytest_plugin")  # they start the app or a command
+ALSO_ALLOWED = {"api": {"storage"}}  # rooms that a room may import beside itself
 
 
 def imports_of(file: Path) -> set[str]:
-    """What a file imports, wherever in it."""
+    """The project's modules that a file imports anywhere in it, by name: "rewrap.api.chat"."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = ("extras." if node.level else "") + (node.module or "")
-            found |= (
-                {f"{module}.{a.name}".strip(".") for a in node.names}
-                if module in ("extras", "extras.")
-                else {module}
-            )
-    return found
+            assert node.level == 0, f"{file}: a relative import"
+            module = node.module or ""
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if is_module(name)} or {module}
+    return {name for name in found if name.split(".")[0] in ("rewrap", "main", "backends")}
 
 
-def ours(modules: Iterable[str]) -> set[str]:
-    return {module for module in modules if module.split(".")[0] in OURS}
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def is_leaf(name: str) -> bool:
+    """Whether a module is a file of its own in rewrap/, and not a door."""
+    parts = name.split(".")
+    if parts == ["rewrap"]:
+        return True  # its version
+    return len(parts) == 2 and parts[1] not in (*ROOMS, *DOORS, "main", "backends")
 
 
 def test_imports_run_one_way() -> None:
-    assert ours(imports_of(ROOT / "backends.py")) == {
-        "extras.calls",
-        "extras.framing",
-        "extras.redaction",
-    }
-    for leaf in ("extras/calls.py", "extras/framing.py", "extras/config.py", "extras/redaction.py"):
-        assert ours(imports_of(ROOT / leaf)) == set(), leaf
-    assert {module.split(".")[0] for module in ours(imports_of(ROOT / "main.py"))} == {
-        "backends",
-        "extras",
-    }
-    for file in {*(ROOT / "extras").glob("*.py")} - {
-        ROOT / "extras/factory.py"
-    }:  # that one puts others together
-        assert ours(imports_of(file)) <= {"backends", "extras.framing", "extras.config"}, file.name
-    assert "main" not in imports_of(ROOT / "extras/factory.py")
+    for room in ROOMS:
+        allowed = {room} | ALSO_ALLOWED.get(room, set())
+        for file in (ROOT / "rewrap" / room).glob("*.py"):
+            for name in imports_of(file):
+                inside = name.split(".")[1:2] and name.split(".")[1] in allowed
+                assert inside or is_leaf(name), f"{room}/{file.name} imports {name}"
+    for file in (ROOT / "rewrap").glob("*.py"):
+        if file.stem not in DOORS:
+            for name in imports_of(file):
+                assert is_leaf(name), f"{file.name} imports {name}"
 
 
-def test_backends_know_nothing_of_the_server_and_nothing_wraps_streams() -> None:
-    assert not [
-        name
-        for name in imports_of(ROOT / "backends.py")
-        if name.startswith(("starlette", "uvicorn"))
-    ]
-    for file in [ROOT / "main.py", *(ROOT / "extras").glob("*.py")]:
+def test_backends_import_neither_the_server_nor_the_apis() -> None:
+    for name in imports_of(ROOT / "backends.py"):
+        room = name.split(".")[1]
+        assert room in ("upstream", "config", "mock") or is_leaf(name), name
+    assert "starlette" not in (ROOT / "backends.py").read_text().replace("never Starlette", "")
+
+
+def test_no_file_wraps_streams_in_base_http_middleware() -> None:
+    for file in [ROOT / "main.py", *(ROOT / "rewrap").rglob("*.py")]:
         assert "BaseHTTPMiddleware" not in file.read_text(), file.name
 
 

@@ -18,9 +18,11 @@ import httpx
 import orjson
 
 from rewrap.backends import ChatURL
-from rewrap.types import APIError, ChatRequest, Delta, Limits, Shape
+from rewrap.types import APIError, ChatRequest, Delta, Limits, ResponseInfo, Shape
+from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import Client
 from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder
+from rewrap.upstream.shapes import known_shapes, shape_from
 
 Table = Mapping[str, Any]  # a shape, as in shapes.toml
 Try = tuple[str, str, Table]  # name of a shape, URL, table; "" and {}: the shape of any URL
@@ -52,12 +54,12 @@ FAILED = re.compile(
 
 @dataclass
 class Probe:
-    """A chat URL in question. `shapes` are those of the file, by name; `shape_of` compiles a table for backends."""
+    """A chat URL in question. `shapes` are those of the file, by name; `shape_from` compiles a table for backends."""
 
     url: str
     shapes: Mapping[str, Any]
     anyshape: Shape
-    shape_of: Callable[[Table, str], Shape]
+    shape_from: Callable[[Table, str], Shape]
     headers: Mapping[str, str]
     key: str = ""
     model: str = MODEL
@@ -108,7 +110,7 @@ class Probe:
         }
         chat = ChatRequest(self.model, messages, payload, stream=stream)
         shape, limits = (
-            self.shape_of(table, "probe") if table else self.anyshape,
+            self.shape_from(table, "probe") if table else self.anyshape,
             Limits(self.timeout_seconds),
         )
         self.got, self.why = None, "no text"
@@ -116,7 +118,7 @@ class Probe:
             backend = ChatURL(
                 self.client, url, shape, key=self.key, headers=self.headers, limits=limits
             )
-            deltas = [delta async for delta in backend.stream(chat)]
+            deltas = [delta async for delta in backend.stream(chat, ResponseInfo())]
         except (APIError, ValueError) as error:
             self.why = error.reason if isinstance(error, APIError) else str(error)
             return []
@@ -316,16 +318,9 @@ def toml(value: Any) -> str:
     return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
-def run(
-    argv: list[str],
-    shapes: Mapping[str, Any],
-    anyshape: Shape,
-    shape_of: Callable[[Table, str], Shape],
-) -> int:
+def probe_command(argv: list[str]) -> int:
     """The command; its exit status."""
-    parser = argparse.ArgumentParser(
-        "python main.py probe", description="Find out what a chat URL speaks."
-    )
+    parser = argparse.ArgumentParser("rewrap probe", description="Find out what a chat URL speaks.")
     parser.add_argument("url", metavar="URL")
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
     for name, default in {"--key": "", "--model": MODEL, "--timeout": 30.0}.items():
@@ -335,7 +330,16 @@ def run(
     if not re.match(r"https?://[^/\s]", told.url) or not all(pairs):
         parser.error("a URL begins with http:// or https://, a header is 'Name: value'")
     headers = {pair[1]: pair[2] for pair in pairs if pair}
-    probe = Probe(told.url, shapes, anyshape, shape_of, headers, told.key, told.model, told.timeout)
+    probe = Probe(
+        told.url,
+        known_shapes(),
+        AutoShape(),
+        shape_from,
+        headers,
+        told.key,
+        told.model,
+        told.timeout,
+    )
     try:
         if (httpx.URL(told.url).port or 0) > 65535:
             raise httpx.InvalidURL("there is no such port")

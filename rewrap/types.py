@@ -1,4 +1,7 @@
-"""The vocabulary of the project. Imports nothing of the project."""
+"""The vocabulary of the project: requests, replies, errors, and the protocols between the rooms.
+
+Every room may import this file. It imports nothing of the project.
+"""
 
 import re
 from collections.abc import AsyncGenerator, Iterator
@@ -8,12 +11,16 @@ from typing import Any, Protocol
 import orjson
 
 Headers = list[tuple[bytes, bytes]]
+JSONObject = dict[str, Any]  # a decoded JSON object
+
+
+# Errors.
 
 
 class APIError(Exception):
-    """A failure as a client sees it: OpenAI's envelope, `{"error": {"message", "type", "param", "code"}}`, and its status.
+    """A failure in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}` and a status.
 
-    `reason` is for the log alone.
+    `reason` goes to the log only. `envelope`, if it is set, replaces the whole body.
     """
 
     def __init__(
@@ -28,58 +35,78 @@ class APIError(Exception):
         reason: str = "",
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.type, self.param, self.code = (
-            status,
-            message,
-            type,
-            param,
-            code,
-        )
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
         self.headers = headers or []
         self.reason = reason or code or type
 
     @property
-    def body(self) -> dict[str, Any]:
-        return {
-            "error": {
-                "message": self.message,
-                "type": self.type,
-                "param": self.param,
-                "code": self.code,
-            }
+    def body(self) -> JSONObject:
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
         }
+        return {"error": error}
+
+
+class UpstreamRejection(Exception):
+    """An upstream's error answer: its status, and its own words. Secrets are still in them."""
+
+    def __init__(self, status: int, message: str = "", **members: str) -> None:
+        super().__init__(status)
+        self.status = status
+        self.message = message
+        self.members = members
+        self.headers: Headers = []
+
+
+def no_such_model(model: str) -> APIError:
+    message = f"The model `{model}` does not exist or you do not have access to it."
+    return APIError(404, message, code="model_not_found")
+
+
+# A request, and what becomes known while it is answered.
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A checked request for a chat completion. It never changes: `dataclasses.replace` makes another.
+
+    `payload` is the whole JSON object that the client sent. `body` has the same bytes as they came, and is empty where
+    the request differs from them.
+    """
+
+    model: str
+    messages: list[JSONObject]
+    payload: JSONObject
+    body: bytes = b""
+    stream: bool = False
+    include_usage: bool = False
+    relay: bool = False  # the rendering takes an upstream's own bytes (Delta.raw)
+    authorization: str = ""  # the client's own, where it may go on to the upstream
+    stored: bool = False  # the reply is stored here, under an id of this server
+    session: str = ""  # names the conversation for an upstream that keeps one
+    unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
 
 
 @dataclass(slots=True)
-class ChatRequest:
-    """One request for a completion: what was asked for, and what backends tell about their answer on the way."""
+class ResponseInfo:
+    """The facts about one reply, filled in by the backend while it answers."""
 
-    model: str
-    messages: list[dict[str, Any]]
-    payload: dict[str, Any]  # everything that the client sent, checked
-    body: bytes = b""  # the same as it came; empty where it was changed since
-    stream: bool = False
-    include_usage: bool = False
-    relay: bool = False  # the rendering takes an upstream's own bytes as they are (Delta.raw)
-    authorization: str = ""  # the client's own, where it may go on to the upstream
     id: str = ""
-    created: int = 0
-    until: float = 0.0  # loop time by which an answer that is no stream must be whole
+    created: int = 0  # Unix time, seconds
+    model: str = ""
     backend: str = ""
-    dropped: list[str] = field(
-        default_factory=list
-    )  # what of the request had no place in this, as the client calls it
-    usage: dict[str, Any] | None = None
     headers: Headers = field(default_factory=list)  # for the answer to the client
-    stored: bool = (
-        False  # it is kept here: its id is ours, and that of the stored chat which goes on
-    )
-    new_messages: list[dict[str, Any]] | None = (
-        None  # of a stored chat that goes on: without what was said before
-    )
-    completion: dict[str, Any] | None = (
-        None  # once it is finished, where hooks or the store have asked for it
-    )
+    dropped: list[str] = field(default_factory=list)  # parameters that the upstream cannot take
+    prompt_bytes: int = 0  # UTF-8 bytes of all messages, for an estimate of tokens
+    usage: JSONObject | None = None
+    completion: JSONObject | None = None  # the finished reply, where a hook or the store needs it
 
 
 @dataclass(slots=True)
@@ -89,98 +116,150 @@ class Delta:
     content: str = ""
     finish_reason: str | None = None
     index: int = 0  # of the choice
-    whole: bool = (
-        False  # the text did not come in pieces: streamed renderings give it out word by word
-    )
-    fields: dict[str, Any] | None = (
-        None  # what else the message has: tool_calls, reasoning_content, refusal ...
-    )
-    logprobs: dict[str, Any] | None = None
-    usage: dict[str, Any] | None = None
-    raw: bytes = (
-        b""  # instead of all that: whole events, or a whole completion, as the upstream sent them
-    )
+    whole: bool = False  # the text did not come in pieces: streams send it word by word
+    fields: JSONObject | None = None  # other members of the message: tool_calls, refusal ...
+    logprobs: JSONObject | None = None
+    usage: JSONObject | None = None
+    raw: bytes = b""  # an upstream's own bytes instead: whole events, or a whole completion
 
 
 Deltas = AsyncGenerator[Delta, None]
 
 
-class UpstreamRejection(Exception):
-    """What an upstream says instead of a reply: a status, and its own words, from which secrets are yet to be taken."""
-
-    def __init__(self, status: int, message: str = "", **known: str) -> None:
-        super().__init__(status)
-        self.status, self.message, self.known = status, message, known
-        self.headers: Headers = []
+# Protocols.
 
 
 class Backend(Protocol):
-    """Who answers. `stream` raises APIError, before the first Delta or after it; closing it ends the upstream's work."""
+    """Answers requests. Closing the Deltas ends the upstream's work."""
 
     name: str
 
-    def stream(self, chat: ChatRequest) -> Deltas: ...
+    def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        """The reply in pieces. Raises APIError, before the first Delta or after it."""
 
-    async def models(self, authorization: str) -> list[dict[str, Any]]: ...
+    async def models(self, authorization: str) -> list[JSONObject]:
+        """Model cards, as `GET /v1/models` lists them. Raises APIError."""
 
 
-def model_card(id: str, **known: Any) -> dict[str, Any]:
+class Rendering(Protocol):
+    """One API's form of a reply. `headers` are those of a stream."""
+
+    headers: Headers
+
+    def __call__(self, delta: Delta) -> bytes:
+        """The bytes of one Delta in a stream."""
+
+    def end(self) -> bytes:
+        """The last bytes of a stream."""
+
+    def failure(self, error: APIError) -> bytes | None:
+        """The last bytes of a stream that fails. None: the connection is cut instead."""
+
+    def document(self, deltas: list[Delta]) -> JSONObject:
+        """The JSON answer to a request without a stream."""
+
+
+class Reply(Protocol):
+    """An upstream's answer while it arrives. `headers` have lower-case names."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    deadline: float  # loop time at which a pending read fails
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" at the end. Raises TimeoutError at the deadline."""
+
+    def linger(self) -> None:
+        """Discard the rest, so that the connection can be reused."""
+
+    async def aclose(self) -> None:
+        """Close. The connection is kept if the answer was read to its end."""
+
+
+class Reader(Protocol):
+    """Translates the events of one streamed reply into Deltas."""
+
+    @property
+    def done(self) -> bool:
+        """No more events follow."""
+
+    @property
+    def complete(self) -> bool:
+        """The reply may end here. Otherwise an end is a truncation."""
+
+    @property
+    def finish(self) -> str:
+        """The finish_reason, if no Delta has it yet."""
+
+    def __call__(self, name: str, data: bytes) -> list[Delta]:
+        """The Deltas of one event. Raises UpstreamRejection; ValueError if it is not an event of a reply."""
+
+
+class Shape(Protocol):
+    """How an endpoint is spoken to: where the prompt goes, and where the text of the reply is."""
+
+    framing: str  # json, sse, ndjson or text; auto: found out from the answer
+
+    def check(self, url: str) -> None:
+        """Raises ValueError if no request can be sent to `url`."""
+
+    def url(self, url: str, request: ChatRequest) -> str:
+        """The URL of one request."""
+
+    def headers(self, key: str, stream: bool) -> dict[str, str]:
+        """The headers of a request, with the key where the product wants it."""
+
+    def payload(self, request: ChatRequest) -> object:
+        """The JSON to send. Raises APIError."""
+
+    def dropped(self, request: ChatRequest) -> list[str]:
+        """Client parameters that the payload leaves out."""
+
+    def answer(self, value: object) -> list[Delta]:
+        """The Deltas of a whole JSON answer. Raises UpstreamRejection; ValueError if there is no reply."""
+
+    def reader(self) -> Reader:
+        """A reader for one streamed reply."""
+
+    def rejection(self, status: int, value: object) -> UpstreamRejection:
+        """The error in the JSON that came with a status other than 2xx."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of an upstream's answer: times in seconds, sizes in bytes."""
+
+    first_byte: float = 120.0  # until the first event, or the head of a JSON answer
+    stall: float = 60.0  # until the next event, or more of a JSON answer
+    total: float = 600.0  # for a whole JSON answer
+    reply_bytes: int = 64 * 2**20
+    event_bytes: int = 8 * 2**20
+
+
+# JSON, texts and tokens.
+
+
+def dumps(value: object) -> bytes:
+    """JSON bytes. Raises APIError: orjson reads 1,024 levels of nesting and writes 254."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        raise APIError(400, "The request is nested too deeply.") from None
+
+
+def model_card(id: str, **members: object) -> JSONObject:
     """A model as `GET /v1/models` lists it."""
-    return {
+    card: JSONObject = {
         "id": id,
         "object": "model",
         "created": 1_700_000_000,
         "owned_by": "rewrap",
         "permission": [],
-    } | known
+    }
+    return card | members
 
 
-def words(text: str) -> list[str]:
-    """Split after each run of whitespace; "".join(words(text)) == text, always."""
-    return WORD.findall(text)
-
-
-def portions(text: str, size: int = 4096) -> Iterator[str]:
-    """Split between words into pieces of about `size` characters: what one send to a client may hold."""
-    start = 0
-    while len(text) - start > size:
-        gap = GAP.search(text, start + size)
-        if gap is None:
-            break
-        yield text[start : gap.start()]
-        start = gap.start()
-    yield text[start:]
-
-
-WORD = re.compile(r"\s*\S+\s*|\s+")
-GAP = re.compile(r"(?<=\s)(?=\S)")
-
-
-def text_of(content: Any) -> str:
-    """A message's content as one string: the text parts of a list, a line each; null is "".
-
-    Parts that are no text (images, audio) have no place in it: a shape names them (`dropped`).
-    """
-    if isinstance(content, list):
-        texts = (part.get("text") if isinstance(part, dict) else part for part in content)
-        return "\n".join(text for text in texts if isinstance(text, str))
-    return content or ""
-
-
-def size_of(text: str) -> int:
-    """In bytes of UTF-8."""
-    return len(text) if text.isascii() else len(text.encode())
-
-
-def estimated_tokens(size: int) -> int:
-    """A guess for upstreams that do not count: a token for four bytes of UTF-8.
-
-    That is about right for English, and for Chinese or Japanese (three bytes a character) it is 0.75 a character.
-    """
-    return -(-size // 4)
-
-
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+def usage(prompt_tokens: int, completion_tokens: int) -> JSONObject:
     """OpenAI's `usage` object."""
     return {
         "prompt_tokens": prompt_tokens,
@@ -196,71 +275,56 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
     }
 
 
-class Reply(Protocol):
-    """An upstream's answer while it comes in. `headers` have lower-case names; `deadline` is in loop time."""
+def text_of(content: object) -> str:
+    """A message's content as one string: the text parts of a list, one a line; null is "".
 
-    status: int
-    headers: dict[bytes, bytes]
-    deadline: float
-
-    async def read(self) -> bytes: ...  # what has come since; b"" at the end
-    def linger(self) -> None: ...  # all that is wanted has come: the rest may go by unread
-    async def aclose(
-        self,
-    ) -> None: ...  # at its end the connection is kept; before it, closed at once
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How long, in seconds, and how large, in bytes, an upstream's answer may be."""
-
-    first_byte: float = 120.0  # until the first event, or the head of a JSON answer
-    stall: float = 60.0  # until the next whole event, or any more of a JSON answer
-    total: float = 600.0  # for a whole JSON answer
-    reply_bytes: int = 64 * 2**20
-    event_bytes: int = 8 * 2**20
+    Other parts (images, audio) are left out. A shape names them in `dropped`.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = (part.get("text") if isinstance(part, dict) else part for part in content)
+    return "\n".join(text for text in texts if isinstance(text, str))
 
 
-class Reader(Protocol):
-    """One streamed reply. `done`: nothing more is to come; `complete`: it may end here, or else it was cut short;
-    `finish`: why it ends, if that is yet to be said."""
-
-    @property
-    def done(self) -> bool: ...
-    @property
-    def complete(self) -> bool: ...
-    @property
-    def finish(self) -> str: ...
-
-    def __call__(self, name: str, data: bytes) -> list[Delta]: ...  # of one event
+def size_of(text: str) -> int:
+    """The bytes of UTF-8 in a text."""
+    if text.isascii():
+        return len(text)
+    return len(text.encode())
 
 
-class Shape(Protocol):
-    """How an endpoint is spoken to: where the prompt goes, where the text is. Raises Refused, or ValueError for no reply."""
-
-    framing: str  # json, sse, ndjson or text; auto: found out from the answer
-
-    def url(self, url: str, chat: ChatRequest) -> str: ...
-    def headers(self, key: str, stream: bool) -> dict[str, str]: ...
-    def request(self, chat: ChatRequest) -> Any: ...  # the JSON to send
-    def dropped(
-        self, chat: ChatRequest
-    ) -> list[str]: ...  # what the client sent that does not go along
-    def answer(self, value: Any) -> list[Delta]: ...  # a whole JSON answer
-    def reader(self) -> Reader: ...
-    def refusal(
-        self, status: int, value: Any
-    ) -> UpstreamRejection: ...  # the JSON that came with a status other than 2xx
+def prompt_size(messages: list[JSONObject]) -> int:
+    """The bytes of UTF-8 in the texts of all messages."""
+    return sum([size_of(text_of(message.get("content"))) for message in messages])
 
 
-def dumps(value: Any) -> bytes:
-    """JSON for an upstream. Raises APIError: orjson reads 1,024 levels, and writes 254."""
-    try:
-        return orjson.dumps(value)
-    except TypeError:
-        raise APIError(400, "The request is nested too deeply.") from None
+def estimated_tokens(size: int) -> int:
+    """Tokens in `size` bytes of UTF-8, for upstreams that do not count: four bytes a token.
+
+    That is about right for English. For Chinese and Japanese (three bytes a character) it is 0.75 tokens a character.
+    """
+    return -(-size // 4)
 
 
-def no_such_model(model: str) -> APIError:
-    message = f"The model `{model}` does not exist or you do not have access to it."
-    return APIError(404, message, code="model_not_found")
+WORD = re.compile(r"\s*\S+\s*|\s+")
+GAP = re.compile(r"(?<=\s)(?=\S)")
+PORTION_CHARACTERS = 4096
+
+
+def words(text: str) -> list[str]:
+    """Split after each run of whitespace. `"".join(words(text)) == text`."""
+    return WORD.findall(text)
+
+
+def portions(text: str, size: int = PORTION_CHARACTERS) -> Iterator[str]:
+    """Split between words into pieces of about `size` characters, which one send to a client may hold."""
+    start = 0
+    while len(text) - start > size:
+        gap = GAP.search(text, start + size)
+        if gap is None:
+            break
+        yield text[start : gap.start()]
+        start = gap.start()
+    yield text[start:]

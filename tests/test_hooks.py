@@ -13,7 +13,7 @@ import pytest
 from serving import served
 
 from rewrap.hooks import load_hooks
-from rewrap.probe import run
+from rewrap.hooks import run_hooks as run
 
 pytestmark = pytest.mark.anyio
 

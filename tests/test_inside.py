@@ -62,7 +62,7 @@ def test_lines_that_waited_when_their_loop_ended_are_logged_by_the_next(
 
     async def again() -> None:
         await asked(app)
-        while app.front.access.lines:
+        while app.edge.access_log.lines:
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(again(), 5))
@@ -80,7 +80,7 @@ def test_an_app_starts_again_after_its_end(kind: str, tmp_path: Path) -> None:
                 answer = await asked(app)
                 assert answer.status_code == 200, answer.text
             if drained:
-                await app.front.drain()
+                await app.edge.drain()
                 assert (await asked(app)).status_code == 503
 
     with served() as url:

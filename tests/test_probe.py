@@ -31,11 +31,9 @@ from upstreams import (
     whole,
 )
 
-from rewrap.config.backends_file import read_config
+from rewrap.config.backends_file import read_backends_file
 from rewrap.config.settings import Settings
-from rewrap.probe import MOST_REQUESTS, reply_path, run
-from rewrap.upstream.auto import AutoShape
-from rewrap.upstream.shapes import known_shapes, shape_of
+from rewrap.probe import MOST_REQUESTS, probe_command, reply_path
 
 BARE = set(WIRES) - {"flowise", "langflow", "n8n", "langserve", "cloudflare", "botpress", "triton"}
 SECRETS = ["ourownkey123", "headervalue456"]  # nothing tells by their looks what they are
@@ -70,7 +68,7 @@ def speaks(portal: BlockingPortal) -> Speaks:
 
 
 def probe(*argv: str) -> int:
-    return run([*argv], known_shapes(), AutoShape(), shape_of)
+    return probe_command([*argv])
 
 
 @contextmanager
@@ -583,7 +581,7 @@ def own_backend() -> None:
 
 def backends_toml() -> None:
     keys = {"CLOUD_API_KEY": "k1", "DIFY_KEY": "k2"}
-    tables = read_config(str(ROOT / "examples" / "backends.toml"), keys)
+    tables = read_backends_file(str(ROOT / "examples" / "backends.toml"), keys)
     assert [(table.name, table.key) for table in tables] == [
         ("cloud", "k1"),
         ("bot", "k2"),

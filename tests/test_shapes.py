@@ -10,7 +10,7 @@ from shape_servers import WIRES, Wire
 
 from rewrap.types import APIError, ChatRequest, Delta, UpstreamRejection
 from rewrap.upstream.framing import TEXT
-from rewrap.upstream.shapes import MappedReader, MappedShape, ShapeError, load_shapes, shape_from
+from rewrap.upstream.shapes import MappedReader, MappedShape, ShapeError, compiled, load_shapes
 
 TOML = (Path(__file__).parent.parent / "extras" / "shapes.toml").read_text()
 SHAPES = load_shapes(TOML)
@@ -85,7 +85,7 @@ def field(delta: Delta, name: str) -> Any:
 
 
 def one(**table: Any) -> MappedShape:
-    return shape_from(table if "like" in table else {"reply": "."} | table, "mine", SHAPES)
+    return compiled(table if "like" in table else {"reply": "."} | table, "mine", SHAPES)
 
 
 # Each product
@@ -108,7 +108,7 @@ def test_the_product_takes_the_request(name: str, stream: bool) -> None:
         max_completion_tokens=9,
         messages=messages,
     )
-    body = json.loads(json.dumps(shape.request(sent)))
+    body = json.loads(json.dumps(shape.payload(sent)))
     assert wire.valid(body)
     if wire.stream and name != "n8n":  # there the workflow decides
         path = wire.whole if not stream or not wire.stream_path else wire.stream_path
@@ -190,9 +190,9 @@ def test_an_error_inside_http_200_is_an_error(name: str) -> None:
 
 @pytest.mark.parametrize("name", WIRES)
 def test_the_words_of_an_http_error_are_found(name: str) -> None:
-    found = SHAPES[name].refusal(418, WIRES[name].refused)
+    found = SHAPES[name].rejection(418, WIRES[name].refused)
     assert (found.message, found.status) == ("it broke", 418)
-    assert not SHAPES[name].refusal(418, "<html>").message
+    assert not SHAPES[name].rejection(418, "<html>").message
 
 
 def test_reasoning_is_apart_from_the_text() -> None:
@@ -284,7 +284,7 @@ def test_a_placeholder_keeps_the_type_of_its_value() -> None:
             "m": "{messages}",
         }
     )
-    body = shape.request(chat(messages=TALK[1:2], temperature=0, n=2))
+    body = shape.payload(chat(messages=TALK[1:2], temperature=0, n=2))
     assert body == {"t": 0, "s": False, "text": "at 0, 2", "m": [{"role": "user", "content": "hi"}]}
 
 
@@ -297,18 +297,18 @@ def test_an_absent_value_leaves_out_its_member_and_what_is_empty_then() -> None:
             "files": [],
         }
     )
-    assert shape.request(chat(temperature=None)) == {"q": "and\nnow?", "inputs": {}, "files": []}
-    assert shape.request(chat(temperature=1))["o"] == {"p": {"t": 1}}
+    assert shape.payload(chat(temperature=None)) == {"q": "and\nnow?", "inputs": {}, "files": []}
+    assert shape.payload(chat(temperature=1))["o"] == {"p": {"t": 1}}
 
 
 def test_a_default_is_json_where_it_can_be() -> None:
     shape = one(request={"t": "{temperature|0.7}", "u": "{user|nobody}", "k": "{top_k | [1, 2]}"})
-    assert shape.request(chat()) == {"t": 0.7, "u": "nobody", "k": [1, 2]}
-    assert shape.request(chat(temperature=0, user="bob"))["t"] == 0
+    assert shape.payload(chat()) == {"t": 0.7, "u": "nobody", "k": [1, 2]}
+    assert shape.payload(chat(temperature=0, user="bob"))["t"] == 0
 
 
 def test_doubled_braces_are_braces() -> None:
-    assert one(request={"q": '{{"a": "{model}"}}', "b": "{{model}}"}).request(chat()) == {
+    assert one(request={"q": '{{"a": "{model}"}}', "b": "{{model}}"}).payload(chat()) == {
         "q": '{"a": "m"}',
         "b": "{model}",
     }
@@ -317,7 +317,7 @@ def test_doubled_braces_are_braces() -> None:
 def test_the_messages_come_in_each_form() -> None:
     names = ("prompt", "system", "history", "dialog", "messages", "turns")
     turn = {"prompt": "{prompt}", "reply": "{reply}"}
-    body = one(request={name: f"{{{name}}}" for name in names}, turn=turn).request(chat())
+    body = one(request={name: f"{{{name}}}" for name in names}, turn=turn).payload(chat())
     assert body["prompt"] == "and\nnow?"
     assert body["system"] == "Be kind."
     assert body["history"] == [
@@ -331,12 +331,12 @@ def test_the_messages_come_in_each_form() -> None:
 
 def test_a_conversation_is_one_text() -> None:
     text = "User: hi\nAssistant: hello\nUser: and\nnow?\nAssistant:"
-    assert one(request={"q": "{conversation}"}).request(chat()) == {"q": f"Be kind.\n\n{text}"}
-    assert one(request={"q": "{conversation}", "s": "{system}"}).request(chat()) == {
+    assert one(request={"q": "{conversation}"}).payload(chat()) == {"q": f"Be kind.\n\n{text}"}
+    assert one(request={"q": "{conversation}", "s": "{system}"}).payload(chat()) == {
         "q": text,
         "s": "Be kind.",
     }
-    assert one(request={"q": "{conversation}"}).request(chat(messages=TALK[1:2])) == {"q": "hi"}
+    assert one(request={"q": "{conversation}"}).payload(chat(messages=TALK[1:2])) == {"q": "hi"}
 
 
 def test_roles_and_the_form_of_a_message_can_be_renamed() -> None:
@@ -345,7 +345,7 @@ def test_roles_and_the_form_of_a_message_can_be_renamed() -> None:
         message={"who": "{role}", "parts": [{"text": "{content}"}]},
         roles={"assistant": "model"},
     )
-    assert shape.request(chat())["c"][1] == {"who": "model", "parts": [{"text": "hello"}]}
+    assert shape.payload(chat())["c"][1] == {"who": "model", "parts": [{"text": "hello"}]}
 
 
 @pytest.mark.parametrize(
@@ -354,26 +354,26 @@ def test_roles_and_the_form_of_a_message_can_be_renamed() -> None:
 )
 def test_odd_conversations_make_a_request_all_the_same(messages: list[Any]) -> None:
     for shape in SHAPES.values():
-        shape.request(chat(messages=messages))
+        shape.payload(chat(messages=messages))
         shape.dropped(chat(messages=messages))
 
 
 def test_max_tokens_goes_by_both_names() -> None:
-    assert SHAPES["anthropic"].request(chat(max_completion_tokens=5))["max_tokens"] == 5
-    assert SHAPES["anthropic"].request(chat())["max_tokens"] == 4096
-    assert one(request={"m": "{max_completion_tokens}"}).request(chat(max_tokens=6)) == {"m": 6}
+    assert SHAPES["anthropic"].payload(chat(max_completion_tokens=5))["max_tokens"] == 5
+    assert SHAPES["anthropic"].payload(chat())["max_tokens"] == 4096
+    assert one(request={"m": "{max_completion_tokens}"}).payload(chat(max_tokens=6)) == {"m": 6}
 
 
 def test_a_session_is_the_clients_or_its_own() -> None:
     rasa = SHAPES["rasa"]
-    assert rasa.request(chat(user="bob"))["sender"] == "bob"
-    assert rasa.request(chat(user="bob", session_id="s1"))["sender"] == "s1"
-    assert rasa.request(chat())["sender"] != rasa.request(chat())["sender"], (
+    assert rasa.payload(chat(user="bob"))["sender"] == "bob"
+    assert rasa.payload(chat(user="bob", session_id="s1"))["sender"] == "s1"
+    assert rasa.payload(chat())["sender"] != rasa.payload(chat())["sender"], (
         "strangers never meet in one session"
     )
     stored = replace(chat(user="bob"), id="chatcmpl-1", stored=True)
-    assert rasa.request(stored)["sender"] == "chatcmpl-1", "a stored chat that goes on is a session"
-    assert rasa.request(replace(stored, payload={"session_id": "s1"}))["sender"] == "s1"
+    assert rasa.payload(stored)["sender"] == "chatcmpl-1", "a stored chat that goes on is a session"
+    assert rasa.payload(replace(stored, payload={"session_id": "s1"}))["sender"] == "s1"
     assert "messages.history" not in rasa.dropped(stored)
 
 
@@ -408,12 +408,12 @@ def test_what_is_nested_too_deeply_is_the_clients_fault() -> None:
     for _ in range(400):
         deep = [deep]
     with pytest.raises(APIError, match="nested too deeply"):
-        one(request={"q": "{tools} {prompt}"}).request(chat(tools=deep))
+        one(request={"q": "{tools} {prompt}"}).payload(chat(tools=deep))
 
 
 def test_any_other_parameter_can_be_named() -> None:
     shape = one(request={"x": "{param.mirostat}"})
-    assert shape.request(chat(mirostat=2)) == {"x": 2}
+    assert shape.payload(chat(mirostat=2)) == {"x": 2}
     assert shape.dropped(chat(mirostat=2)) == [
         "messages.system",
         "messages.history",
@@ -636,8 +636,8 @@ def test_a_table_that_cannot_be_used_says_where(table: dict[str, Any], says: str
 
 def test_a_table_says_where_its_reply_is_or_what_it_is_like() -> None:
     with pytest.raises(ShapeError, match=r"^mine\.reply: where is the text of an answer\?"):
-        shape_from({"request": {"q": "{prompt}"}}, "mine", SHAPES)
-    assert said(shape_from({"like": "dify"}, "mine", SHAPES), {"answer": "hi"}).content == "hi"
+        compiled({"request": {"q": "{prompt}"}}, "mine", SHAPES)
+    assert said(compiled({"like": "dify"}, "mine", SHAPES), {"answer": "hi"}).content == "hi"
 
 
 def test_a_file_that_is_not_toml_says_so() -> None:
@@ -663,7 +663,7 @@ def test_a_shape_can_go_on_from_another() -> None:
     mine = one(
         like="ollama", request={"keep_alive": "5m", "options": {"seed": "{nothing}"}}, reply="x"
     )
-    body = mine.request(chat(seed=1, temperature=1))
+    body = mine.payload(chat(seed=1, temperature=1))
     assert (body["keep_alive"], body["options"], mine.framing) == (
         "5m",
         {"temperature": 1},
@@ -676,7 +676,7 @@ def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
     mine = load_shapes(
         '[mine]\nrequest = { q = "{prompt}" }\nreply = "data.answer"\n[mine.stream]\nreply = "delta"\ndone = "end"'
     )["mine"]
-    assert mine.request(chat()) == {"q": "and\nnow?"}
+    assert mine.payload(chat()) == {"q": "and\nnow?"}
     assert said(mine, {"data": {"answer": "hi"}}).content == "hi"
     reader = mine.reader()
     pieces = [
@@ -706,10 +706,10 @@ def test_a_number_is_a_text_where_a_text_is_expected() -> None:
 
 def test_several_choices_are_not_asked_for_and_it_is_said() -> None:
     for name in ("openai", "databricks"):
-        assert "n" not in SHAPES[name].request(chat(n=2, logprobs=True))
+        assert "n" not in SHAPES[name].payload(chat(n=2, logprobs=True))
         assert "n" in SHAPES[name].dropped(chat(n=2))
         assert "n" not in SHAPES[name].dropped(chat(n=1))
-    assert SHAPES["openai"].request(chat(logprobs=True))["logprobs"]
+    assert SHAPES["openai"].payload(chat(logprobs=True))["logprobs"]
     logprobs = {"content": [{"token": "a"}]}
     choice = {"message": {"content": "a"}, "logprobs": logprobs}
     assert said(SHAPES["openai"], {"choices": [choice]}).logprobs == logprobs
@@ -741,25 +741,25 @@ def test_a_question_without_a_reply_is_asked_with_the_next() -> None:
     messages = [{"role": role, "content": text} for role, text in said]
     turn = {"inputs": {"question": "a"}, "outputs": {"answer": "r"}}
     wanted = {"question": "orphan\nc", "chat_history": [turn]}
-    assert SHAPES["promptflow"].request(chat(messages=messages)) == wanted
-    assert SHAPES["flowise"].request(chat(messages=messages))["question"] == "c", (
+    assert SHAPES["promptflow"].payload(chat(messages=messages)) == wanted
+    assert SHAPES["flowise"].payload(chat(messages=messages))["question"] == "c", (
         "it has a history of messages"
     )
 
 
 def test_a_system_message_alone_is_the_prompt() -> None:
     messages = [{"role": "system", "content": "Hi"}]
-    assert SHAPES["anthropic"].request(chat(messages=messages))["messages"] == [
+    assert SHAPES["anthropic"].payload(chat(messages=messages))["messages"] == [
         {"role": "user", "content": "Hi"}
     ]
-    assert "system" not in SHAPES["anthropic"].request(chat(messages=messages))
+    assert "system" not in SHAPES["anthropic"].payload(chat(messages=messages))
 
 
 def test_values_that_are_as_good_as_absent_are_omitted() -> None:
     parameters = {"details": True, "temperature": 0.5}
-    sent = SHAPES["tgi"].request(chat(temperature=0.5, top_p=1))
+    sent = SHAPES["tgi"].payload(chat(temperature=0.5, top_p=1))
     assert sent["parameters"] == parameters
-    assert SHAPES["tgi"].request(chat(temperature=0))["parameters"] == {"details": True}
+    assert SHAPES["tgi"].payload(chat(temperature=0))["parameters"] == {"details": True}
     assert SHAPES["tgi"].dropped(chat(temperature=0, top_p=1.0)) == []
 
 
@@ -795,7 +795,7 @@ def test_figures_beside_the_text_are_kept() -> None:
 
 
 def test_a_field_called_nothing_is_nothing_all_the_same() -> None:
-    assert one(request={"q": "{prompt}", "n": "{nothing}"}, reply="a").request(
+    assert one(request={"q": "{prompt}", "n": "{nothing}"}, reply="a").payload(
         chat(nothing="x")
     ) == {"q": "and\nnow?"}
 
@@ -805,7 +805,7 @@ def test_a_field_called_nothing_is_nothing_all_the_same() -> None:
     [[{"error": {"message": "bad key"}}], {"detail": [{"msg": "bad key"}]}, {"detail": "bad key"}],
 )
 def test_words_of_a_refusal_are_found_in_many_places(body: Any) -> None:
-    assert SHAPES["gemini"].refusal(400, body).message == "bad key"
+    assert SHAPES["gemini"].rejection(400, body).message == "bad key"
 
 
 def test_counts_that_are_no_numbers_are_none() -> None:

@@ -17,7 +17,7 @@ from serving import ASKED, ROOT, served
 from shape_servers import WIRES, ShapeServer, shape_server
 from upstreams import closed_port
 
-from rewrap.config.backends_file import read_config
+from rewrap.config.backends_file import read_backends_file
 from rewrap.config.settings import Settings
 
 STREAMED = [name for name, wire in WIRES.items() if wire.stream]
@@ -793,7 +793,7 @@ def test_a_bad_file_stops_the_start_with_one_line_that_says_where(
 
 def test_a_file_may_begin_as_notepad_writes_it(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(MOCK, encoding="utf-8-sig")
-    assert [table.name for table in read_config(str(tmp_path / "c.toml"), {})] == ["a"]
+    assert [table.name for table in read_backends_file(str(tmp_path / "c.toml"), {})] == ["a"]
 
 
 @pytest.mark.parametrize("name", ["none.toml", "", "latin.toml"])
@@ -802,9 +802,9 @@ def test_a_file_that_cannot_be_read_says_so(name: str, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"^CONFIG: .*cannot be read: (No such file|Is a directory|not UTF-8)"
     ):
-        read_config(str(tmp_path / name), {})
+        read_backends_file(str(tmp_path / name), {})
 
 
 def test_a_key_never_shows_in_the_words_for_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"CLOUD_API_KEY": "sk-cloud-1234", "DIFY_KEY": "app-dify-1234"}
-    assert "1234" not in repr(read_config(str(EXAMPLE), keys))
+    assert "1234" not in repr(read_backends_file(str(EXAMPLE), keys))

@@ -18,7 +18,7 @@ def missing(param: str) -> APIError:
     return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
 
 
-def named(value: Any) -> str:
+def type_name(value: Any) -> str:
     """The type of a JSON value, in OpenAI's words."""
     if isinstance(value, list) and not value:
         return "an empty array"
@@ -36,7 +36,9 @@ TYPE_NAMES: dict[type, str] = {
 
 
 def wrong_type(param: str, expected: str, value: Any) -> APIError:
-    message = f"Invalid type for '{param}': expected {expected}, but got {named(value)} instead."
+    message = (
+        f"Invalid type for '{param}': expected {expected}, but got {type_name(value)} instead."
+    )
     return invalid(message, param, "invalid_type")
 
 

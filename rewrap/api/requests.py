@@ -1,7 +1,7 @@
-"""Requests, checked by hand (checks.py has a check for each field)."""
+"""Bodies of requests, parsed and checked by hand. checks.py has a check for each parameter.
 
-import time
-from typing import Any
+Every parser raises APIError in OpenAI's words. `null` counts as absent. Unknown parameters are kept: they go to the upstream.
+"""
 
 import orjson
 
@@ -12,119 +12,151 @@ from rewrap.api.checks import (
     check_model,
     invalid,
     missing,
-    named,
+    type_name,
 )
-from rewrap.ids import random_hex
-from rewrap.types import APIError, ChatRequest
+from rewrap.types import APIError, ChatRequest, JSONObject
+
+NOT_JSON = (
+    "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library"
+    " correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)"
+)
+LOGPROBS_OFF = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
+PAGE_MEMBERS = frozenset(["id", "trigger", "messageId", "data"])  # useChat's own, not the chat's
+VISIBLE_PARTS = frozenset(["text", "step-start"])
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
-    """A request's JSON object. Raises APIError."""
+def parse_object(body: bytes) -> JSONObject:
+    """The JSON object of a body."""
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
-        message = "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)"
-        raise APIError(400, message) from None
+        raise APIError(400, NOT_JSON) from None
     if type(payload) is not dict:
+        name = type_name(payload)
         raise APIError(
-            400, f"Invalid type for the body: expected an object, but got {named(payload)} instead."
+            400, f"Invalid type for the body: expected an object, but got {name} instead."
         )
     return payload
 
 
-def parse_chat(body: bytes, default_model: str = "", path_model: str = "") -> ChatRequest:
-    """A request for a chat completion. Raises APIError."""
-    chat = chat_from(
-        parse_object(body), path_model or default_model, named_by_path=bool(path_model)
-    )
-    chat.body, chat.relay = body, True
-    return chat
-
-
-def chat_from(payload: dict[str, Any], model: str, *, named_by_path: bool = False) -> ChatRequest:
-    """A payload, checked in OpenAI's order: model, messages, then the rest by name. Raises APIError.
-
-    null counts as absent. Fields that are not known are kept: they go on to the upstream.
-    """
-    model = model if named_by_path else payload.get("model") or model
-    if not model:
-        raise invalid("you must provide a model parameter", None, None)
-    check_model("model", model)
-    if payload.get("messages") is None:
-        raise missing("messages")
-    check_messages("messages", payload["messages"])
-    for name, check in CHECKS.items():
-        if (value := payload.get(name)) is not None:
-            check(name, value)
-    if payload.get("top_logprobs") and not payload.get("logprobs"):
-        message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
-        raise invalid(message, "top_logprobs", None)
+def parse_chat(
+    default_model: str, body: bytes, authorization: str = "", path_model: str = ""
+) -> ChatRequest:
+    """A request for a chat completion. The model in the path wins over the one in the body (Azure)."""
+    payload = parse_object(body)
+    model = path_model or payload.get("model") or default_model
+    check_chat(payload, model)
     return ChatRequest(
         model,
         payload["messages"],
         payload,
+        body=body,
         stream=payload.get("stream") is True,
-        include_usage=bool((payload.get("stream_options") or {}).get("include_usage")),
-        id=f"chatcmpl-{random_hex()}",
-        created=int(time.time()),
+        include_usage=wants_usage(payload),
+        relay=True,
+        authorization=authorization,
+    )
+
+
+def parse_ask(
+    default_model: str, body: bytes, authorization: str = "", path_model: str = ""
+) -> ChatRequest:
+    """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
+    payload = parse_object(body)
+    unsupported: list[str] = []
+    messages = payload.get("messages")
+    if isinstance(messages, list):
+        messages = [message for message in messages if not is_page_data(message)]
+        for message in messages:
+            unsupported += unsupported_parts(message)
+        payload["messages"] = [from_ui_message(message) for message in messages]
+    if payload.get("data") is not None:
+        unsupported.append("data")
+    chat = {name: value for name, value in payload.items() if name not in PAGE_MEMBERS}
+    chat["stream"] = True
+    model = payload.get("model") or default_model
+    check_chat(chat, model)
+    return ChatRequest(
+        model,
+        chat["messages"],
+        chat,
+        stream=True,
+        authorization=authorization,
+        unsupported=tuple(dict.fromkeys(unsupported)),
     )
 
 
 def parse_metadata(body: bytes) -> dict[str, str]:
-    """A request that changes a stored completion: `{"metadata": {...}}`. Raises APIError."""
+    """A change of a stored completion: `{"metadata": {...}}`."""
     payload = parse_object(body)
     if "metadata" not in payload:
         raise missing("metadata")
-    metadata: dict[str, str] = {} if payload["metadata"] is None else payload["metadata"]
+    metadata = payload["metadata"]
+    if metadata is None:
+        return {}
     check_metadata("metadata", metadata)
-    return metadata
+    result: dict[str, str] = metadata
+    return result
 
 
-def parse_ask(body: bytes, default_model: str) -> ChatRequest:
-    """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
-    payload = parse_object(body)
-    lost: list[str] = []
-    if isinstance(messages := payload.get("messages"), list):
-        messages = [
-            m for m in messages if not (isinstance(m, dict) and m.get("role") == "data")
-        ]  # for the page alone
-        lost = [name for message in messages for name in unsupported_parts(message)]
-        payload["messages"] = [from_ui_message(message) for message in messages]
-    lost += ["data"] if payload.get("data") is not None else []
-    asked = {name: value for name, value in payload.items() if name not in OF_THE_PAGE}
-    chat = chat_from(asked | {"stream": True}, default_model)
-    chat.dropped = list(dict.fromkeys(lost))
-    return chat
+def check_chat(payload: JSONObject, model: object) -> None:
+    """Check a payload in OpenAI's order: model, messages, then the other parameters by name."""
+    if not model:
+        raise invalid("you must provide a model parameter", None, None)
+    check_model("model", model)
+    messages = payload.get("messages")
+    if messages is None:
+        raise missing("messages")
+    check_messages("messages", messages)
+    for name, check in CHECKS.items():
+        value = payload.get(name)
+        if value is not None:
+            check(name, value)
+    if payload.get("top_logprobs") and not payload.get("logprobs"):
+        raise invalid(LOGPROBS_OFF, "top_logprobs", None)
 
 
-OF_THE_PAGE = ("id", "trigger", "messageId", "data")  # useChat's own
+def wants_usage(payload: JSONObject) -> bool:
+    options = payload.get("stream_options")
+    return bool(options and options.get("include_usage"))
 
 
-def from_ui_message(message: Any) -> Any:
+# The AI SDK's messages.
+
+
+def is_page_data(message: object) -> bool:
+    """Whether a message is for the page only."""
+    return isinstance(message, dict) and message.get("role") == "data"
+
+
+def from_ui_message(message: object) -> object:
     """`{"id", "role", "parts": [{"type": "text", "text"}]}` as `{"role", "content"}`."""
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
+    parts = parts_of(message)
+    if parts is None or not isinstance(message, dict):
         return message
-    texts = [
-        part.get("text")
-        for part in message["parts"]
-        if isinstance(part, dict) and part.get("type") == "text"
-    ]
     content = message.get("content")
-    joined = "".join(text for text in texts if isinstance(text, str))
-    return {
-        "role": message.get("role"),
-        "content": content if isinstance(content, str) and content else joined,
-    }
+    if not isinstance(content, str) or not content:
+        texts = [part.get("text") for part in parts if part.get("type") == "text"]
+        content = "".join(text for text in texts if isinstance(text, str))
+    return {"role": message.get("role"), "content": content}
 
 
-def unsupported_parts(message: Any) -> list[str]:
-    """What `from_ui_message` leaves out: files, sources, calls of tools."""
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
+def unsupported_parts(message: object) -> list[str]:
+    """The parts that `from_ui_message` leaves out: files, sources, tool calls."""
+    parts = parts_of(message)
+    if parts is None or not isinstance(message, dict):
         return []
-    types = [part.get("type") for part in message["parts"] if isinstance(part, dict)]
-    types += ["experimental_attachments"] if message.get("experimental_attachments") else []
+    types = [part.get("type") for part in parts]
+    if message.get("experimental_attachments"):
+        types.append("experimental_attachments")
     return [
-        f"messages.{type}"
-        for type in types
-        if isinstance(type, str) and type not in ("text", "step-start")
+        f"messages.{type}" for type in types if isinstance(type, str) and type not in VISIBLE_PARTS
     ]
+
+
+def parts_of(message: object) -> list[JSONObject] | None:
+    """The parts of a message in the AI SDK's form; None if it has another form."""
+    parts = message.get("parts") if isinstance(message, dict) else None
+    if not isinstance(parts, list):
+        return None
+    return [part for part in parts if isinstance(part, dict)]

@@ -55,7 +55,7 @@ class BackendTable:
     total_timeout_seconds: float = 0.0
 
 
-def read_config(path: str, environ: Mapping[str, str]) -> list[BackendTable]:
+def read_backends_file(path: str, environ: Mapping[str, str]) -> list[BackendTable]:
     """The backends of a file, in its order. Raises ValueError: one line that names the file, the backend and the field."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))

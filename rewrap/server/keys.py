@@ -105,7 +105,7 @@ def save(path: str | os.PathLike[str], key: str, user: str) -> None:
         os.close(file)
 
 
-def run(arguments: Sequence[str], secret_keys: Sequence[str]) -> int:
+def key_command(arguments: Sequence[str], secret_keys: Sequence[str]) -> int:
     """`key USER [--days N] [--save [FILE]]`: print a new key; the exit code."""
     parser = argparse.ArgumentParser(
         prog="key", description="Print a new key, signed with the first of SECRET_KEY."

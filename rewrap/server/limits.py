@@ -164,7 +164,7 @@ def mongodb(url: str) -> "Storage":
     return Storage(url, wrap_exceptions=True)
 
 
-def headers(verdict: Verdict) -> list[tuple[bytes, bytes]]:
+def rate_limit_headers(verdict: Verdict) -> list[tuple[bytes, bytes]]:
     """OpenAI's x-ratelimit headers for one verdict, and Retry-After (whole seconds, at least 1) with a refusal."""
     fields: list[tuple[bytes, object]] = [
         (b"x-ratelimit-limit-requests", verdict.limit),
@@ -184,22 +184,31 @@ def duration(seconds: float) -> str:
 
 
 class Gate:
-    """At most `most` requests at a moment: `enter()` lets one more in, `leave()` lets it out. Raises APIError 503."""
+    """A `with` block that at most `maximum` requests enter at the same time; 0: no limit."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.inside = most, 0
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self.inside = 0
 
     def check(self) -> None:
-        if self.inside >= self.most:
-            again = [(b"retry-after", b"1")]
-            message = "The server is busy: too many requests at this moment."
+        """Raises APIError 503 if the block is full."""
+        if self.maximum and self.inside >= self.maximum:
             raise APIError(
-                503, message, type="server_error", headers=again, reason="too many requests"
+                503,
+                "The server is busy: too many requests at this moment.",
+                type="server_error",
+                headers=[(b"retry-after", b"1")],
+                reason="too many requests",
             )
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         self.check()
         self.inside += 1
 
-    def leave(self) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.inside -= 1
+
+
+def limit_exceeded(verdict: Verdict) -> APIError:
+    message = f"Rate limit reached for requests: {verdict.limit} a minute. Please try again later."
+    return APIError(429, message, type="requests", code="rate_limit_exceeded")

@@ -223,7 +223,7 @@ class Protocol(HttpToolsProtocol):
         self.heard, self.slow_head, self.unsent = False, head, unsent
 
 
-def run(
+def serve_app(
     app: Any,
     *,
     host: str,

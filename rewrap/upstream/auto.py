@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 
 from rewrap.types import ChatRequest, Delta, UpstreamRejection, text_of, usage
+from rewrap.upstream.errors import rejection_in_success
 from rewrap.upstream.framing import TEXT
-from rewrap.upstream.relay import refused_in_200
 
 
 class AutoShape:
@@ -24,7 +24,10 @@ class AutoShape:
     def headers(self, key: str, stream: bool) -> dict[str, str]:
         return {"authorization": f"Bearer {key}"} if key else {}
 
-    def request(self, chat: ChatRequest) -> Any:
+    def check(self, url: str) -> None:
+        pass
+
+    def payload(self, chat: ChatRequest) -> Any:
         messages = [
             {**message, "content": text_of(message.get("content"))} for message in chat.messages
         ]
@@ -44,7 +47,7 @@ class AutoShape:
 
     def answer(self, value: Any) -> list[Delta]:
         if isinstance(value, dict) and value.get("error"):
-            raise refused_in_200(value["error"])
+            raise rejection_in_success(value["error"])
         if isinstance(value, dict) and isinstance(value.get("choices"), list) and value["choices"]:
             return openai_deltas(value, whole=True)
         text = find_reply(value)
@@ -62,13 +65,13 @@ class AutoShape:
     def reader(self) -> "AutoReader":
         return AutoReader()
 
-    def refusal(self, status: int, value: Any) -> UpstreamRejection:
+    def rejection(self, status: int, value: Any) -> UpstreamRejection:
         """The words of an OpenAI envelope; of anything else none, for who knows what is in them."""
         error = value.get("error") if isinstance(value, dict) else None
         error = (
             value if isinstance(value, dict) and value.get("object") == "error" else error
         )  # vLLM's, before 0.9
-        refused = refused_in_200(error if isinstance(error, dict) else {})
+        refused = rejection_in_success(error if isinstance(error, dict) else {})
         refused.status = status
         return refused
 
@@ -110,7 +113,7 @@ class AutoReader:
             self.bare = True
             return [Delta(data.decode("utf-8", "replace"))] if data.strip() != b"null" else []
         if name == "error" or value.get("error"):
-            raise refused_in_200(value.get("error"))
+            raise rejection_in_success(value.get("error"))
         self.bare = self.bare or False
         if isinstance(value.get("choices"), list):
             self.complete = False

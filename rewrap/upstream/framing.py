@@ -7,10 +7,21 @@ Raises ValueError for what is none of these, and for an event larger than it may
 import codecs
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol
 
 import orjson
 
 Event = tuple[str, bytes]
+
+
+class Decoder(Protocol):
+    """Cuts bytes into events."""
+
+    def feed(self, data: bytes) -> Iterable[Event]:
+        """The events that are whole now. Raises ValueError."""
+
+    def close(self) -> Iterable[Event]:
+        """The last event, which nothing ended. Raises ValueError."""
 
 
 Read = Callable[
@@ -214,7 +225,7 @@ TEXT = "\n"  # the name of a piece of plain text: no event can have it
 class TextDecoder:
     """Plain text, as it comes; a character that is split between two reads is given out whole."""
 
-    def __init__(self, event_bytes: int, encoding: str = "utf-8") -> None:
+    def __init__(self, encoding: str = "utf-8") -> None:
         self.decoder = codecs.getincrementaldecoder(encoding)("replace")
 
     def feed(self, data: bytes) -> Iterable[Event]:

@@ -1,38 +1,57 @@
-"""Renamed, added and dropped parameters of an upstream."""
+"""Changes to a request that one upstream needs: other names, defaults, dropped parameters, other roles."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from rewrap.types import ChatRequest
+from rewrap.types import ChatRequest, JSONObject
 
 
 @dataclass(frozen=True, slots=True)
 class Params:
-    """What an upstream wants otherwise: names of parameters, values of absent ones, what it does not take, names of roles."""
+    """The `params` of a backend in the file of backends; `model` is the upstream's name of the model."""
 
     rename: Mapping[str, str] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    drop: tuple[str, ...] = ()
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    drop: Sequence[str] = ()
     roles: Mapping[str, str] = field(default_factory=dict)
-    model: str = ""  # the upstream's own name of the model
+    model: str = ""
 
-    def applied(self, chat: ChatRequest) -> tuple[ChatRequest, list[str]]:
-        """The chat as this upstream takes it, and the names of what was dropped."""
+    def applied(self, request: ChatRequest) -> tuple[ChatRequest, list[str]]:
+        """The request for this upstream, and the names of the parameters that it lacks."""
         if not (self.rename or self.defaults or self.drop or self.roles or self.model):
-            return chat, []
-        given = {name: value for name, value in chat.payload.items() if value is not None}
-        dropped = [name for name in self.drop if given.pop(name, None) is not None]
-        payload = {name: value for name, value in given.items() if name not in self.rename}
-        for name, to in self.rename.items():
-            if name in given and payload.setdefault(to, given[name]) != given[name]:
-                dropped.append(
-                    name
-                )  # both were given, and they differ: the upstream's own name counts
-        dropped += [name for name in self.drop if payload.pop(name, None) is not None]
+            return request, []
+        payload, dropped = self.renamed(request.payload)
+        for name in self.drop:
+            if payload.pop(name, None) is not None:
+                dropped.append(name)
         for name, value in self.defaults.items():
             if payload.get(name) is None:
                 payload[name] = value
-        messages = [{**m, "role": self.roles.get(m["role"], m["role"])} for m in chat.messages]
-        model = self.model or chat.model
-        return replace(chat, payload=payload, messages=messages, model=model, body=b""), dropped
+        changed = replace(
+            request,
+            payload=payload,
+            messages=[self.with_role(message) for message in request.messages],
+            model=self.model or request.model,
+            body=b"",
+        )
+        return changed, dropped
+
+    def renamed(self, payload: JSONObject) -> tuple[JSONObject, list[str]]:
+        """A payload under the upstream's names, and the names that had no place.
+
+        If the client sends both names with different values, the upstream's own name counts.
+        """
+        present = {name: value for name, value in payload.items() if value is not None}
+        dropped = [name for name in self.drop if present.pop(name, None) is not None]
+        result = {name: value for name, value in present.items() if name not in self.rename}
+        for name, new_name in self.rename.items():
+            if name not in present:
+                continue
+            value = present[name]
+            if result.setdefault(new_name, value) != value:
+                dropped.append(name)
+        return result, dropped
+
+    def with_role(self, message: JSONObject) -> JSONObject:
+        role = message["role"]
+        return {**message, "role": self.roles.get(role, role)}

@@ -365,6 +365,10 @@ class MappedShape:
         )
         self.final = paths(stream["final"], f"{name}.stream.final") if "final" in stream else []
 
+    def check(self, url: str) -> None:
+        for stream in (False, True):
+            self.url(url, ChatRequest("m", [], {"user": "u"}, stream=stream))
+
     def url(self, url: str, chat: ChatRequest) -> str:
         """Where to send this chat: a bare address gets the shape's path; {model}, {user}, {session} are filled.
 
@@ -407,7 +411,7 @@ class MappedShape:
         keyed = {name: f"Bearer {key}" if name == "authorization" else key} if key else {}
         return {**self.table.get("headers", {}), **own, **keyed}
 
-    def request(self, chat: ChatRequest) -> Any:
+    def payload(self, chat: ChatRequest) -> Any:
         """The JSON body to send."""
         body = fill(
             self.stream_body if chat.stream else self.body, self.values(chat, self.used), self.name
@@ -515,7 +519,7 @@ class MappedShape:
         delta.finish_reason, delta.whole = reason or "stop", True
         return [delta]
 
-    def refusal(self, status: int, value: Any) -> UpstreamRejection:
+    def rejection(self, status: int, value: Any) -> UpstreamRejection:
         """A 4xx or 5xx, with the upstream's own words if they can be found in its body."""
         failed = self.whole.failure("", value)
         return UpstreamRejection(
@@ -586,7 +590,7 @@ WORDS_OF_REFUSAL = paths(
 
 def session_of(chat: ChatRequest) -> Any:
     """What the client calls the session, or else the stored chat that goes on; an endpoint may remember it by that."""
-    known = {"session": chat.id if chat.stored else None, **chat.payload}
+    known = {"session": chat.session or None, **chat.payload}
     return next((known[name] for name in SESSIONS if known.get(name)), None)
 
 
@@ -686,7 +690,7 @@ def merged(below: Any, above: Any) -> Any:
     return {**below, **{key: merged(below.get(key), value) for key, value in above.items()}}
 
 
-def shape_from(table: Table, name: str, known: Mapping[str, MappedShape]) -> MappedShape:
+def compiled(table: Table, name: str, known: Mapping[str, MappedShape]) -> MappedShape:
     """Compile one table; `like` names a known shape that it goes on from. Raises ShapeError, which says where."""
     if "like" in checked(table, TABLE, f"{name}."):
         if (like := table["like"]) not in known:
@@ -707,7 +711,7 @@ def load_shapes(text: str) -> dict[str, MappedShape]:
         raise ShapeError(f"not TOML: {exc}") from exc
     shapes: dict[str, MappedShape] = {}
     for name, table in tables.items():
-        shapes[name] = shape_from(table, name, shapes)
+        shapes[name] = compiled(table, name, shapes)
     return shapes
 
 
@@ -717,9 +721,9 @@ def known_shapes() -> dict[str, MappedShape]:
     return load_shapes(pathlib.Path(__file__).with_name("shapes.toml").read_text(encoding="utf-8"))
 
 
-def shape_of(table: Table, where: str) -> MappedShape:
+def shape_from(table: Table, where: str) -> MappedShape:
     """The shape of a table of one's own. Raises ShapeError."""
-    return shape_from(table, where, known_shapes())
+    return compiled(table, where, known_shapes())
 
 
 def shape_named(name: str, where: str) -> MappedShape:
