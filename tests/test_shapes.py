@@ -12,7 +12,7 @@ from rewrap.types import APIError, ChatRequest, Delta, UpstreamRejection
 from rewrap.upstream.framing import TEXT
 from rewrap.upstream.shapes import MappedReader, MappedShape, ShapeError, compiled, load_shapes
 
-TOML = (Path(__file__).parent.parent / "extras" / "shapes.toml").read_text()
+TOML = (Path(__file__).parent.parent / "rewrap" / "upstream" / "shapes.toml").read_text()
 SHAPES = load_shapes(TOML)
 CLOSES = (
     "kserve",

@@ -97,10 +97,9 @@ class ChatRendering:
         logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
         closing = b'},"logprobs":%b%b' % (logprobs, self.tail)
         opening += b'{"content":'
+        texts = [delta.content]
         if delta.whole and delta.logprobs is None:
             texts = words(delta.content)
-        else:
-            texts = [delta.content]
         return opening + (closing + opening).join(map(orjson.dumps, texts)) + closing
 
     def end(self) -> bytes:
@@ -171,8 +170,9 @@ class Choice:
 
     def message(self) -> JSONObject:
         fields = {name: merged(value) for name, value in self.fields.items()}
-        if isinstance(fields.get("tool_calls"), list):
-            fields["tool_calls"] = in_order(fields["tool_calls"])
+        calls = fields.get("tool_calls")
+        if isinstance(calls, list):
+            fields["tool_calls"] = in_order(calls)
         text = "".join(self.texts)
         message: JSONObject = {
             "role": "assistant",

@@ -40,15 +40,6 @@ THEME = {
     "gradient": "from-blue-500/10 to-gray-50",
 }
 
-WEBSOCKET_NOTE = {
-    "websocket": False,
-    "message": "There are no websockets in this version: replies are streamed over HTTP.",
-    "instead": {
-        "POST /v1/chat/completions": 'with "stream": true: server-sent events, as the OpenAI SDKs read them',
-        "POST /ask": "plain text in pieces, as the AI SDK's useChat reads it with streamProtocol 'text'",
-    },
-}
-
 
 def docs_routes(document: dict[str, Any], *, assets: str, theme: dict[str, str]) -> list[Route]:
     """The three routes. `assets` is the base URL of npm packages (`BASE/redoc@2.5.4/...`), or a path of this server.
