@@ -20,7 +20,7 @@ from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
 from rewrap.mock.echo import echo, prompt_words
-from rewrap.redaction import secrets_in
+from rewrap.redaction import redacted, secrets_in
 from rewrap.types import (
     APIError,
     Backend,
@@ -51,17 +51,21 @@ from rewrap.upstream.errors import (
     bad_gateway,
     forwardable_headers,
     rejection_error,
+    rejection_in_body,
     rejection_in_success,
     upstream_error,
 )
 from rewrap.upstream.models import ModelList, model_cards
 from rewrap.upstream.params import Params
-from rewrap.upstream.relay import ModelAlias, RelayStream, is_plain_completion
+from rewrap.upstream.relay import ModelAlias, RelayStream, is_completion
 from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 
 log = logging.getLogger("rewrap")
 
+ERROR_SECONDS = 5.0  # to read the body of an error
+ERROR_LIMITS = Limits(reply_bytes=65_536)
+LOGGED_CHARACTERS = 300  # of an upstream's message
 UNPRINTABLE = re.compile(r"[^ -~]")
 DROPPED_CHARACTERS = 1000  # of the header x-dropped-params
 
@@ -120,6 +124,7 @@ class ChatURL:
     """
 
     text_is_reply = True
+    transparent = False  # an upstream's error keeps its status, 5xx too
 
     def __init__(
         self,
@@ -202,10 +207,11 @@ class ChatURL:
         try:
             target = self.target(self.shape.url(self.url, adapted), adapted.stream)
             now = running_loop().time()
-            total = now + self.limits.total
-            deadline = now + self.limits.first_byte
-            if not request.stream:
-                deadline = min(deadline, total)
+            # Fallbacks share the time of the first backend: they do not multiply it.
+            info.deadline = info.deadline or now + self.limits.request
+            total = min(now + self.limits.total, info.deadline)
+            # The head of an answer in one piece comes when it is done.
+            deadline = min(now + self.limits.first_byte, total) if request.stream else total
             reply = await self.client.ask(target, credentials, body, deadline)
             if not 200 <= reply.status < 300:
                 raise await self.rejection(reply)
@@ -269,26 +275,32 @@ class ChatURL:
 
     async def rejection(self, reply: Reply) -> UpstreamRejection:
         """The error of an answer with a status other than 2xx, with its text if that can be read."""
-        deadline = min(reply.deadline, running_loop().time() + 5.0)
+        deadline = min(reply.deadline, running_loop().time() + ERROR_SECONDS)
         try:
-            value = orjson.loads(
-                await read_whole(reply, self.limits, deadline, self.failure_status)
-            )
-            rejection = self.shape.rejection(reply.status, value)
+            body = await read_whole(reply, ERROR_LIMITS, deadline, self.failure_status)
         except (httpx.HTTPError, TimeoutError, APIError, ValueError):
-            rejection = UpstreamRejection(reply.status)
+            body = b""
+        try:
+            rejection = self.shape.rejection(reply.status, orjson.loads(body))
+        except ValueError:
+            rejection = rejection_in_body(reply.status, body)
         rejection.headers = forwardable_headers(reply.headers)
         return rejection
 
     def rejection_error(
         self, rejection: UpstreamRejection, credentials: Mapping[str, str]
     ) -> APIError:
-        return rejection_error(
+        """The client's error, and a line for the log."""
+        error = rejection_error(
             rejection,
             self.secrets,
-            own_key=not credentials,
+            own_key="authorization" not in credentials,
+            transparent=self.transparent,
             failure_status=self.failure_status,
         )
+        reason = redacted(rejection.message, self.secrets)[:LOGGED_CHARACTERS]
+        log.info("backend %s: the upstream answered %d: %r", self.name, rejection.status, reason)
+        return error
 
 
 EXAMPLE = ChatRequest("m", [], {"user": "u"})
@@ -310,6 +322,7 @@ class OpenAI(ChatURL):
     """
 
     text_is_reply = False
+    transparent = True
 
     def __init__(
         self,
@@ -375,8 +388,7 @@ class OpenAI(ChatURL):
             loop = running_loop()
             while data := await reply.read():
                 passed = relay.feed(data)
-                if relay.alive:
-                    reply.deadline = loop.time() + self.limits.stall
+                reply.deadline = loop.time() + self.limits.stall  # any byte is a sign of life
                 if passed:
                     yield Delta(raw=passed)
                 if relay.failure is not None:
@@ -396,9 +408,8 @@ class OpenAI(ChatURL):
             raise ValueError("no completion")
         if value.get("error"):
             raise rejection_in_success(value["error"])
-        if not is_plain_completion(value):
-            if not self.shape.answer(value) or "choices" not in value:
-                raise ValueError("no completion")
+        if not is_completion(value):
+            raise ValueError("no completion")
         counts = value.get("usage")
         info.usage = counts if isinstance(counts, dict) else None
         return body
@@ -453,6 +464,7 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         first_byte=settings.first_byte_timeout_seconds,
         stall=settings.stall_timeout_seconds,
         total=settings.total_timeout_seconds,
+        request=settings.total_timeout_seconds,
         reply_bytes=settings.max_reply_bytes,
         event_bytes=settings.max_event_bytes,
     )

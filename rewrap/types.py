@@ -20,7 +20,7 @@ JSONObject = dict[str, Any]  # a decoded JSON object
 class APIError(Exception):
     """A failure in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}` and a status.
 
-    `reason` goes to the log only. `envelope`, if it is set, replaces the whole body.
+    `reason` goes to the log only. `error` replaces the four members: an upstream's own error object.
     """
 
     def __init__(
@@ -33,10 +33,12 @@ class APIError(Exception):
         code: str | None = None,
         headers: Headers | None = None,
         reason: str = "",
+        error: JSONObject | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.error = error
         self.type = type
         self.param = param
         self.code = code
@@ -45,7 +47,7 @@ class APIError(Exception):
 
     @property
     def body(self) -> JSONObject:
-        error = {
+        error = self.error or {
             "message": self.message,
             "type": self.type,
             "param": self.param,
@@ -55,14 +57,20 @@ class APIError(Exception):
 
 
 class UpstreamRejection(Exception):
-    """An upstream's error answer: its status, and its own words. Secrets are still in them."""
+    """An upstream's error answer: its status, and its error object with all members. Secrets are still in it."""
 
-    def __init__(self, status: int, message: str = "", **members: str) -> None:
+    def __init__(self, status: int, message: str = "", error: JSONObject | None = None) -> None:
         super().__init__(status)
         self.status = status
-        self.message = message
-        self.members = members
+        self.error: JSONObject = dict(error or {})
+        if message:
+            self.error["message"] = message
         self.headers: Headers = []
+
+    @property
+    def message(self) -> str:
+        text = self.error.get("message")
+        return text if isinstance(text, str) else ""
 
 
 def no_such_model(model: str) -> APIError:
@@ -106,6 +114,7 @@ class ResponseInfo:
     dropped: list[str] = field(default_factory=list)  # parameters that the upstream cannot take
     prompt_bytes: int = 0  # UTF-8 bytes of all messages, for an estimate of tokens
     usage: JSONObject | None = None
+    deadline: float = 0.0  # loop time by which an answer without a stream is whole
     completion: JSONObject | None = None  # the finished reply, where a hook or the store needs it
 
 
@@ -229,9 +238,10 @@ class Shape(Protocol):
 class Limits:
     """Bounds of an upstream's answer: times in seconds, sizes in bytes."""
 
-    first_byte: float = 120.0  # until the first event, or the head of a JSON answer
-    stall: float = 60.0  # until the next event, or more of a JSON answer
-    total: float = 600.0  # for a whole JSON answer
+    first_byte: float = 600.0  # until the head of a stream
+    stall: float = 300.0  # until the next bytes of a stream
+    total: float = 600.0  # for a whole answer without a stream
+    request: float = 600.0  # for a whole answer with all fallbacks
     reply_bytes: int = 64 * 2**20
     event_bytes: int = 8 * 2**20
 

@@ -73,9 +73,9 @@ class Settings:
     upstream_failure_status: int = setting("statuses", 502, "The status of an upstream's failure: 502 or 500.", among=(502, 500))
 
     connect_timeout_seconds: float = setting("times and sizes", 5.0, "To connect to the upstream, with TLS.", above=0)
-    first_byte_timeout_seconds: float = setting("times and sizes", 120.0, "Until an upstream's first event, or its head.", above=0)
-    stall_timeout_seconds: float = setting("times and sizes", 60.0, "Until the next whole event of a stream.", above=0)
-    total_timeout_seconds: float = setting("times and sizes", 600.0, "For a whole answer without a stream.", above=0)
+    first_byte_timeout_seconds: float = setting("times and sizes", 600.0, "Until the head of an upstream's stream.", above=0)
+    stall_timeout_seconds: float = setting("times and sizes", 300.0, "Until the next bytes of an upstream's stream; comments and pings count.", above=0)
+    total_timeout_seconds: float = setting("times and sizes", 600.0, "For a whole answer without a stream, with all fallbacks.", above=0)
     max_body_bytes: int = setting("times and sizes", 32 * 2**20, "The largest request; larger ones get 413.", minimum=1)
     max_reply_bytes: int = setting("times and sizes", 64 * 2**20, "The largest whole answer of an upstream, and the largest stream that is stored.", minimum=1)
     max_event_bytes: int = setting("times and sizes", 8 * 2**20, "The largest event of an upstream's stream.", minimum=1)

@@ -69,9 +69,7 @@ class Answer:
         reply = self.reply
 
         async def more(started: bool) -> bytes:
-            if started:
-                stall = running_loop().time() + self.limits.stall
-                reply.deadline = min(self.deadline, stall)
+            reply.deadline = self.next_deadline()
             return await reply.read()
 
         kind, first = await framing(reply.headers, more, known_framing if self.stream else "auto")
@@ -89,25 +87,30 @@ class Answer:
             body = body.decode(encoding, "replace").encode()
         return parsed(body, text=kind != "json")
 
+    def next_deadline(self) -> float:
+        """The loop time by which the next bytes have to come."""
+        if not self.stream:
+            return self.deadline
+        return running_loop().time() + self.limits.stall
+
     async def events(self, opened: StreamedReply) -> AsyncGenerator[Event, None]:
         """The events of the answer. For a client without a stream they are bounded in time and size."""
         loop = running_loop()
         reply = self.reply
-        deadline = float("inf") if self.stream else self.deadline
         remaining = float("inf") if self.stream else self.limits.reply_bytes
         data = opened.first or await reply.read()
         while True:
             remaining -= len(data)
             if remaining < 0:
                 raise bad_gateway(TOO_LARGE, "too large", self.failure_status)
-            if loop.time() > deadline:  # every read may be in time, and the answer still too slow
-                raise TimeoutError
+            if not self.stream and loop.time() > self.deadline:
+                raise TimeoutError  # bytes that are there already are read without a wait
             events = opened.decoder.feed(data) if data else opened.decoder.close()
             for event in events:
                 yield event
-                reply.deadline = min(deadline, loop.time() + self.limits.stall)
             if not data:
                 return
+            reply.deadline = self.next_deadline()
             data = await reply.read()
 
 
@@ -115,13 +118,12 @@ async def read_whole(
     reply: Reply, limits: Limits, deadline: float, failure_status: int, first: bytes = b""
 ) -> bytes:
     """A body to its end, bounded by the size of a reply and by `deadline` (loop time)."""
-    loop = running_loop()
+    reply.deadline = deadline
     parts = [first]
     size = len(first)
     while True:
         if size > limits.reply_bytes:
             raise bad_gateway(TOO_LARGE, "too large", failure_status)
-        reply.deadline = min(deadline, loop.time() + limits.stall)
         data = await reply.read()
         if not data:
             return b"".join(parts)

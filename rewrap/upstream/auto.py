@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from rewrap.types import ChatRequest, Delta, UpstreamRejection, text_of, usage
-from rewrap.upstream.errors import rejection_in_success
+from rewrap.upstream.errors import error_in, rejection_in_success
 from rewrap.upstream.framing import TEXT
 
 
@@ -65,15 +65,8 @@ class AutoShape:
     def reader(self) -> "AutoReader":
         return AutoReader()
 
-    def rejection(self, status: int, value: Any) -> UpstreamRejection:
-        """The words of an OpenAI envelope; of anything else none, for who knows what is in them."""
-        error = value.get("error") if isinstance(value, dict) else None
-        error = (
-            value if isinstance(value, dict) and value.get("object") == "error" else error
-        )  # vLLM's, before 0.9
-        refused = rejection_in_success(error if isinstance(error, dict) else {})
-        refused.status = status
-        return refused
+    def rejection(self, status: int, value: object) -> UpstreamRejection:
+        return UpstreamRejection(status, error=error_in(value))
 
 
 OURS = frozenset(["completion_id", "messages", "model"])

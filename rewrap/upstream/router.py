@@ -124,7 +124,10 @@ class ModelRouter:
 
 def can_fall_back(error: APIError) -> bool:
     """Whether another backend may succeed."""
-    return error.status >= 500 or error.status == 429
+    if error.status in (402, 429) or error.status >= 500:
+        return True
+    code = (error.error or {}).get("code", error.code)
+    return error.status == 404 and code == "model_not_found"
 
 
 def origin(backend: Backend) -> Hashable:
