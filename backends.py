@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 from codecs import BOM_UTF8
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -41,7 +41,7 @@ from rewrap.types import (
 )
 from rewrap.upstream.answers import Answer, WholeReply, read_whole
 from rewrap.upstream.auto import AutoShape
-from rewrap.upstream.client import Client
+from rewrap.upstream.client import USER_AGENT, Client
 from rewrap.upstream.deltas import DeltaNormalizer, in_portions, take_identity
 from rewrap.upstream.errors import (
     CUT_SHORT,
@@ -88,7 +88,7 @@ class Mock:
         self.name = name
         self.reply_bytes = reply_bytes
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model)]
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
@@ -139,6 +139,7 @@ class ChatURL:
         params: Params | None = None,
         limits: Limits | None = None,
         failure_status: int = 502,
+        forward_headers: Sequence[str] = (),
     ) -> None:
         """Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
         self.client = client
@@ -150,7 +151,9 @@ class ChatURL:
         self.params = params or Params()
         self.limits = limits or Limits()
         self.failure_status = failure_status
+        self.forward_headers = [name.lower() for name in forward_headers]
         self.own_headers = {name.lower(): value for name, value in (headers or {}).items()}
+        self.has_key = bool(key) or "authorization" in self.own_headers
         self.targets: dict[tuple[str, bool], object] = {}
         self.secrets = secrets_in(url, key, self.own_headers)
         shape.check(url)
@@ -167,12 +170,16 @@ class ChatURL:
             accept = f"text/event-stream, {accept}"
         headers = {"content-type": "application/json", "accept": accept}
         headers |= self.shape.headers(self.key, stream)
-        target = self.client.target("POST", url, headers | self.own_headers)
+        target = self.client.target("POST", url, self.agent() | headers | self.own_headers)
         if len(self.targets) < 256:  # a URL may contain the model, which the client chooses
             self.targets[url, stream] = target
         return target
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    def agent(self) -> dict[str, str]:
+        """The constant User-Agent; {} if each request has its own."""
+        return {"user-agent": USER_AGENT}
+
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model or self.name)]
 
     def body(self, request: ChatRequest) -> bytes:
@@ -181,9 +188,13 @@ class ChatURL:
     def dropped(self, request: ChatRequest) -> list[str]:
         return self.shape.dropped(request)
 
-    def credentials(self, request: ChatRequest) -> dict[str, str]:
-        """The client's own credentials, where they go to the upstream."""
-        return {}
+    def headers_from(self, client_headers: Mapping[str, str]) -> dict[str, str]:
+        """The client's headers that go to the upstream: those of FORWARD_HEADERS."""
+        if not self.forward_headers:
+            return {}
+        return {
+            name: client_headers[name] for name in self.forward_headers if name in client_headers
+        }
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         info.prompt_bytes = prompt_size(request.messages)
@@ -202,7 +213,7 @@ class ChatURL:
         adapted, dropped = self.params.applied(request)
         dropped = [*request.unsupported, *dropped]
         body = self.body(adapted)
-        credentials = self.credentials(request)
+        headers = self.headers_from(request.client_headers)
         reply = None
         try:
             target = self.target(self.shape.url(self.url, adapted), adapted.stream)
@@ -212,7 +223,7 @@ class ChatURL:
             total = min(now + self.limits.total, info.deadline)
             # The head of an answer in one piece comes when it is done.
             deadline = min(now + self.limits.first_byte, total) if request.stream else total
-            reply = await self.client.ask(target, credentials, body, deadline)
+            reply = await self.client.ask(target, headers, body, deadline)
             if not 200 <= reply.status < 300:
                 raise await self.rejection(reply)
             info.headers += forwardable_headers(reply.headers)
@@ -232,7 +243,7 @@ class ChatURL:
             del request, adapted, body
             yield answer
         except UpstreamRejection as rejection:
-            raise self.rejection_error(rejection, credentials) from None
+            raise self.rejection_error(rejection, headers) from None
         except UPSTREAM_ERRORS as exc:
             raise upstream_error(exc, self.failure_status) from exc
         except (AttributeError, LookupError, TypeError, RecursionError) as exc:
@@ -287,14 +298,12 @@ class ChatURL:
         rejection.headers = forwardable_headers(reply.headers)
         return rejection
 
-    def rejection_error(
-        self, rejection: UpstreamRejection, credentials: Mapping[str, str]
-    ) -> APIError:
+    def rejection_error(self, rejection: UpstreamRejection, headers: Mapping[str, str]) -> APIError:
         """The client's error, and a line for the log."""
         error = rejection_error(
             rejection,
             self.secrets,
-            own_key="authorization" not in credentials,
+            own_key="authorization" not in headers,
             transparent=self.transparent,
             failure_status=self.failure_status,
         )
@@ -337,17 +346,22 @@ class OpenAI(ChatURL):
         base = address.path.rstrip("/").removesuffix("/chat/completions")
         url = str(address.copy_with(path=f"{base}/chat/completions"))
         super().__init__(client, url, shape, name=name, **options)  # type: ignore[arg-type]
-        self.has_key = bool(self.key) or "authorization" in self.own_headers
         headers = shape.headers(self.key, False) | self.own_headers
         models_url = str(address.copy_with(path=f"{base}/models"))
+        headers |= self.agent()
         self.models_target = client.target("GET", models_url, headers)
         default = [model_card(self.model)] if self.model else []
         self.model_list = ModelList(self.ask_models, default)
 
-    def credentials(self, request: ChatRequest) -> dict[str, str]:
-        if self.has_key or not request.authorization:
-            return {}
-        return {"authorization": request.authorization}
+    def agent(self) -> dict[str, str]:
+        return super().agent() if self.has_key else {}
+
+    def headers_from(self, client_headers: Mapping[str, str]) -> dict[str, str]:
+        """Without a key of ours, the client's key goes to the upstream, and takes the headers that belong to it along."""
+        if self.has_key:
+            return super().headers_from(client_headers)
+        agent = client_headers.get("user-agent")
+        return {**client_headers, "user-agent": f"{agent} {USER_AGENT}" if agent else USER_AGENT}
 
     def body(self, request: ChatRequest) -> bytes:
         """The client's own bytes where nothing was changed."""
@@ -414,16 +428,17 @@ class OpenAI(ChatURL):
         info.usage = counts if isinstance(counts, dict) else None
         return body
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """The upstream's list, by the client's own key where that one goes upstream. Raises APIError."""
-        own = {"authorization": authorization} if authorization and not self.has_key else {}
-        return await self.model_list.cards(own)
+        if self.has_key or "authorization" not in client_headers:
+            return await self.model_list.cards({})
+        return await self.model_list.cards(self.headers_from(client_headers))
 
-    async def ask_models(self, credentials: dict[str, str]) -> list[JSONObject]:
+    async def ask_models(self, headers: dict[str, str]) -> list[JSONObject]:
         """The models that the upstream lists now; [] if it has no list. Raises APIError."""
         deadline = running_loop().time() + min(10.0, self.limits.first_byte)
         try:
-            reply = await self.client.ask(self.models_target, credentials, b"", deadline)
+            reply = await self.client.ask(self.models_target, headers, b"", deadline)
             try:
                 if reply.status in (404, 405):
                     return []
@@ -434,7 +449,7 @@ class OpenAI(ChatURL):
             finally:
                 await reply.aclose()
         except UpstreamRejection as rejection:
-            error = self.rejection_error(rejection, credentials)
+            error = self.rejection_error(rejection, headers)
             if error.status in (400, 404, 413, 422):  # the client's request has no fault
                 error = bad_gateway(FAILED, error.reason, self.failure_status)
             raise error from None
@@ -452,7 +467,7 @@ class Common:
     client: Client
     limits: Limits
     failure_status: int
-    words_per_second: float = 0.0
+    forward_headers: Sequence[str]
 
 
 def build_backend(settings: Settings, client: Client) -> Backend:
@@ -468,9 +483,7 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         reply_bytes=settings.max_reply_bytes,
         event_bytes=settings.max_event_bytes,
     )
-    common = Common(
-        client, limits, settings.upstream_failure_status, settings.mock_words_per_second
-    )
+    common = Common(client, limits, settings.upstream_failure_status, settings.forward_headers)
     if settings.use_mock_api:
         return Mock(settings.mock_words_per_second, reply_bytes=limits.reply_bytes)
     if settings.config:
@@ -510,7 +523,11 @@ def checked_backend(
     kind: type[ChatURL], place: str, common: Common, url: str, shape: Shape, **options: object
 ) -> Backend:
     """A backend whose URL and headers can be sent. Raises ValueError, which begins with `place`."""
-    defaults = {"limits": common.limits, "failure_status": common.failure_status}
+    defaults = {
+        "limits": common.limits,
+        "failure_status": common.failure_status,
+        "forward_headers": common.forward_headers,
+    }
     try:
         return kind(common.client, url, shape, **(defaults | options))  # type: ignore[arg-type]
     except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:

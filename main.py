@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from multiprocessing import parent_process
@@ -42,6 +42,7 @@ from rewrap.server.limits import Gate, RateLimit, limit_exceeded, rate_limit_hea
 from rewrap.server.serve import graceful, serve_app
 from rewrap.storage import open_store
 from rewrap.types import (
+    NO_HEADERS,
     APIError,
     Backend,
     ChatRequest,
@@ -59,7 +60,7 @@ from rewrap.web.docs import THEME, docs_routes
 
 log = logging.getLogger("rewrap")
 
-Parse = Callable[[bytes, str, str], ChatRequest]  # body, authorization, model in the path
+Parse = Callable[[bytes, Mapping[str, str], str], ChatRequest]  # body, headers, model in the path
 
 
 class Gateway:
@@ -76,7 +77,12 @@ class Gateway:
         if isinstance(backend, ModelRouter):
             self.backends = [row.backend for row in backend.rows]
         self.debug = log.isEnabledFor(logging.DEBUG)
-        self.auth = Authenticator(settings.api_keys, settings.secret_key, settings.revoked_keys)
+        self.auth = Authenticator(
+            settings.api_keys,
+            settings.secret_key,
+            settings.revoked_keys,
+            settings.forward_headers,
+        )
         self.gate = Gate(settings.max_concurrent_requests)
         self.rate_limit: RateLimit | None = None
         if settings.rate_limit_per_minute:
@@ -136,13 +142,13 @@ class Gateway:
         context: RequestContext = request.scope["context"]
         await self.admit(context)
         with context.watch():
-            return await self.backend.models(self.auth.upstream_authorization(context))
+            return await self.backend.models(self.auth.upstream_headers(context))
 
     async def public_models(self, request: Request) -> list[JSONObject]:
         """The models that every client may see. Raises APIError."""
         context: RequestContext = request.scope["context"]
         with context.watch():
-            return await self.backend.models("")
+            return await self.backend.models(NO_HEADERS)
 
     def auth_summary(self) -> str:
         if self.auth.open:
@@ -182,10 +188,10 @@ class Endpoint:
         with gateway.gate:  # after the body, which may arrive slowly
             if gateway.debug:
                 log.debug("%s %s", context.id, loggable(body, gateway.secrets))
-            authorization = gateway.auth.upstream_authorization(context)
+            headers = gateway.auth.upstream_headers(context)
             path_model = scope["path_params"].get("model", "")
             # The answer alone holds the request: a long stream need not keep the conversation.
-            await self.answer(context, self.parse(body, authorization, path_model), identity)
+            await self.answer(context, self.parse(body, headers, path_model), identity)
 
     async def answer(self, context: RequestContext, request: ChatRequest, identity: str) -> None:
         gateway = self.gateway

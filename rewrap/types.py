@@ -4,8 +4,9 @@ Every room may import this file. It imports nothing of the project.
 """
 
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import orjson
@@ -81,6 +82,9 @@ def no_such_model(model: str) -> APIError:
 # A request, and what becomes known while it is answered.
 
 
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A checked request for a chat completion. It never changes: `dataclasses.replace` makes another.
@@ -96,7 +100,8 @@ class ChatRequest:
     stream: bool = False
     include_usage: bool = False
     relay: bool = False  # the rendering takes an upstream's own bytes (Delta.raw)
-    authorization: str = ""  # the client's own, where it may go on to the upstream
+    # Headers of the client that may go to the upstream.
+    client_headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     stored: bool = False  # the reply is stored here, under an id of this server
     session: str = ""  # names the conversation for an upstream that keeps one
     unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
@@ -146,7 +151,7 @@ class Backend(Protocol):
     def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         """The reply in pieces. Raises APIError, before the first Delta or after it."""
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """Model cards, as `GET /v1/models` lists them. Raises APIError."""
 
 

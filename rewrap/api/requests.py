@@ -3,6 +3,8 @@
 Every parser raises APIError in OpenAI's words. `null` counts as absent. Unknown parameters are kept: they go to the upstream.
 """
 
+from collections.abc import Mapping
+
 import orjson
 
 from rewrap.api.checks import (
@@ -14,7 +16,7 @@ from rewrap.api.checks import (
     missing,
     type_name,
 )
-from rewrap.types import APIError, ChatRequest, JSONObject
+from rewrap.types import NO_HEADERS, APIError, ChatRequest, JSONObject
 
 NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library"
@@ -40,7 +42,10 @@ def parse_object(body: bytes) -> JSONObject:
 
 
 def parse_chat(
-    default_model: str, body: bytes, authorization: str = "", path_model: str = ""
+    default_model: str,
+    body: bytes,
+    client_headers: Mapping[str, str] = NO_HEADERS,
+    path_model: str = "",
 ) -> ChatRequest:
     """A request for a chat completion. The model in the path wins over the one in the body (Azure)."""
     payload = parse_object(body)
@@ -54,12 +59,15 @@ def parse_chat(
         stream=payload.get("stream") is True,
         include_usage=wants_usage(payload),
         relay=True,
-        authorization=authorization,
+        client_headers=client_headers,
     )
 
 
 def parse_ask(
-    default_model: str, body: bytes, authorization: str = "", path_model: str = ""
+    default_model: str,
+    body: bytes,
+    client_headers: Mapping[str, str] = NO_HEADERS,
+    path_model: str = "",
 ) -> ChatRequest:
     """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
     payload = parse_object(body)
@@ -81,7 +89,7 @@ def parse_ask(
         chat["messages"],
         chat,
         stream=True,
-        authorization=authorization,
+        client_headers=client_headers,
         unsupported=tuple(dict.fromkeys(unsupported)),
     )
 

@@ -45,6 +45,8 @@ class Settings:
     upstream_proxy: str = setting("upstream", "", "A proxy on the way to the upstream: http://host:port.", url=True)
     max_connections: int = setting("upstream", 2000, "Connections to upstreams, for each worker.", minimum=1)
 
+    forward_headers: tuple[str, ...] = setting("upstream", (), "Headers of the client that go to the upstream, separated by commas.")
+
     use_mock_api: bool = setting("mock", False, "true: the mock answers, and no upstream is used.")
     mock_words_per_second: float = setting("mock", 0.0, "The speed of the mock's streams; 0: all at once.", minimum=0)
 

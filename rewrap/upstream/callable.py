@@ -1,7 +1,7 @@
 """A function of the user's as a backend. Imports types alone."""
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from contextlib import aclosing, nullcontext
 from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
 
@@ -26,7 +26,7 @@ class CallableBackend:
         self.function = function
         self.name = getattr(function, "__name__", "function")
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.name)]
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:

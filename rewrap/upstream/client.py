@@ -13,9 +13,11 @@ from urllib.parse import unquote_to_bytes
 
 import httpx
 
+from rewrap import __version__
 from rewrap.types import Reply
 
-COMMON_HEADERS = {"accept-encoding": "identity", "user-agent": "rewrap"}
+USER_AGENT = f"rewrap/{__version__}"
+ACCEPT_ENCODING = {"accept-encoding": "identity"}
 
 
 @runtime_checkable
@@ -83,7 +85,7 @@ class Client(httpx.AsyncClient):
     def target(self, method: str, url: str, headers: Mapping[str, str]) -> object:
         """The constant part of all requests to a URL: made once. Raises httpx.InvalidURL, httpx.HTTPError."""
         lower = {name.lower(): value for name, value in headers.items()}
-        merged = COMMON_HEADERS | lower
+        merged = ACCEPT_ENCODING | lower
         address = httpx.URL(url)
         if address.userinfo and "authorization" not in merged:
             credentials = b64encode(unquote_to_bytes(address.userinfo)).decode()
