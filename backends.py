@@ -7,7 +7,6 @@ Imports types, config, mock and upstream; never Starlette, the server or the API
 
 import asyncio
 import logging
-import re
 from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -20,7 +19,7 @@ from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
 from rewrap.mock.echo import echo, prompt_words
-from rewrap.redaction import redacted, secrets_in
+from rewrap.redaction import redacted, safe_address, secrets_in
 from rewrap.types import (
     APIError,
     Backend,
@@ -29,7 +28,6 @@ from rewrap.types import (
     Deltas,
     JSONObject,
     Limits,
-    Reply,
     ResponseInfo,
     Shape,
     UpstreamRejection,
@@ -39,9 +37,9 @@ from rewrap.types import (
     usage,
     words,
 )
-from rewrap.upstream.answers import Answer, WholeReply, read_whole
+from rewrap.upstream.answers import Answer, WholeReply, read_rejection, read_whole
 from rewrap.upstream.auto import AutoShape
-from rewrap.upstream.client import USER_AGENT, Client
+from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
 from rewrap.upstream.deltas import DeltaNormalizer, in_portions, take_identity
 from rewrap.upstream.errors import (
     CUT_SHORT,
@@ -51,7 +49,6 @@ from rewrap.upstream.errors import (
     bad_gateway,
     forwardable_headers,
     rejection_error,
-    rejection_in_body,
     rejection_in_success,
     upstream_error,
 )
@@ -63,11 +60,7 @@ from rewrap.upstream.shapes import shape_from, shape_named
 
 log = logging.getLogger("rewrap")
 
-ERROR_SECONDS = 5.0  # to read the body of an error
-ERROR_LIMITS = Limits(reply_bytes=65_536)
 LOGGED_CHARACTERS = 300  # of an upstream's message
-UNPRINTABLE = re.compile(r"[^ -~]")
-DROPPED_CHARACTERS = 1000  # of the header x-dropped-params
 
 
 # The mock.
@@ -80,6 +73,7 @@ class Mock:
     """
 
     model = "mock-gpt-model"
+    summary = f"the mock answers, as {model} or any other name"
 
     def __init__(
         self, words_per_second: float = 0.0, name: str = "mock", reply_bytes: int = 64 * 2**20
@@ -179,6 +173,10 @@ class ChatURL:
         """The constant User-Agent; {} if each request has its own."""
         return {"user-agent": USER_AGENT}
 
+    @property
+    def summary(self) -> str:
+        return f"{self.name} answers at {safe_address(self.url)}, for every model name"
+
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model or self.name)]
 
@@ -216,7 +214,8 @@ class ChatURL:
         headers = self.headers_from(request.client_headers)
         reply = None
         try:
-            target = self.target(self.shape.url(self.url, adapted), adapted.stream)
+            url = self.shape.url(self.url, adapted)
+            target = self.target(url, adapted.stream)
             now = running_loop().time()
             # Fallbacks share the time of the first backend: they do not multiply it.
             info.deadline = info.deadline or now + self.limits.request
@@ -224,8 +223,12 @@ class ChatURL:
             # The head of an answer in one piece comes when it is done.
             deadline = min(now + self.limits.first_byte, total) if request.stream else total
             reply = await self.client.ask(target, headers, body, deadline)
+            if moved := slash_redirect(url, reply.status, reply.headers):
+                await reply.aclose()
+                target = self.target(moved, adapted.stream)
+                reply = await self.client.ask(target, headers, body, deadline)
             if not 200 <= reply.status < 300:
-                raise await self.rejection(reply)
+                raise await read_rejection(reply, self.shape)
             info.headers += forwardable_headers(reply.headers)
             dropped += self.dropped(adapted)
             if dropped:
@@ -284,20 +287,6 @@ class ChatURL:
         for index in sorted((started or {0}) - finished):
             yield Delta(finish_reason=reader.finish or "stop", index=index)
 
-    async def rejection(self, reply: Reply) -> UpstreamRejection:
-        """The error of an answer with a status other than 2xx, with its text if that can be read."""
-        deadline = min(reply.deadline, running_loop().time() + ERROR_SECONDS)
-        try:
-            body = await read_whole(reply, ERROR_LIMITS, deadline, self.failure_status)
-        except (httpx.HTTPError, TimeoutError, APIError, ValueError):
-            body = b""
-        try:
-            rejection = self.shape.rejection(reply.status, orjson.loads(body))
-        except ValueError:
-            rejection = rejection_in_body(reply.status, body)
-        rejection.headers = forwardable_headers(reply.headers)
-        return rejection
-
     def rejection_error(self, rejection: UpstreamRejection, headers: Mapping[str, str]) -> APIError:
         """The client's error, and a line for the log."""
         error = rejection_error(
@@ -313,11 +302,6 @@ class ChatURL:
 
 
 EXAMPLE = ChatRequest("m", [], {"user": "u"})
-
-
-def header_list(names: list[str]) -> bytes:
-    """Names for a header. They are the client's: bounded and printable."""
-    return UNPRINTABLE.sub("?", ", ".join(names))[:DROPPED_CHARACTERS].encode()
 
 
 # An OpenAI-compatible upstream.
@@ -443,7 +427,7 @@ class OpenAI(ChatURL):
                 if reply.status in (404, 405):
                     return []
                 if reply.status != 200:
-                    raise await self.rejection(reply)
+                    raise await read_rejection(reply, self.shape)
                 body = await read_whole(reply, self.limits, deadline, self.failure_status)
                 return model_cards(orjson.loads(body))
             finally:
@@ -568,25 +552,3 @@ def table_backend(table: BackendTable, common: Common, path: str) -> Backend:
         params=Params(**table.params, model=table.model),
         limits=limits,
     )
-
-
-def backend_summary(backend: Backend) -> str:
-    """The backends for the line at the start; of a URL only its public parts."""
-    if isinstance(backend, Mock):
-        return f"the mock answers, as {backend.model} or any other name"
-    if isinstance(backend, ModelRouter):
-        rows = [
-            f"{row.backend.name}{safe_address(row.backend)} for {', '.join(row.patterns)}"
-            for row in backend.rows
-        ]
-        return "; ".join(rows)
-    return f"{backend.name} answers{safe_address(backend)}, for every model name"
-
-
-def safe_address(backend: Backend) -> str:
-    """The address of a backend without parts that may be keys: user, query, fragment, long names in a path."""
-    if not isinstance(backend, ChatURL):
-        return ""
-    url = httpx.URL(backend.url)
-    path = re.sub(r"(?<=/)(?=[^/]*[0-9])[^/]{16,}", "***", url.path)
-    return f" at {url.scheme}://{url.netloc.decode()}{path}"

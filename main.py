@@ -16,7 +16,7 @@ from multiprocessing import parent_process
 
 import httpx
 import orjson
-from rewrap.backends import ChatURL, Mock, backend_summary, build_backend
+from rewrap.backends import ChatURL, Mock, build_backend
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
@@ -157,7 +157,8 @@ class Gateway:
 
     def summary(self) -> str:
         """The backends and the keys, for the line at the start."""
-        return f"{backend_summary(self.backend)}; {self.auth_summary()}"
+        backend = getattr(self.backend, "summary", f"{self.backend.name} answers")
+        return f"{backend}; {self.auth_summary()}"
 
     async def close(self) -> None:
         await self.store.close()

@@ -1971,6 +1971,28 @@ async def test_a_redirect_to_another_path_says_so(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", [chat_url, openai])
+@pytest.mark.parametrize("status", [307, 308])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_redirect_that_adds_a_last_slash_is_followed(
+    status: int, stream: bool, make: Any
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if not request.url.path.endswith("/"):
+            return httpx.Response(status, headers={"location": f"{request.url.path}/"})
+        assert request.headers["content-type"] == "application/json"
+        return httpx.Response(200, json=openai_object({"content": "Hi"}))
+
+    router = respx.MockRouter()
+    route = router.post(path__regex=".*").mock(side_effect=answer)
+    setting = {"chat_url": CHAT_URL} if make is chat_url else {"openai_api_base": API_BASE}
+    some = client(rewrap(router, **setting))
+    got = await some.post(CHAT, json=ASKED | {"stream": stream})
+    assert got.status_code == 200
+    assert "Hi" in got.text
+    assert route.call_count == 2
+
+
+@pytest.mark.parametrize("make", [chat_url, openai])
 async def test_a_401_for_the_servers_own_key_is_502(make: Any) -> None:
     own = {"chat_key": "sk-own-0123"} if make is chat_url else {"openai_api_key": "sk-own-0123"}
     some, _ = make(httpx.Response(401, json={"error": {"message": "Bad key sk-own-0123"}}), **own)

@@ -74,7 +74,8 @@ class Recorder:
             await self.load_history(recording, info)
         stored = bool(recording.request.payload.get("store"))
         # An upstream may repeat its ids: a stored chat has an id of this server, and its bytes are not relayed.
-        recording.request = replace(recording.request, relay=False, stored=stored)
+        session = info.id if stored else ""
+        recording.request = replace(recording.request, relay=False, stored=stored, session=session)
         if stored:
             dumps(recording.request.payload)  # refuse now what cannot be stored later
         if self.before:
@@ -98,7 +99,6 @@ class Recorder:
             messages=history + request.messages,
             payload=payload | {"store": True},
             body=b"",
-            session=id,
         )
         info.id = id
 

@@ -6,11 +6,17 @@ Does not know shapes or Deltas. Raises APIError (too large), TimeoutError, Value
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+import httpx
 import orjson
 
 from rewrap.eventloop import running_loop
-from rewrap.types import Limits, Reply
-from rewrap.upstream.errors import TOO_LARGE, bad_gateway
+from rewrap.types import APIError, Limits, Reply, Shape, UpstreamRejection
+from rewrap.upstream.errors import (
+    TOO_LARGE,
+    bad_gateway,
+    forwardable_headers,
+    rejection_in_body,
+)
 from rewrap.upstream.framing import (
     Decoder,
     Event,
@@ -21,6 +27,9 @@ from rewrap.upstream.framing import (
     framing,
     is_json,
 )
+
+ERROR_SECONDS = 5.0  # to read the body of an error
+ERROR_LIMITS = Limits(reply_bytes=65_536)
 
 
 @dataclass(slots=True)
@@ -129,6 +138,21 @@ async def read_whole(
             return b"".join(parts)
         parts.append(data)
         size += len(data)
+
+
+async def read_rejection(reply: Reply, shape: Shape) -> UpstreamRejection:
+    """The error of an answer with a status other than 2xx, with its text if that can be read."""
+    deadline = min(reply.deadline, running_loop().time() + ERROR_SECONDS)
+    try:
+        body = await read_whole(reply, ERROR_LIMITS, deadline, 502)
+    except (httpx.HTTPError, TimeoutError, APIError, ValueError):
+        body = b""
+    try:
+        rejection = shape.rejection(reply.status, orjson.loads(body))
+    except ValueError:
+        rejection = rejection_in_body(reply.status, body)
+    rejection.headers = forwardable_headers(reply.headers)
+    return rejection
 
 
 def parsed(body: bytes, *, text: bool) -> StreamedReply | WholeReply:

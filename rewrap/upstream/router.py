@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
+from rewrap.redaction import safe_address
 from rewrap.types import (
     NO_HEADERS,
     APIError,
@@ -69,6 +70,16 @@ class ModelRouter:
         if self.pick("default") or not patterns:
             return "default"
         return patterns[0]
+
+    @property
+    def summary(self) -> str:
+        """Each backend with its address and its patterns, for the line at the start."""
+        rows: list[str] = []
+        for row in self.rows:
+            url = getattr(row.backend, "url", "")
+            place = f" at {safe_address(url)}" if url else ""
+            rows.append(f"{row.backend.name}{place} for {', '.join(row.patterns)}")
+        return "; ".join(rows)
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """The names in the file, and those names of each backend's list that it serves. Raises APIError if there are none."""
