@@ -365,8 +365,10 @@ class OpenAI(ChatURL):
         if not request.relay:
             info.prompt_bytes = prompt_size(request.messages)
         alias = ModelAlias(request.model) if self.params.model else None
+        info.accepted = False  # its own head says so
         async with self.answer(request, info) as answer:
             del request
+            info.accepted = True
             if not answer.relay or answer.stream != answer.is_event_stream():
                 async with aclosing(self.read(answer, info)) as deltas:
                     async for delta in deltas:

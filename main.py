@@ -37,6 +37,7 @@ from rewrap.redaction import loggable
 from rewrap.server.auth import Authenticator, owner_id
 from rewrap.server.context import RequestContext
 from rewrap.server.edge import JSON_TYPE, EdgeMiddleware, EdgeOptions
+from rewrap.server.heartbeat import Heartbeat
 from rewrap.server.hosts import is_loopback
 from rewrap.server.limits import Gate, RateLimit, limit_exceeded, rate_limit_headers
 from rewrap.server.serve import graceful, serve_app
@@ -227,32 +228,39 @@ class Endpoint:
         deltas: Deltas,
         watch: AbstractContextManager[None],
     ) -> None:
-        """Send Deltas as they come. A failure before the first has a status; one after it, the rendering's form."""
-        assert context.info is not None
+        """Send Deltas as they come. A failure before the head has a status; one after it, the rendering's form."""
+        heartbeat = Heartbeat(
+            context, rendering, rendering.headers, self.gateway.settings.sse_ping_seconds
+        )
         async with aclosing(deltas):  # a client that leaves closes the upstream, too
-            with watch:
-                first = await anext(deltas, None)
-                await context.start_stream([*rendering.headers, *context.info.headers])
+            with watch, heartbeat:
                 try:
-                    if first is not None:
-                        await context.send_body(rendering(first), more=True)
-                    await self.send_rest(context, rendering, deltas)
+                    await self.send_deltas(context, rendering, deltas)
                     end = rendering.end()
                 # Hooks and functions of the user may raise any exception.
                 except (Exception, asyncio.CancelledError) as exc:
+                    if not context.status:
+                        raise
                     failure = self.failure(context, rendering, exc)
                     if failure is None:
                         return
                     end = failure
         await context.send_body(end, more=False)
 
-    async def send_rest(
+    async def send_deltas(
         self, context: RequestContext, rendering: Rendering, deltas: Deltas
     ) -> None:
+        first = await anext(deltas, None)
+        if not context.status:
+            assert context.info is not None
+            await context.start_stream([*rendering.headers, *context.info.headers])
+        if first is not None:
+            await context.send_body(rendering(first), more=True)
         send = context.raw_send  # called directly: 0.3 µs a chunk
         async for delta in deltas:
             body = delta.raw or rendering(delta)
             if body:
+                context.sends += 1
                 await send({"type": "http.response.body", "body": body, "more_body": True})
 
     def failure(

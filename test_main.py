@@ -2146,6 +2146,43 @@ async def test_pings_keep_a_silent_stream_alive(make: Any) -> None:
         assert "error" not in answer.text
 
 
+async def test_a_stream_that_waits_for_a_chat_url_in_one_piece_is_pinged() -> None:
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.5)
+        return httpx.Response(200, json={"reply": "Done."})
+
+    some, _ = chat_url(slow, sse_ping_seconds=0.1)
+    answer = await some.post(CHAT, json=ASKED | {"stream": True})
+    assert answer.text.startswith(": ping\n\n: ping\n\n")
+    assert '"content":"Done."' in answer.text
+    assert answer.text.endswith("data: [DONE]\n\n")
+    off, _ = chat_url(slow, sse_ping_seconds=0)
+    assert "ping" not in (await off.post(CHAT, json=ASKED | {"stream": True})).text
+
+
+async def test_a_failure_after_a_ping_is_an_event() -> None:
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.4)
+        return httpx.Response(400, json={"error": {"message": "Too long."}})
+
+    some, _ = chat_url(slow, sse_ping_seconds=0.1)
+    answer = await some.post(CHAT, json=ASKED | {"stream": True})
+    assert answer.status_code == 200
+    assert failure(answer)["message"] == "Too long."
+
+
+async def test_a_relay_is_not_pinged_before_the_upstream_accepts_the_request() -> None:
+    async def slow(request: httpx.Request) -> httpx.Response:
+        await asyncio.sleep(0.4)
+        return httpx.Response(400, json={"error": {"message": "Too long."}})
+
+    some, _ = openai(slow, sse_ping_seconds=0.1)
+    assert (await some.post(CHAT, json=ASKED | {"stream": True})).status_code == 400
+    silent = streamed(BEGUN, b"", data(chunk({}, "stop")), data("[DONE]"), pause=0.2)
+    some, _ = openai(silent, sse_ping_seconds=0.1)
+    assert ": ping\n\n" in (await some.post(CHAT, json=ASKED | {"stream": True})).text
+
+
 @pytest.mark.parametrize("make", [chat_url, openai])
 async def test_a_stream_that_is_silent_for_too_long_fails(make: Any) -> None:
     some, _ = make(streamed(BEGUN, b"", pause=5), stall_timeout_seconds=0.1)

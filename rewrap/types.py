@@ -119,6 +119,7 @@ class ResponseInfo:
     dropped: list[str] = field(default_factory=list)  # parameters that the upstream cannot take
     prompt_bytes: int = 0  # UTF-8 bytes of all messages, for an estimate of tokens
     usage: JSONObject | None = None
+    accepted: bool = True  # a ping may start the answer: the upstream will not reject the request
     deadline: float = 0.0  # loop time by which an answer without a stream is whole
     completion: JSONObject | None = None  # the finished reply, where a hook or the store needs it
 
@@ -165,6 +166,9 @@ class Rendering(Protocol):
 
     def end(self) -> bytes:
         """The last bytes of a stream."""
+
+    def ping(self) -> bytes:
+        """The bytes that keep a silent stream alive; b"" if this form has none."""
 
     def failure(self, error: APIError) -> bytes | None:
         """The last bytes of a stream that fails. None: the connection is cut instead."""

@@ -112,6 +112,9 @@ class ChatRendering:
         head = self.head or self.frame_head()
         return head + b'"choices":[],"usage":' + counts + b"}\n\ndata: [DONE]\n\n"
 
+    def ping(self) -> bytes:
+        return b": ping\n\n"
+
     def failure(self, error: APIError) -> bytes:
         """An event with an `error`: the SDKs raise on it. The status is already sent."""
         return b"data: " + orjson.dumps(error.body) + b"\n\n"
@@ -142,6 +145,9 @@ class TextRendering:
 
     def end(self) -> bytes:
         complete_usage(self.info, self.size)
+        return b""
+
+    def ping(self) -> bytes:
         return b""
 
     def failure(self, error: APIError) -> None:

@@ -74,6 +74,7 @@ class Settings:
     invalid_request_status: int = setting("statuses", 400, "The status of invalid requests: 400 or 422.", among=(400, 422))
     upstream_failure_status: int = setting("statuses", 502, "The status of an upstream's failure: 502 or 500.", among=(502, 500))
 
+    sse_ping_seconds: float = setting("times and sizes", 15.0, "A stream that is silent for so long gets a comment; 0: never.", minimum=0)
     connect_timeout_seconds: float = setting("times and sizes", 5.0, "To connect to the upstream, with TLS.", above=0)
     first_byte_timeout_seconds: float = setting("times and sizes", 600.0, "Until the head of an upstream's stream.", above=0)
     stall_timeout_seconds: float = setting("times and sizes", 300.0, "Until the next bytes of an upstream's stream; comments and pings count.", above=0)
