@@ -19,7 +19,7 @@ from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
 from rewrap.mock.echo import echo, prompt_words
-from rewrap.redaction import redacted, safe_address, secrets_in
+from rewrap.redaction import safe_address, secrets_in
 from rewrap.types import (
     APIError,
     Backend,
@@ -48,6 +48,7 @@ from rewrap.upstream.errors import (
     UPSTREAM_ERRORS,
     bad_gateway,
     forwardable_headers,
+    reason_of,
     rejection_error,
     rejection_in_success,
     upstream_error,
@@ -59,8 +60,6 @@ from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 
 log = logging.getLogger("rewrap")
-
-LOGGED_CHARACTERS = 300  # of an upstream's message
 
 
 # The mock.
@@ -296,7 +295,7 @@ class ChatURL:
             transparent=self.transparent,
             failure_status=self.failure_status,
         )
-        reason = redacted(rejection.message, self.secrets)[:LOGGED_CHARACTERS]
+        reason = reason_of(rejection, self.secrets)
         log.info("backend %s: the upstream answered %d: %r", self.name, rejection.status, reason)
         return error
 

@@ -216,7 +216,7 @@ def is_plain_events(data: bytes) -> bool:
     return one or PLAIN_EVENTS.fullmatch(data) is not None
 
 
-PLAIN_EVENTS = re.compile(rb"(?:data: ?(?:\{[^\n]*\}|\[DONE\])\n\n)+")
+PLAIN_EVENTS = re.compile(rb"(?:data: (?:\{[^\n]*\}|\[DONE\])\n\n)+")
 
 
 TEXT = "\n"  # the name of a piece of plain text: no event can have it
