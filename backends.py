@@ -37,6 +37,7 @@ from rewrap.types import (
     usage,
     words,
 )
+from rewrap.upstream import lenient
 from rewrap.upstream.answers import Answer, WholeReply, read_rejection, read_whole
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
@@ -402,7 +403,11 @@ class OpenAI(ChatURL):
     async def completion(self, answer: Answer, info: ResponseInfo) -> bytes:
         """A completion as it came. Raises ValueError if it is none, UpstreamRejection if it is an error."""
         body = (await answer.whole()).removeprefix(BOM_UTF8)
-        value = orjson.loads(body)
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            value = lenient.loads(body)
+            body = orjson.dumps(value)
         if not isinstance(value, dict):
             raise ValueError("no completion")
         if value.get("error"):
