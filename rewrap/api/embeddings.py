@@ -22,6 +22,7 @@ from rewrap.api.checks import (
 from rewrap.types import APIError, JSONObject, estimated_tokens, size_of
 
 MAX_INPUTS = 2048
+MAX_DIMENSIONS = 4096
 MAX_INPUT_TOKENS = 8192
 MAX_TOTAL_TOKENS = 300_000
 EXPECTED = "one of a string, array of strings or array of tokens"
@@ -51,7 +52,7 @@ def parse_embeddings(payload: JSONObject, default_model: str = "") -> EmbeddingR
         raise wrong_value("encoding_format", encoding, ("float", "base64"))
     dimensions = payload.get("dimensions")
     if dimensions is not None:
-        number(1, 2**16, int)("dimensions", dimensions)
+        number(1, MAX_DIMENSIONS, int)("dimensions", dimensions)
     if payload.get("user") is not None:
         typed(str)("user", payload["user"])
     inputs = parse_inputs(payload.get("input"))

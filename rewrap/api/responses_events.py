@@ -135,7 +135,7 @@ class EventWriter:
         self.events.clear()
         return data
 
-    def emit(self, name: str, **members: object) -> None:
+    def emit(self, name: str, /, **members: object) -> None:
         event = orjson.dumps({"type": name, "sequence_number": self.number, **members})
         self.events.append(b"event: %b\ndata: %b\n\n" % (name.encode(), event))
         self.number += 1

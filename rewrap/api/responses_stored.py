@@ -241,7 +241,8 @@ def replay(response: JSONObject, starting_after: int = -1) -> bytes:
 def write_item(writer: EventWriter, item: OutputItem, document: JSONObject) -> None:
     text = item.pieces[0]
     writer.open(item)
-    writer.pieces(item, [text])
+    if text:
+        writer.pieces(item, [text])
     writer.close(item, text, document)
 
 

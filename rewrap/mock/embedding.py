@@ -16,11 +16,10 @@ from hashlib import blake2b
 from struct import Struct
 
 DEFAULT_DIMENSIONS = 1536
-MAX_DIMENSIONS = 2**16
 FIRST_OCTAVE = 8
 WORD_WEIGHT = 2.0  # beside 1.0 for three letters
 WORD = re.compile(r"\w+")
-HASH_BYTES = 28  # 16 bits for each octave
+HASH_BYTES = 28  # 16 bits for each octave: 65,536 dimensions at most
 SIGN = 0x8000  # one of 16 bits; the others choose the place
 
 
@@ -38,6 +37,11 @@ def embed(value: str | list[int], dimensions: int = 0) -> list[float]:
         digest = blake2b(feature.encode(errors="replace"), digest_size=HASH_BYTES).digest()
         for (start, mask), bits in zip(octaves, places.unpack_from(digest), strict=True):
             sums[start + (bits & mask)] += weight if bits & SIGN else -weight
+    for start, mask in octaves:  # in a wide octave, fewer features meet by chance
+        scale = math.sqrt(mask + 1)
+        sums[start : start + mask + 1] = [
+            number and number * scale for number in sums[start : start + mask + 1]
+        ]
     return unit_vector(sums[:size])
 
 
