@@ -178,6 +178,10 @@ def test_a_call_of_a_tool_ends_a_completion_with_stop() -> None:
     assert answer["choices"][0]["finish_reason"] == "stop"
 
 
+def test_a_reply_without_a_reason_to_end_has_stopped() -> None:
+    assert rendering(ASKED).document([Delta("x")])["choices"][0]["finish_reason"] == "stop"
+
+
 def test_logprobs_are_four_parallel_lists() -> None:
     row = {"token": "Hi", "logprob": -0.5, "top_logprobs": [{"token": "Ho", "logprob": -0.7}]}
     deltas = [

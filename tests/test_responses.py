@@ -245,6 +245,16 @@ def test_a_call_that_interleaves_with_another_waits_for_its_end() -> None:
     assert [item["arguments"] for item in response["output"]] == ['{"a":1}', '{"b":2}']
 
 
+def test_calls_keep_their_order_when_one_of_them_waits() -> None:
+    deltas = [
+        calls(call(0, '{"a":', "w", "call_1"), call(1, "{}", "w", "call_2"), call(0, "1}")),
+        calls(call(2, "{}", "w", "call_3")),
+        END,
+    ]
+    response = check_invariants(decoded(streamed(deltas)))
+    assert [item["call_id"] for item in response["output"]] == ["call_1", "call_2", "call_3"]
+
+
 def test_text_after_a_call_is_a_message_of_its_own() -> None:
     deltas = [calls(call(0, "{}", "weather", "call_1")), Delta("Done."), END]
     response = check_invariants(decoded(streamed(deltas)))
@@ -336,6 +346,19 @@ def test_reasoning_is_an_item_before_the_text() -> None:
     assert item["content"] == [{"type": "reasoning_text", "text": "Hmm."}]
     assert item["summary"] == []
     assert item["encrypted_content"] is None
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+def test_reasoning_is_read_under_either_name(name: str) -> None:
+    response = check_invariants(decoded(streamed([Delta(fields={name: "Hm"}), END])))
+    assert response["output"][0]["content"][0]["text"] == "Hm"
+
+
+def test_a_second_choice_is_left_out() -> None:
+    deltas = [Delta("Hi"), Delta("Ho", index=1), Delta(finish_reason="length", index=1), END]
+    response = check_invariants(decoded(streamed(deltas)))
+    assert response["output"][0]["content"][0]["text"] == "Hi"
+    assert response["status"] == "completed"
 
 
 def test_reasoning_can_be_sent_as_a_summary() -> None:
@@ -483,6 +506,18 @@ def test_logprobs_are_sent_only_if_they_were_included() -> None:
     assert plain["logprobs"] == []
 
 
+def test_a_text_that_waits_opens_without_its_logprobs() -> None:
+    row = {"token": "so", "logprob": -0.1, "bytes": None, "top_logprobs": []}
+    text = Delta("so", logprobs={"content": [row]})
+    deltas = [calls(call(0, '{"a"', "w", "c")), text, calls(call(0, ":1}")), END]
+    payload = HELLO | {"include": ["message.output_text.logprobs"]}
+    events = decoded(streamed(deltas, payload))
+    (opened,) = [event for event in events if event["type"] == "response.content_part.added"]
+    assert opened["part"]["logprobs"] == []
+    part = check_invariants(events)["output"][1]["content"][0]
+    assert part["logprobs"] == [row]
+
+
 def test_a_reply_above_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewrap.api.responses.MAX_REPLY_BYTES", 10_000)
     events = rendering(HELLO)
@@ -501,7 +536,7 @@ def test_a_reply_above_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 def test_many_small_items_count_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewrap.api.responses.MAX_REPLY_BYTES", 10_000)
     with pytest.raises(APIError, match="too large"):
-        streamed([reasoning("x"), Delta("y")] * 100)
+        streamed([reasoning("x"), Delta("y")] * 10)
 
 
 def test_a_text_that_is_no_unicode_leaves_a_stream_that_can_fail() -> None:
@@ -778,11 +813,12 @@ def test_reasoning_goes_to_the_next_assistant_message() -> None:
         assistant("Done."),
         {"type": "reasoning", "summary": [{"type": "summary_text", "text": "lost"}]},
         user("And?"),
+        assistant("So."),
     ]
     found = messages(*items)
     assert found[1]["reasoning_content"] == "A"
     assert found[3] == {"role": "assistant", "content": "Done.", "reasoning_content": "B"}
-    assert found[4] == user("And?")
+    assert found[4:] == [user("And?"), {"role": "assistant", "content": "So."}]
 
 
 def test_reasoning_text_is_preferred_to_the_sealed_one_and_that_to_the_summary() -> None:
@@ -840,6 +876,19 @@ def test_custom_shell_and_namespaced_calls_become_function_calls() -> None:
         chat_call("c", "mcp__files__read"),
     ]
     assert found[1::2] == [tool("a"), tool("b"), tool("c")]
+
+
+def test_a_call_without_arguments_is_sent_with_an_empty_object() -> None:
+    found = messages(function_call("a", arguments=""), output("a"))
+    assert found[0]["tool_calls"] == [chat_call("a", arguments="{}")]
+
+
+def test_a_system_message_with_an_image_stays_a_message() -> None:
+    image = {"type": "input_image", "image_url": "https://x/y.png"}
+    found = messages({"role": "system", "content": [image]}, user("Hi"), instructions="One.")
+    assert found[0] == {"role": "system", "content": "One."}
+    assert found[1]["role"] == "system"
+    assert found[1]["content"][0]["type"] == "image_url"
 
 
 def test_hosted_calls_are_left_out() -> None:
@@ -965,6 +1014,7 @@ def test_the_history_comes_before_the_input_and_instructions_before_all() -> Non
             "tools[0].tools[0].type",
             "unsupported_value",
         ),
+        ({"tools": [MCP | {"tools": [MCP]}]}, "tools[0].tools[0].type", "unsupported_value"),
         (
             {"tools": [WEATHER | {"parameters": 7}]},
             "tools[0].parameters",
@@ -1081,6 +1131,13 @@ def test_a_chat_name_is_short_plain_and_always_the_same(name: str, namespace: st
     assert found != chat_name(f"{name}x", namespace)
 
 
+def test_chat_names_of_different_tools_differ() -> None:
+    assert chat_name("read", "mcp.files") != chat_name("read", "mcp_files")
+    assert chat_name("read", "mcp_files") == "mcp_files__read"
+    assert chat_name("read", "mcp_files__") == "mcp_files__read"
+    assert chat_name("read.it") == "read.it"
+
+
 def test_hosted_tools_are_left_out_with_one_log_line(caplog: pytest.LogCaptureFixture) -> None:
     responses_tools.log_left_out.cache_clear()
     caplog.set_level(logging.INFO, "rewrap")
@@ -1125,6 +1182,11 @@ def test_allowed_tools_leaves_out_the_others() -> None:
     chat, _ = parse_responses(HELLO | {"tools": [WEATHER, PATCH], "tool_choice": choice})
     assert chat["tool_choice"] == "required"
     assert [tool["function"]["name"] for tool in chat["tools"]] == ["apply_patch"]
+
+
+def test_parallel_tool_calls_go_along_with_tools() -> None:
+    chat, _ = parse_responses(HELLO | {"tools": [WEATHER], "parallel_tool_calls": False})
+    assert chat["parallel_tool_calls"] is False
 
 
 def test_without_tools_there_is_no_tool_choice() -> None:
@@ -1187,6 +1249,19 @@ def test_a_chat_body_becomes_the_same_chat_request_again() -> None:
     chat, _ = parse_responses(from_chat_shape(payload))
     renamed = {name: value for name, value in payload.items() if name != "max_tokens"}
     assert chat == renamed | {"max_completion_tokens": 5}
+
+
+def test_allowed_tools_of_a_chat_body_are_understood() -> None:
+    tools = [{"type": "function", "function": {"name": name}} for name in ("a", "b")]
+    allowed = {"mode": "required", "tools": tools[:1]}
+    payload = {
+        "messages": [user("Hi")],
+        "tools": tools,
+        "tool_choice": {"type": "allowed_tools", "allowed_tools": allowed},
+    }
+    chat, _ = parse_responses(from_chat_shape(payload))
+    assert chat["tool_choice"] == "required"
+    assert [tool["function"]["name"] for tool in chat["tools"]] == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -1437,6 +1512,17 @@ async def test_a_history_has_a_bound() -> None:
 
 
 @pytest.mark.anyio
+async def test_references_lead_to_a_bounded_number_of_responses(
+    stored: StoredResponses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewrap.api.responses_stored.MAX_REFERENCED", 2)
+    ids = [f"msg_{number:032x}0000" for number in range(3)]
+    assert await stored.referenced("user:a", ids[:2]) == {}
+    with pytest.raises(APIError, match="too large"):
+        await stored.referenced("user:a", ids)
+
+
+@pytest.mark.anyio
 async def test_input_items_are_listed_newest_first_with_those_of_the_chain(
     stored: StoredResponses,
 ) -> None:
@@ -1517,10 +1603,13 @@ async def test_input_that_is_nested_too_deeply_is_refused_before_it_is_stored(
 
 
 def test_a_stored_response_is_replayed_as_a_stream() -> None:
-    payload = HELLO | {"tools": [WEATHER, PATCH, MCP], "include": ["reasoning.encrypted_content"]}
+    include = ["reasoning.encrypted_content", "message.output_text.logprobs"]
+    payload = HELLO | {"tools": [WEATHER, PATCH, MCP], "include": include}
+    row = {"token": "d", "logprob": -0.1, "bytes": None, "top_logprobs": []}
     deltas = [
         reasoning("Hm"),
         Delta("a b c", whole=True),
+        Delta("d", logprobs={"content": [row]}),
         calls(
             call(0, "{}", "weather", "call_1"),
             call(1, '{"input":"{\\"input\\":1}"}', "apply_patch", "call_2"),
@@ -1532,6 +1621,8 @@ def test_a_stored_response_is_replayed_as_a_stream() -> None:
     response = check_invariants(decoded(live))
     again = replay(response)
     assert check_invariants(decoded(again)) == response
+    done = [event for event in decoded(again) if event["type"] == "response.output_text.done"]
+    assert done[0]["logprobs"] == [row]
     merged = [name for name in names(live) if not name.endswith("text.delta")]
     assert [name for name in names(again) if not name.endswith("text.delta")] == merged
 
