@@ -6,7 +6,7 @@ import struct
 import time
 import timeit
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
@@ -17,15 +17,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewrap.api.completions import (
+    CompletionRendering,
     CompletionRequest,
-    LegacyCompletion,
     all_prompts,
     parse_completion,
 )
 from rewrap.api.embeddings import embedding_list, parse_embeddings
 from rewrap.api.moderations import CATEGORIES, moderation
 from rewrap.mock.embedding import embed
-from rewrap.types import APIError, Delta, Deltas, JSONObject, ResponseInfo, usage
+from rewrap.types import (
+    APIError,
+    ChatRequest,
+    Delta,
+    Deltas,
+    JSONObject,
+    ResponseInfo,
+    prompt_size,
+    usage,
+)
 
 ASKED: JSONObject = {"model": "m", "prompt": "Say hi"}
 END = Delta(finish_reason="stop")
@@ -50,10 +59,12 @@ def refusal(
 # Legacy completions.
 
 
-def rendering(payload: JSONObject, *, mock: bool = False) -> LegacyCompletion:
-    request = parse_completion(payload, mock=mock)
-    infos = [ResponseInfo() for _ in request.prompts]
-    return LegacyCompletion(request, infos, "m")
+def rendering(payload: JSONObject, *, mock: bool = False) -> CompletionRendering:
+    completion = parse_completion(payload, mock=mock)
+    chat = completion.payloads[0]
+    request = ChatRequest(chat["model"], chat["messages"], chat)
+    info = ResponseInfo(created=1_800_000_000, prompt_bytes=prompt_size(request.messages))
+    return CompletionRendering(completion, request, info)
 
 
 def decoded(stream: bytes) -> list[JSONObject]:
@@ -205,25 +216,42 @@ def test_logprobs_are_four_parallel_lists() -> None:
 
 @pytest.mark.anyio
 async def test_the_choices_of_all_prompts_are_numbered_through() -> None:
-    request = parse_completion(ASKED | {"prompt": ["a", "b"], "n": 2})
+    completion = parse_completion(ASKED | {"prompt": ["a", "b"], "n": 2})
     started: list[int] = []
 
-    async def chat(position: int) -> AsyncIterator[Delta]:
+    async def stream(position: int, info: ResponseInfo) -> Deltas:
         started.append(position)
+        info.headers.append((b"x-prompt", b"%d" % position))
+        if position:
+            info.usage = usage(10, 20)
+        else:
+            info.prompt_bytes = 4
         for index in range(2):
-            yield Delta(f"{request.prompts[position]}{index}", "stop", index)
+            yield Delta(f"{completion.prompts[position]}{index}", "stop", index)
 
-    def stream(position: int) -> Deltas:
-        return chat(position)  # type: ignore[return-value]
-
-    deltas = [delta async for delta in all_prompts(request, stream)]
-    infos = [ResponseInfo(), ResponseInfo()]
-    infos[1].usage = usage(10, 20)
-    answer = LegacyCompletion(request, infos, "m").document(deltas)
+    chat = completion.payloads[0]
+    info = ResponseInfo()
+    answer = CompletionRendering(completion, ChatRequest("m", chat["messages"], chat), info)
+    deltas = [delta async for delta in all_prompts(completion, info, stream)]
+    document = answer.document(deltas)
     assert started == [0, 1]
-    texts = [(choice["index"], choice["text"]) for choice in answer["choices"]]
+    assert info.headers == [(b"x-prompt", b"0")]
+    texts = [(choice["index"], choice["text"]) for choice in document["choices"]]
     assert texts == [(0, "a0"), (1, "a1"), (2, "b0"), (3, "b1")]
-    assert answer["usage"] == usage(1 + 10, 1 + 20)
+    assert document["usage"] == usage(1 + 10, 1 + 20)
+
+
+@pytest.mark.anyio
+async def test_one_prompt_keeps_the_usage_of_its_upstream() -> None:
+    counts = usage(1, 2) | {"more": 3}
+
+    async def stream(position: int, info: ResponseInfo) -> Deltas:
+        info.usage = counts
+        yield END
+
+    info = ResponseInfo()
+    assert [delta async for delta in all_prompts(parse_completion(ASKED), info, stream)] == [END]
+    assert info.usage == counts
 
 
 def test_a_failure_is_an_event_with_an_error() -> None:

@@ -22,6 +22,7 @@ from rewrap.api.responses import ResponseEvents
 from rewrap.api.responses_chat_shape import from_chat_shape, looks_like_chat
 from rewrap.api.responses_items import seal, unseal
 from rewrap.api.responses_request import (
+    Translation,
     input_tokens,
     looks_like_responses,
     parse_responses,
@@ -29,8 +30,9 @@ from rewrap.api.responses_request import (
 )
 from rewrap.api.responses_stored import ItemPage, StoredResponses, item_page, replay
 from rewrap.api.responses_tools import chat_name
+from rewrap.storage.base import StoreDown
 from rewrap.storage.sqlite import SQLiteStore
-from rewrap.types import APIError, ChatRequest, Delta, JSONObject, ResponseInfo
+from rewrap.types import APIError, ChatRequest, Delta, Deltas, JSONObject, ResponseInfo, prompt_size
 
 HELLO: JSONObject = {"model": "m", "input": "Hello"}
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
@@ -45,8 +47,13 @@ def anyio_backend() -> str:
 
 def rendering(payload: JSONObject, **options: Any) -> ResponseEvents:
     chat, translation = parse_responses(payload, **options)
-    request = ChatRequest(payload.get("model", ""), chat["messages"], chat)
-    return ResponseEvents(request, ResponseInfo(), translation)
+    return rendering_of(chat, translation)
+
+
+def rendering_of(chat: JSONObject, translation: Translation) -> ResponseEvents:
+    request = ChatRequest(chat.get("model", ""), chat["messages"], chat)
+    info = ResponseInfo(created=1_800_000_000, prompt_bytes=prompt_size(request.messages))
+    return ResponseEvents(translation, request, info)
 
 
 def streamed(deltas: list[Delta], payload: JSONObject = HELLO, **options: Any) -> bytes:
@@ -445,7 +452,7 @@ def test_a_failure_before_the_first_event_begins_the_stream() -> None:
 def test_a_failure_of_the_store_after_the_last_delta_is_a_failed_response() -> None:
     events = rendering(HELLO)
     stream = events(Delta("Hi", "stop"))
-    assert events.response()["status"] == "completed"
+    assert events.document([])["status"] == "completed"
     stream += events.failure(APIError(503, "The store cannot be reached."))
     assert names(stream)[-4:] == [*TEXT_CLOSE, "failed"]
 
@@ -550,6 +557,20 @@ def test_a_text_that_is_no_unicode_leaves_a_stream_that_can_fail() -> None:
             assert check_invariants(decoded(stream))["output"][0]["content"][0]["text"] == "Hi "
 
 
+def test_a_reply_that_a_hook_changed_is_the_changed_one() -> None:
+    events = rendering(HELLO)
+    message = {
+        "role": "assistant",
+        "content": "Changed.",
+        "refusal": None,
+        "tool_calls": [chat_call("call_1")],
+    }
+    events.info.completion = {"choices": [{"message": message, "finish_reason": "tool_calls"}]}
+    response = events.document([Delta("Original", "stop")])
+    assert response["output"][0]["content"][0]["text"] == "Changed."
+    assert response["output"][1]["call_id"] == "call_1"
+
+
 # The Response object.
 
 MEMBERS = {
@@ -565,7 +586,8 @@ def test_every_member_is_there_also_where_there_is_nothing_to_say() -> None:
     response = rendering(HELLO).document([Delta("Hi", "stop")])
     assert set(response) == MEMBERS
     assert response["id"].startswith("resp_")
-    assert response["completed_at"] >= response["created_at"] > 1_700_000_000
+    assert response["created_at"] == 1_800_000_000
+    assert abs(response["completed_at"] - time.time()) < 10
     assert response["tool_choice"] == "auto"
     assert response["text"] == {"format": {"type": "text"}}
     Response.model_validate(response, strict=True)
@@ -593,10 +615,8 @@ def test_the_request_is_repeated_as_it_came() -> None:
 
 
 def test_usage_has_the_upstreams_numbers() -> None:
-    chat, translation = parse_responses(HELLO)
-    info = ResponseInfo()
-    events = ResponseEvents(ChatRequest("m", chat["messages"], chat), info, translation)
-    info.usage = {
+    events = rendering(HELLO)
+    events.info.usage = {
         "prompt_tokens": 10,
         "completion_tokens": 5,
         "total_tokens": 15,
@@ -1363,8 +1383,7 @@ async def answered(
     """A request, answered and stored."""
     history = await stored.history(owner, payload)
     chat, translation = parse_responses(payload, history.items, find_item=history.referenced.get)
-    request = ChatRequest("m", chat["messages"], chat)
-    response = ResponseEvents(request, ResponseInfo(), translation).document([*deltas, END])
+    response = rendering_of(chat, translation).document([*deltas, END])
     await stored.keep(owner, response, translation)
     return response
 
@@ -1393,6 +1412,64 @@ async def test_a_stored_response_is_given_back_to_its_owner_alone(stored: Stored
             "param": None,
             "code": None,
         }
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_response_is_stored_before_its_end_is_sent(
+    stored: StoredResponses, stream: bool
+) -> None:
+    async def reply() -> Deltas:
+        yield Delta("H")
+        yield Delta("i", "stop")
+
+    events = rendering(HELLO)
+    deltas = stored.record("user:a", reply(), events)
+    if stream:
+        sent = b"".join([events(delta) async for delta in deltas])
+        kept = await stored.response("user:a", events.fixed["id"])
+        assert decoded(sent + events.end())[-1]["response"] == kept
+    else:
+        found = [delta async for delta in deltas]
+        kept = await stored.response("user:a", events.fixed["id"])
+        assert events.document(found) == kept
+    assert kept["output"][0]["content"][0]["text"] == "Hi"
+
+
+@pytest.mark.anyio
+async def test_a_reply_that_breaks_off_is_not_stored(stored: StoredResponses) -> None:
+    async def reply() -> Deltas:
+        yield Delta("H")
+        raise APIError(502, "Broken.")
+
+    events = rendering(HELLO)
+    with pytest.raises(APIError, match="Broken"):
+        b"".join([events(delta) async for delta in stored.record("user:a", reply(), events)])
+    with pytest.raises(APIError, match="not found"):
+        await stored.response("user:a", events.fixed["id"])
+
+
+@pytest.mark.anyio
+async def test_a_store_that_is_down_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def down(*args: object, **options: object) -> None:
+        raise StoreDown("down")
+
+    store = SQLiteStore("", None)
+    stored = StoredResponses(store)
+    for name in ("get", "put", "delete"):
+        monkeypatch.setattr(store, name, down)
+    _, translation = parse_responses(HELLO)
+    response = rendering(HELLO).document([Delta("Hi", "stop")])
+    for work in (
+        stored.response("", "resp_1"),
+        stored.delete("", "resp_1"),
+        stored.history("", {"input": "x", "previous_response_id": "resp_1"}),
+        stored.referenced("", [f"msg_{0:032x}0000"]),
+        stored.keep("", response, translation),
+    ):
+        with pytest.raises(APIError) as caught:
+            await work
+        assert caught.value.status == 503
 
 
 @pytest.mark.anyio

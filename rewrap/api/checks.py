@@ -262,9 +262,6 @@ def text_member(value: JSONObject, name: str, where: str) -> str:
 
 def object_rows(value: object, where: str) -> list[JSONObject]:
     """A value that has to be an array of objects. Raises APIError."""
-    if not isinstance(value, list):
-        raise wrong_type(where, "an array of objects", value)
-    for position, row in enumerate(value):
-        if not isinstance(row, dict):
-            raise wrong_type(f"{where}[{position}]", "an object", row)
+    objects(where, value)
+    assert isinstance(value, list)
     return value

@@ -4,13 +4,13 @@ Imports no backend. Source: OpenAI's OpenAPI document 2.3.0. A chat template wra
 translated backend cannot continue it, fill in its middle or repeat it.
 """
 
-import time
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
+from rewrap.api.chat import EVENT_STREAM, complete_usage
 from rewrap.api.checks import (
     Check,
     check_stop,
@@ -21,15 +21,14 @@ from rewrap.api.checks import (
     typed,
     wrong_type,
 )
-from rewrap.api.responses_events import SSE_HEADERS
 from rewrap.ids import random_hex
 from rewrap.types import (
     APIError,
+    ChatRequest,
     Delta,
     Deltas,
     JSONObject,
     ResponseInfo,
-    estimated_tokens,
     size_of,
     usage,
     words,
@@ -149,40 +148,60 @@ def is_tokens(value: list[object]) -> bool:
     return bool(value) and all(type(token) is int for token in value)
 
 
-async def all_prompts(request: CompletionRequest, stream: Callable[[int], Deltas]) -> Deltas:
+async def all_prompts(
+    request: CompletionRequest,
+    info: ResponseInfo,
+    stream: Callable[[int, ResponseInfo], Deltas],
+) -> Deltas:
     """The Deltas of all prompts, one prompt after the other; `index` counts over all choices.
 
-    `stream(position)` starts the chat of one prompt.
+    `stream(position, info)` starts the chat of one prompt. `info` has the facts of the first reply,
+    and the usage of all.
     """
     for position in range(len(request.prompts)):
-        async with aclosing(stream(position)) as deltas:
+        part = info
+        if position:
+            part = replace(info, headers=[], dropped=[], usage=None, prompt_bytes=0)
+        size = 0
+        async with aclosing(stream(position, part)) as deltas:
             async for delta in deltas:
                 delta.index += position * request.n
+                size += size_of(delta.content)
                 yield delta
+        complete_usage(part, size)
+        if position:
+            info.usage = sum_of(info.usage, part.usage)
 
 
-class LegacyCompletion:
-    """The rendering of a legacy request: `text_completion` chunks, or one object.
+def sum_of(one: JSONObject | None, other: JSONObject | None) -> JSONObject:
+    counts = (one or {}, other or {})
+    return usage(
+        sum([count.get("prompt_tokens", 0) for count in counts]),
+        sum([count.get("completion_tokens", 0) for count in counts]),
+    )
 
-    `infos` has the facts about the reply to each prompt.
-    """
 
-    headers = SSE_HEADERS
+class CompletionRendering:
+    """The rendering of a legacy request: `text_completion` chunks, or one object."""
 
-    def __init__(self, request: CompletionRequest, infos: list[ResponseInfo], model: str) -> None:
-        self.request = request
-        self.infos = infos
-        self.sizes = [0] * len(infos)  # bytes of the replies to each prompt
+    headers = EVENT_STREAM
+
+    def __init__(
+        self, completion: CompletionRequest, request: ChatRequest, info: ResponseInfo
+    ) -> None:
+        self.completion = completion
+        self.info = info
+        self.size = 0  # bytes of all replies
         self.offsets: dict[int, int] = {}  # characters of each choice so far
         self.fixed: JSONObject = {
             "id": f"cmpl-{random_hex()}",
             "object": "text_completion",
-            "created": infos[0].created or int(time.time()),
-            "model": model,
+            "created": info.created,
+            "model": request.model,
         }
         self.head = b"data: " + orjson.dumps(self.fixed)[:-1] + b',"choices":['
         self.tail = b"]}\n\n"
-        if request.include_usage:
+        if completion.include_usage:
             self.tail = b'],"usage":null}\n\n'
 
     def __call__(self, delta: Delta) -> bytes:
@@ -190,10 +209,14 @@ class LegacyCompletion:
         return b"".join(chunks)
 
     def end(self) -> bytes:
+        complete_usage(self.info, self.size)
         done = b"data: [DONE]\n\n"
-        if not self.request.include_usage:
+        if not self.completion.include_usage:
             return done
-        return self.head + b'],"usage":' + orjson.dumps(self.usage()) + b"}\n\n" + done
+        return self.head + b'],"usage":' + orjson.dumps(self.info.usage) + b"}\n\n" + done
+
+    def ping(self) -> bytes:
+        return b": ping\n\n"
 
     def failure(self, error: APIError) -> bytes:
         """The SDKs raise on an event with an `error`."""
@@ -213,19 +236,20 @@ class LegacyCompletion:
             choice["text"] = "".join(texts[index])
             choice["finish_reason"] = choice["finish_reason"] or "stop"
         rows = [choices[index] for index in sorted(choices)]
-        return {**self.fixed, "choices": rows, "usage": self.usage()}
+        complete_usage(self.info, self.size)
+        return {**self.fixed, "choices": rows, "usage": self.info.usage}
 
     def rows(self, delta: Delta) -> list[JSONObject]:
         """The entries of `choices` that a Delta makes, each for a chunk of its own."""
         index = delta.index
-        prompt = index // self.request.n
         rows = []
         if index not in self.offsets:
             self.offsets[index] = 0
-            if self.request.echo:
-                rows.append(self.row(index, self.request.prompts[prompt]))
+            if self.completion.echo:
+                prompt = self.completion.prompts[index // self.completion.n]
+                rows.append(self.row(index, prompt))
         if delta.content or delta.logprobs:
-            self.sizes[prompt] += size_of(delta.content)
+            self.size += size_of(delta.content)
             logprobs = legacy_logprobs(delta, self.offsets[index])
             texts = [delta.content]
             if delta.whole and logprobs is None:
@@ -238,17 +262,6 @@ class LegacyCompletion:
     def row(self, index: int, text: str, logprobs: JSONObject | None = None) -> JSONObject:
         self.offsets[index] += len(text)
         return {"text": text, "index": index, "logprobs": logprobs, "finish_reason": None}
-
-    def usage(self) -> JSONObject:
-        """The sum over all prompts; an estimate where an upstream did not count."""
-        prompt_tokens = 0
-        reply_tokens = 0
-        for prompt, info, size in zip(self.request.prompts, self.infos, self.sizes, strict=True):
-            known = info.usage or {}
-            estimated = estimated_tokens(size_of(prompt))
-            prompt_tokens += known.get("prompt_tokens", estimated)
-            reply_tokens += known.get("completion_tokens", estimated_tokens(size))
-        return usage(prompt_tokens, reply_tokens)
 
 
 def legacy_logprobs(delta: Delta, offset: int) -> JSONObject | None:

@@ -4,14 +4,12 @@ Imports no backend and no store. Source: OpenAI's OpenAPI document 2.3.0, record
 checks in the clients' stream readers.
 """
 
-import time
-
+from rewrap.api.chat import EVENT_STREAM, complete_usage
 from rewrap.api.responses_events import (
     CUSTOM,
     FUNCTION,
     REASONING,
     REFUSAL,
-    SSE_HEADERS,
     SUMMARY,
     TEXT,
     EventWriter,
@@ -28,10 +26,7 @@ from rewrap.types import (
     Delta,
     JSONObject,
     ResponseInfo,
-    estimated_tokens,
-    prompt_size,
     size_of,
-    usage,
     words,
 )
 
@@ -197,17 +192,6 @@ class ResponseOutput:
         return [*self.items, self.current.document("incomplete", self.current.text())]
 
 
-def fixed_members(request: ChatRequest, info: ResponseInfo, translation: Translation) -> JSONObject:
-    """The members of the Response object that are known before the reply."""
-    return {
-        "id": f"resp_{translation.hex}",
-        "object": "response",
-        "created_at": info.created or int(time.time()),
-        "model": request.model,
-        **translation.echo,
-    }
-
-
 def is_plain(delta: Delta) -> bool:
     """Whether a Delta is one piece of text and nothing else."""
     if delta.fields or delta.finish_reason or delta.logprobs:
@@ -218,15 +202,21 @@ def is_plain(delta: Delta) -> bool:
 class ResponseEvents:
     """The rendering of a Responses request: events as they come, or one Response object."""
 
-    headers = SSE_HEADERS
+    headers = EVENT_STREAM
 
-    def __init__(self, request: ChatRequest, info: ResponseInfo, translation: Translation) -> None:
+    def __init__(self, translation: Translation, request: ChatRequest, info: ResponseInfo) -> None:
+        """Raises APIError 400 if the request is nested too deeply to be repeated."""
+        self.translation = translation
         self.info = info
-        self.prompt_size = prompt_size(request.messages)
-        self.fixed = fixed_members(request, info, translation)
+        self.fixed: JSONObject = {  # the members that are known before the reply
+            "id": f"resp_{translation.hex}",
+            "object": "response",
+            "created_at": info.created,
+            "model": request.model,
+            **translation.echo,
+        }
         self.writer = EventWriter(self.fixed)
         self.output = ResponseOutput(translation, self.writer)
-        self.translation = translation
         self.final: JSONObject | None = None  # the last state
 
     def __call__(self, delta: Delta) -> bytes:
@@ -242,21 +232,29 @@ class ResponseEvents:
 
     def ping(self) -> bytes:
         """A keep-alive. Codex does not count SSE comments; other events before `created` break SDKs."""
-        if not self.writer.number:
+        if not self.has_begun:
             return b""
         number = self.writer.number
         self.writer.number += 1
         return b'data: {"type":"keepalive","sequence_number":%d}\n\n' % number
 
-    def document(self, deltas: list[Delta]) -> JSONObject:
-        """The Response object. Raises APIError for a reply without an end and without output."""
-        self.output.writer = None
-        for delta in deltas:
-            self.output.add(delta)
-        return self.response()
+    @property
+    def has_begun(self) -> bool:
+        """Whether the first events of a stream were sent."""
+        return self.writer.number > 0
 
-    def response(self) -> JSONObject:
-        """The finished Response object. A store keeps it before `end` is sent. Raises APIError."""
+    def document(self, deltas: list[Delta]) -> JSONObject:
+        """The finished Response object, of these Deltas or of those that were streamed.
+
+        A reply that hooks have changed is read from `info.completion`. Raises APIError 502 for a
+        reply without an end and without output.
+        """
+        if self.final is None and not self.has_begun:
+            self.output.writer = None
+            if self.info.completion is not None:
+                deltas = deltas_of(self.info.completion)
+            for delta in deltas:
+                self.output.add(delta)
         state = self.finish()
         if state["status"] == "failed":
             raise APIError(502, NO_REPLY, type="upstream_error", code="bad_gateway")
@@ -268,7 +266,8 @@ class ResponseEvents:
             self.output.finish()
             items = self.output.items
             finish_reason = self.output.finish_reason
-            counts = response_usage(counted(self.info, self.prompt_size, self.output.size))
+            complete_usage(self.info, self.output.size)
+            counts = response_usage(self.info.usage or {})
             if finish_reason in INCOMPLETE:
                 reason = INCOMPLETE[finish_reason]
                 self.final = response_state("incomplete", items, counts=counts, reason=reason)
@@ -281,7 +280,7 @@ class ResponseEvents:
 
     def end(self) -> bytes:
         """The events that close the items, and the terminal event. This API has no [DONE]."""
-        if not self.writer.number:
+        if not self.has_begun:
             self.writer.begin()
         state = self.finish()
         self.writer.response(state["status"], state)
@@ -289,12 +288,23 @@ class ResponseEvents:
 
     def failure(self, error: APIError) -> bytes:
         """`response.failed`: of all forms of an error, the only one that every client reads."""
-        if not self.writer.number:
+        if not self.has_begun:
             self.writer.begin()
         known = {"code": error_code(error), "message": error.message}
         state = response_state("failed", self.output.unfinished(), error=known)
         self.writer.response("failed", state)
         return self.writer.take()
+
+
+def deltas_of(completion: JSONObject) -> list[Delta]:
+    """The first choice of a finished chat completion as Deltas."""
+    choice = completion["choices"][0]
+    message = choice["message"]
+    fields = {name: value for name, value in message.items() if name not in ("role", "content")}
+    text = message.get("content") or ""
+    return [
+        Delta(text, choice.get("finish_reason"), fields=fields, logprobs=choice.get("logprobs"))
+    ]
 
 
 def error_code(error: APIError) -> str:
@@ -303,17 +313,6 @@ def error_code(error: APIError) -> str:
     if error.status == 429:
         return "rate_limit_exceeded"
     return "server_error"
-
-
-def counted(info: ResponseInfo, prompt_bytes: int, reply_bytes: int) -> JSONObject:
-    """The chat usage: the upstream's numbers, and an estimate of those that it did not send."""
-    known = info.usage or {}
-    if "prompt_tokens" not in known or "completion_tokens" not in known:
-        prompt = known.get("prompt_tokens", estimated_tokens(prompt_bytes))
-        reply = known.get("completion_tokens", estimated_tokens(reply_bytes))
-        known = usage(prompt, reply) | known
-        info.usage = known
-    return known
 
 
 def response_usage(chat: JSONObject) -> JSONObject:

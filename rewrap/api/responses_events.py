@@ -9,13 +9,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from rewrap.api.responses_items import seal
-from rewrap.types import Headers, JSONObject, dumps
-
-SSE_HEADERS: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+from rewrap.types import JSONObject, dumps
 
 
 @dataclass(frozen=True, slots=True)

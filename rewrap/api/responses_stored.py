@@ -1,7 +1,7 @@
 """Stored responses: records, chains of turns, and the answers of the routes below /v1/responses/{id}.
 
-Takes the store from outside and imports none. A record is a document in the store of completions,
-below an owner name of its own, so that neither appears in the other's lists:
+A record is a document in the store of completions, under an owner name of its own, so that neither
+appears in the other's lists:
 
     {"id": "resp_...", "created": 1700000000, "response": {...}, "input_items": [...]}
 
@@ -10,10 +10,11 @@ below an owner name of its own, so that neither appears in the other's lists:
 
 import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from typing import NamedTuple, Protocol
+from contextlib import aclosing, suppress
+from typing import NamedTuple
 
 from rewrap.api.checks import invalid, wrong_value
+from rewrap.api.responses import ResponseEvents
 from rewrap.api.responses_events import (
     CUSTOM,
     FUNCTION,
@@ -25,7 +26,9 @@ from rewrap.api.responses_events import (
     OutputItem,
 )
 from rewrap.api.responses_request import Translation, previous_id, references, typed_items
-from rewrap.types import APIError, JSONObject, dumps
+from rewrap.api.stored import reached
+from rewrap.storage.base import Store
+from rewrap.types import APIError, Delta, Deltas, JSONObject, dumps
 
 MAX_REFERENCED = 1000  # responses that the references of one request may lead to
 RECORD_BYTES = 1000  # the least that a record counts for
@@ -34,18 +37,6 @@ USABLE = ("completed", "incomplete")
 # The members of a response that change while it is made.
 STATE = ("status", "completed_at", "error", "incomplete_details", "output", "usage")
 FORMS = {form.part: form for form in (TEXT, REFUSAL, REASONING, SUMMARY)}
-
-
-class ResponseStore(Protocol):
-    """The part of the store of completions that responses need. All of it raises StoreDown."""
-
-    async def put(
-        self, completion: JSONObject, messages: list[JSONObject], *, owner: str
-    ) -> None: ...
-
-    async def get(self, owner: str, id: str) -> JSONObject | None: ...
-
-    async def delete(self, owner: str, id: str) -> bool: ...
 
 
 class History(NamedTuple):
@@ -66,12 +57,15 @@ class ItemPage(NamedTuple):
 class StoredResponses:
     """The stored responses of all owners. For any other owner, a response does not exist."""
 
-    def __init__(self, store: ResponseStore, max_history_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, store: Store, max_history_bytes: int = 64 * 2**20) -> None:
         self.store = store
         self.max_history_bytes = max_history_bytes
 
     async def keep(self, owner: str, response: JSONObject, translation: Translation) -> None:
-        """Store a finished response with its input. Raises APIError if it is nested too deeply."""
+        """Store a finished response with its input: it is in the store when this returns.
+
+        Raises APIError: 400 for input that is nested too deeply, 503 if the store is down.
+        """
         record = {
             "id": response["id"],
             "created": response["created_at"],
@@ -79,34 +73,45 @@ class StoredResponses:
             "input_items": typed_items(translation.items, translation.hex),
         }
         dumps(record["input_items"])  # raises APIError, where the store raises TypeError
-        await self.store.put(record, [], owner=below(owner))
+        await reached(self.store.put(record, [], owner=below(owner)))
 
-    async def record(self, owner: str, id: str) -> JSONObject:
+    async def record(self, owner: str, deltas: Deltas, events: ResponseEvents) -> Deltas:
+        """The same Deltas. Before their end the response is stored: clients use its id at once."""
+        gathered: list[Delta] = []
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
+                if not events.has_begun:  # no stream: the Deltas are not rendered yet
+                    gathered.append(delta)
+        response = events.document(gathered)
+        await self.keep(owner, response, events.translation)
+
+    async def find(self, owner: str, id: str) -> JSONObject:
         """A stored record. Raises APIError 404."""
-        found = await self.store.get(below(owner), id)
+        found = await reached(self.store.get(below(owner), id))
         if found is None:
             raise no_response(id)
         return found
 
     async def response(self, owner: str, id: str) -> JSONObject:
         """GET /v1/responses/{id}: the Response object. Raises APIError 404."""
-        response: JSONObject = (await self.record(owner, id))["response"]
+        response: JSONObject = (await self.find(owner, id))["response"]
         return response
 
     async def delete(self, owner: str, id: str) -> JSONObject:
         """DELETE /v1/responses/{id}. Raises APIError 404."""
-        if not await self.store.delete(below(owner), id):
+        if not await reached(self.store.delete(below(owner), id)):
             raise no_response(id)
         return {"id": id, "object": "response", "deleted": True}
 
     async def cancel(self, owner: str, id: str) -> None:
         """POST /v1/responses/{id}/cancel. Always raises APIError: none runs in the background."""
-        await self.record(owner, id)
+        await self.find(owner, id)
         raise invalid("Cannot cancel a synchronous response.", None, None)
 
     async def input_items(self, owner: str, id: str, page: ItemPage) -> JSONObject:
         """GET /v1/responses/{id}/input_items: the chain's items, then the request's own."""
-        record = await self.record(owner, id)
+        record = await self.find(owner, id)
         items: list[JSONObject] = record["input_items"]
         with suppress(APIError):  # an earlier response was deleted: the rest is listed
             items = await self.chain(owner, record["response"]["previous_response_id"]) + items
@@ -122,7 +127,7 @@ class StoredResponses:
         turns = []
         left = self.max_history_bytes
         while id is not None:
-            record = await self.store.get(below(owner), id)
+            record = await reached(self.store.get(below(owner), id))
             if record is None or record["response"]["status"] not in USABLE:
                 raise no_previous(id)
             left -= max(RECORD_BYTES, len(dumps(record)))
@@ -141,7 +146,7 @@ class StoredResponses:
         found: dict[str, JSONObject] = {}
         left = self.max_history_bytes
         for hex in hexes:
-            record = await self.store.get(below(owner), f"resp_{hex}")
+            record = await reached(self.store.get(below(owner), f"resp_{hex}"))
             if record is None:
                 continue
             left -= len(dumps(record))
