@@ -8,6 +8,7 @@ import timeit
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import httpx
 import httpx2
 import openai
 import orjson
@@ -16,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response
 from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.requests import Request
 
 from rewrap.api import responses_tools
 from rewrap.api.responses import ResponseEvents
@@ -28,8 +31,10 @@ from rewrap.api.responses_request import (
     parse_responses,
     references,
 )
+from rewrap.api.responses_routes import ResponseRoutes
 from rewrap.api.responses_stored import ItemPage, StoredResponses, item_page, replay
 from rewrap.api.responses_tools import chat_name
+from rewrap.api.stored import JSONResponse
 from rewrap.storage.base import StoreDown
 from rewrap.storage.sqlite import SQLiteStore
 from rewrap.types import APIError, ChatRequest, Delta, Deltas, JSONObject, ResponseInfo, prompt_size
@@ -1485,20 +1490,55 @@ async def test_stored_responses_are_not_among_the_stored_completions() -> None:
 async def test_a_deleted_response_is_gone(stored: StoredResponses) -> None:
     id = (await answered(stored, HELLO, [Delta("Hi")]))["id"]
     assert await stored.delete("user:a", id) == {"id": id, "object": "response", "deleted": True}
-    for action in (stored.response, stored.delete, stored.cancel):
+    for action in (stored.response, stored.delete, stored.cancel_error):
         with pytest.raises(APIError) as caught:
             await action("user:a", id)
         assert caught.value.status == 404
 
 
 @pytest.mark.anyio
-async def test_a_response_that_did_not_run_in_the_background_cannot_be_cancelled(
-    stored: StoredResponses,
-) -> None:
-    id = (await answered(stored, HELLO, [Delta("Hi")]))["id"]
-    with pytest.raises(APIError, match="Cannot cancel a synchronous response") as caught:
-        await stored.cancel("user:a", id)
-    assert caught.value.status == 400
+async def test_the_routes_of_stored_responses(stored: StoredResponses) -> None:
+    first = await answered(stored, HELLO, [Delta("Hi")])
+    path = f"/responses/{first['id']}"
+    async with routes(stored) as client:
+        assert (await client.get(path)).json() == first
+        stream = await client.get(path, params={"stream": "true", "starting_after": "1"})
+        assert stream.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert stream.content == replay(first, 1)
+        odd = await client.get(path, params={"stream": "true", "starting_after": "x"})
+        assert odd.status_code == 400
+        items = (await client.get(f"{path}/input_items", params={"limit": "1"})).json()
+        assert items["data"][0]["content"][0]["text"] == "Hello"
+        cancelled = await client.post(f"{path}/cancel")
+        assert cancelled.status_code == 400
+        assert cancelled.json()["error"]["message"] == "Cannot cancel a synchronous response."
+        counted = await client.post("/responses/input_tokens", json=HELLO)
+        chained = HELLO | {"previous_response_id": first["id"]}
+        longer = await client.post("/responses/input_tokens", json=chained)
+        assert 0 < counted.json()["input_tokens"] < longer.json()["input_tokens"]
+        assert (await client.post("/responses/compact", json=HELLO)).status_code == 400
+        assert (await client.delete(path)).json()["deleted"] is True
+        for request in (client.get(path), client.delete(path), client.post(f"{path}/cancel")):
+            assert (await request).status_code == 404
+
+
+def routes(stored: StoredResponses) -> httpx.AsyncClient:
+    """A client of the routes, as the owner user:a."""
+
+    async def owner(request: Request) -> str:
+        return "user:a"
+
+    async def body(request: Request) -> bytes:
+        return await request.body()
+
+    async def error(request: Request, exc: Exception) -> JSONResponse:
+        assert isinstance(exc, APIError)
+        return JSONResponse(exc.body, exc.status)
+
+    app = Starlette(
+        routes=ResponseRoutes(stored, owner, body).routes(), exception_handlers={APIError: error}
+    )
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 
 
 @pytest.mark.anyio

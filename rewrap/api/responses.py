@@ -47,8 +47,8 @@ KNOWN_CODES = frozenset({
 class ResponseOutput:
     """The output items of one response, as they grow from Deltas.
 
-    One item is open at a time. Chat upstreams may send the pieces of several calls in turns: an item
-    that begins while the arguments of a call are not whole waits until the end of the reply.
+    One item is open at a time. Chat upstreams may send the pieces of several calls in turns: an
+    item that begins while the arguments of a call are not whole waits until the end of the reply.
     """
 
     def __init__(self, translation: Translation, writer: EventWriter | None = None) -> None:
@@ -231,7 +231,7 @@ class ResponseEvents:
         return self.writer.take()
 
     def ping(self) -> bytes:
-        """A keep-alive. Codex does not count SSE comments; other events before `created` break SDKs."""
+        """A keep-alive event. Codex ignores SSE comments; the SDKs need `created` first."""
         if not self.has_begun:
             return b""
         number = self.writer.number

@@ -243,9 +243,9 @@ def no_call(kind: str, call_id: str) -> APIError:
 class Conversation:
     """Chat messages made from items.
 
-    Chat completions want one assistant message with all calls of a turn, and the tool messages right
-    after it, in the order of the calls. So an assistant message stays open while calls follow, and
-    the outputs of all calls are collected first. Texts are joined once, when the message is closed.
+    Chat completions want one assistant message with all calls of a turn, and the tool messages
+    right after it, in the order of the calls. So an assistant message stays open while calls
+    follow, and the outputs of all calls are collected first. Texts are joined once, at its end.
     """
 
     def __init__(self, late_instructions: str) -> None:
@@ -298,7 +298,7 @@ class Conversation:
             self.add_instructions(content)
 
     def add_instructions(self, content: str | list[JSONObject]) -> None:
-        """Many chat templates take one system message, at the start: join those that stand there."""
+        """Many chat templates take one system message, at the start: join those that are there."""
         parts = content if isinstance(content, list) else []
         only_text = all(part["type"] == "text" for part in parts)
         at_start = not self.messages or self.late_instructions == "hoist"

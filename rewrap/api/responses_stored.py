@@ -1,11 +1,11 @@
-"""Stored responses: records, chains of turns, and the answers of the routes below /v1/responses/{id}.
+"""Stored responses: records, chains of turns, and the answers of the routes of one response.
 
 A record is a document in the store of completions, under an owner name of its own, so that neither
 appears in the other's lists:
 
     {"id": "resp_...", "created": 1700000000, "response": {...}, "input_items": [...]}
 
-`input_items` are those of one request; the chain of `previous_response_id` leads to the earlier ones.
+`input_items` are those of one request. The chain of `previous_response_id` leads to earlier ones.
 """
 
 import re
@@ -104,10 +104,10 @@ class StoredResponses:
             raise no_response(id)
         return {"id": id, "object": "response", "deleted": True}
 
-    async def cancel(self, owner: str, id: str) -> None:
-        """POST /v1/responses/{id}/cancel. Always raises APIError: none runs in the background."""
+    async def cancel_error(self, owner: str, id: str) -> APIError:
+        """POST /v1/responses/{id}/cancel: nothing runs in the background. Raises APIError 404."""
         await self.find(owner, id)
-        raise invalid("Cannot cancel a synchronous response.", None, None)
+        return invalid("Cannot cancel a synchronous response.", None, None)
 
     async def input_items(self, owner: str, id: str, page: ItemPage) -> JSONObject:
         """GET /v1/responses/{id}/input_items: the chain's items, then the request's own."""

@@ -1,6 +1,7 @@
 """Tools of the Responses API as chat completions tools, and the names that lead back.
 
-Pure functions: no HTTP, no store. Source: OpenAI's OpenAPI document 2.3.0 and the requests of its clients.
+Pure functions: no HTTP, no store. Source: OpenAI's OpenAPI document 2.3.0 and the requests of its
+clients.
 """
 
 import logging
@@ -57,7 +58,7 @@ def chat_name(name: str, namespace: str = "") -> str:
 
 
 def function_tool(tool: JSONObject, where: str) -> JSONObject:
-    """The `function` of a chat tool. `strict` is true by default at OpenAI only: it is not filled in."""
+    """The `function` of a chat tool. An absent `strict` stays absent: only OpenAI defaults it."""
     parameters = tool.get("parameters")
     if parameters is None:
         parameters = {"type": "object", "properties": {}}
