@@ -20,20 +20,20 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.requests import Request
 
-from rewrap.api import responses_tools
-from rewrap.api.responses import ResponseEvents
-from rewrap.api.responses_chat_shape import from_chat_shape, looks_like_chat
-from rewrap.api.responses_items import seal, unseal
-from rewrap.api.responses_request import (
+from rewrap.api.responses import tools as responses_tools
+from rewrap.api.responses.chat_shape import from_chat_shape, looks_like_chat
+from rewrap.api.responses.items import seal, unseal
+from rewrap.api.responses.rendering import ResponseEvents
+from rewrap.api.responses.request import (
     Translation,
     input_tokens,
     looks_like_responses,
     parse_responses,
     references,
 )
-from rewrap.api.responses_routes import ResponseRoutes
-from rewrap.api.responses_stored import ItemPage, StoredResponses, item_page, replay
-from rewrap.api.responses_tools import chat_name
+from rewrap.api.responses.routes import ResponseRoutes
+from rewrap.api.responses.stored import ItemPage, StoredResponses, item_page, replay
+from rewrap.api.responses.tools import chat_name
 from rewrap.api.stored import JSONResponse
 from rewrap.storage.base import StoreDown
 from rewrap.storage.sqlite import SQLiteStore
@@ -531,7 +531,7 @@ def test_a_text_that_waits_opens_without_its_logprobs() -> None:
 
 
 def test_a_reply_above_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewrap.api.responses.MAX_REPLY_BYTES", 10_000)
+    monkeypatch.setattr("rewrap.api.responses.rendering.MAX_REPLY_BYTES", 10_000)
     events = rendering(HELLO)
     sent: list[bytes] = []
 
@@ -546,7 +546,7 @@ def test_a_reply_above_the_limit_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_many_small_items_count_for_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rewrap.api.responses.MAX_REPLY_BYTES", 10_000)
+    monkeypatch.setattr("rewrap.api.responses.rendering.MAX_REPLY_BYTES", 10_000)
     with pytest.raises(APIError, match="too large"):
         streamed([reasoning("x"), Delta("y")] * 10)
 
@@ -1635,7 +1635,7 @@ async def test_a_history_has_a_bound() -> None:
 async def test_references_lead_to_a_bounded_number_of_responses(
     stored: StoredResponses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rewrap.api.responses_stored.MAX_REFERENCED", 2)
+    monkeypatch.setattr("rewrap.api.responses.stored.MAX_REFERENCED", 2)
     ids = [f"msg_{number:032x}0000" for number in range(3)]
     assert await stored.referenced("user:a", ids[:2]) == {}
     with pytest.raises(APIError, match="too large"):

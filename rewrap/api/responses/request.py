@@ -19,8 +19,8 @@ from rewrap.api.checks import (
     wrong_type,
     wrong_value,
 )
-from rewrap.api.responses_items import CALLS, OUTPUTS, Placed, chat_messages, item_type
-from rewrap.api.responses_tools import ChatTools, ToolName
+from rewrap.api.responses.items import CALLS, OUTPUTS, Placed, chat_messages, item_type
+from rewrap.api.responses.tools import ChatTools, ToolName
 from rewrap.ids import random_hex
 from rewrap.types import APIError, JSONObject, dumps, estimated_tokens, prompt_size
 

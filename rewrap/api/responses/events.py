@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from rewrap.api.responses_items import seal
+from rewrap.api.responses.items import seal
 from rewrap.types import JSONObject, dumps
 
 

@@ -11,8 +11,8 @@ from starlette.routing import Route
 
 from rewrap.api.chat import EVENT_STREAM
 from rewrap.api.requests import parse_object
-from rewrap.api.responses_request import input_tokens, parse_responses
-from rewrap.api.responses_stored import StoredResponses, item_page, replay, whole_number
+from rewrap.api.responses.request import input_tokens, parse_responses
+from rewrap.api.responses.stored import StoredResponses, item_page, replay, whole_number
 from rewrap.api.stored import JSONResponse
 from rewrap.types import APIError
 

@@ -4,7 +4,7 @@ Pure functions: no HTTP, no store. The answer is a Response object.
 """
 
 from rewrap.api.checks import check_messages, object_rows
-from rewrap.api.responses_request import LOGPROBS
+from rewrap.api.responses.request import LOGPROBS
 from rewrap.types import JSONObject
 
 RENAMED = {"max_completion_tokens": "max_output_tokens", "max_tokens": "max_output_tokens"}

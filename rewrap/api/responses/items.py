@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from rewrap.api.checks import invalid, missing, object_rows, text_member, wrong_type, wrong_value
-from rewrap.api.responses_tools import chat_name
+from rewrap.api.responses.tools import chat_name
 from rewrap.types import APIError, JSONObject, dumps, text_of
 
 ROLES = ("user", "assistant", "system", "developer")

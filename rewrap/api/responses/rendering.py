@@ -5,7 +5,7 @@ checks in the clients' stream readers.
 """
 
 from rewrap.api.chat import EVENT_STREAM, complete_usage
-from rewrap.api.responses_events import (
+from rewrap.api.responses.events import (
     CUSTOM,
     FUNCTION,
     REASONING,
@@ -17,8 +17,8 @@ from rewrap.api.responses_events import (
     OutputItem,
     response_state,
 )
-from rewrap.api.responses_request import Translation, id_prefix
-from rewrap.api.responses_tools import ToolName
+from rewrap.api.responses.request import Translation, id_prefix
+from rewrap.api.responses.tools import ToolName
 from rewrap.ids import random_hex
 from rewrap.types import (
     APIError,

@@ -14,8 +14,7 @@ from contextlib import aclosing, suppress
 from typing import NamedTuple
 
 from rewrap.api.checks import invalid, wrong_value
-from rewrap.api.responses import ResponseEvents
-from rewrap.api.responses_events import (
+from rewrap.api.responses.events import (
     CUSTOM,
     FUNCTION,
     REASONING,
@@ -25,7 +24,8 @@ from rewrap.api.responses_events import (
     EventWriter,
     OutputItem,
 )
-from rewrap.api.responses_request import Translation, previous_id, references, typed_items
+from rewrap.api.responses.rendering import ResponseEvents
+from rewrap.api.responses.request import Translation, previous_id, references, typed_items
 from rewrap.api.stored import reached
 from rewrap.storage.base import Store
 from rewrap.types import APIError, Delta, Deltas, JSONObject, dumps
