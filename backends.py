@@ -152,7 +152,7 @@ class ChatURL:
         self.secrets = secrets_in(url, key, self.own_headers)
         shape.check(url)
         for stream in (False, True):  # an unusable address or header stops the start
-            self.target(shape.url(url, EXAMPLE), stream)
+            self.target(shape.url(url, replace(EXAMPLE, stream=stream)), stream)
 
     def target(self, url: str, stream: bool) -> object:
         """The constant part of requests to a URL: made once."""

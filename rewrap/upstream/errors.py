@@ -92,6 +92,7 @@ def rejection_error(
     return APIError(
         status,
         str(members["message"]),
+        type=str(members["type"]),
         headers=rejection.headers,
         reason=reason,
         error=members,
