@@ -41,7 +41,8 @@ from rewrap.server.edge import JSON_TYPE, EdgeMiddleware, EdgeOptions
 from rewrap.server.heartbeat import Heartbeat
 from rewrap.server.hosts import is_loopback
 from rewrap.server.limits import Gate, RateLimit, limit_exceeded, rate_limit_headers
-from rewrap.server.serve import graceful, serve_app
+from rewrap.server.serve import serve_app
+from rewrap.server.signals import graceful
 from rewrap.storage import open_store
 from rewrap.types import (
     NO_HEADERS,
