@@ -29,7 +29,7 @@ from rewrap.api.openapi import document
 from rewrap.api.recorder import Recorder
 from rewrap.api.requests import parse_ask, parse_chat
 from rewrap.api.stored import StoredCompletions, StoredRoutes
-from rewrap.config.flags import Arguments, UsageError, parse_arguments
+from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
 from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
 from rewrap.ids import random_hex
@@ -422,7 +422,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rewrap: {error}", file=sys.stderr)
         return 2
     os.environ |= arguments.settings  # workers are processes, and read the settings again
-    return run_command(arguments)
+    with closed_pipes_ignored():
+        return run_command(arguments)
 
 
 def run_command(arguments: Arguments) -> int:
@@ -434,11 +435,7 @@ def run_command(arguments: Arguments) -> int:
         case "key":
             from rewrap.server.keys import key_command
 
-            try:
-                secret_key = Settings.load().secret_key
-            except ValueError as error:
-                sys.exit(f"rewrap: {error}")
-            return key_command(arguments.rest, secret_key)
+            return key_command(arguments.rest, lambda: Settings.load().secret_key)
         case "probe":
             from rewrap.probe import probe_command
 

@@ -19,7 +19,7 @@ import re
 import secrets as randomness
 import sys
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -105,28 +105,33 @@ def save(path: str | os.PathLike[str], key: str, user: str) -> None:
         os.close(file)
 
 
-def key_command(arguments: Sequence[str], secret_keys: Sequence[str]) -> int:
-    """`key USER [--days N] [--save [FILE]]`: print a new key; the exit code."""
+def key_command(arguments: Sequence[str], secret_key: Callable[[], Sequence[str]]) -> int:
+    """`rewrap key USER [--days N] [--save [FILE]]`: print a new key; the exit status.
+
+    `secret_key` reads the setting. It is called once the arguments are good, and may raise ValueError.
+    """
     parser = argparse.ArgumentParser(
-        prog="key", description="Print a new key, signed with the first of SECRET_KEY."
+        prog="rewrap key", description="Print a new API key, signed with the first of SECRET_KEY."
     )
-    parser.add_argument("user", help="whose key it is: any name")
-    parser.add_argument("--days", type=float, help="for how long it is good; without it, for ever")
+    parser.add_argument("user", metavar="USER", help="the owner of the key: any name")
+    parser.add_argument(
+        "--days", type=float, metavar="N", help="valid for N days; default: for ever"
+    )
     parser.add_argument(
         "--save",
         nargs="?",
         const="keys.txt",
         metavar="FILE",
-        help="append it to a file, keys.txt, too",
+        help="append the key to FILE as well (default: keys.txt)",
     )
-    asked = parser.parse_args(arguments)
-    if not secret_keys:
-        print("rewrap: SECRET_KEY is not set: there is nothing to sign a key with", file=sys.stderr)
-        return 1
+    options = parser.parse_args(arguments)
     try:
-        key = sign(secret_keys[0], asked.user, days=asked.days)
-        if asked.save:
-            save(asked.save, key, asked.user)
+        secrets = secret_key()
+        if not secrets:
+            raise ValueError("SECRET_KEY is not set: there is nothing to sign a key with")
+        key = sign(secrets[0], options.user, days=options.days)
+        if options.save:
+            save(options.save, key, options.user)
     except (ValueError, OSError) as error:
         print(f"rewrap: {error}", file=sys.stderr)
         return 1
