@@ -152,6 +152,8 @@ class Probe:
         if stream:
             payload["stream"] = True
         request = ChatRequest(self.options.model, messages, payload, stream=stream)
+        seconds = self.options.timeout
+        limits = Limits(first_byte=seconds, stall=seconds, total=seconds, request=seconds)
         self.response = None
         try:
             backend = ChatURL(
@@ -160,7 +162,7 @@ class Probe:
                 attempt.shape(),
                 key=self.options.key,
                 headers=self.options.headers,
-                limits=Limits(self.options.timeout),
+                limits=limits,
             )
             deltas = [delta async for delta in backend.stream(request, ResponseInfo())]
         except APIError as error:

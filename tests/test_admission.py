@@ -229,7 +229,7 @@ def test_the_command_makes_a_key_that_opens_and_saves_it_for_its_owner_alone(
         (["key", " "], NEW, "needs the name of a user", 1),
         (["key", "ada", "--save", "no/such/folder/keys.txt"], NEW, "No such file or directory", 1),
         (["key", "ada", "--days", "soon"], NEW, "invalid float value: 'soon'", 2),
-        (["key"], NEW, "user", 2),
+        (["key"], NEW, "USER", 2),
         (["kye", "ada"], NEW, "did you mean key?", 2),
     ],
 )
