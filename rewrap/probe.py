@@ -20,7 +20,7 @@ from rewrap.backends import ChatURL
 from rewrap.types import APIError, ChatRequest, Delta, JSONObject, Limits, ResponseInfo, Shape
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import Client
-from rewrap.upstream.reply_search import is_failure, json_values, reply_path
+from rewrap.upstream.reply_candidates import is_failure, json_values, reply_path
 from rewrap.upstream.shapes import MappedShape, known_shapes, shape_from
 
 PROMPT = "Say OK."

@@ -34,7 +34,7 @@ from upstreams import (
 from rewrap.config.backends_file import read_backends_file
 from rewrap.config.settings import Settings
 from rewrap.probe import MAX_REQUESTS, WANTED, probe_command
-from rewrap.upstream.reply_search import reply_path
+from rewrap.upstream.reply_candidates import reply_path
 
 BARE = set(WIRES) - {"flowise", "langflow", "n8n", "langserve", "cloudflare", "botpress", "triton"}
 SECRETS = ["ourownkey123", "headervalue456"]  # nothing tells by their looks what they are
