@@ -21,6 +21,7 @@ HEAD = """\
 # All settings with their defaults. Copy this file to .env, and remove the # in front of a setting to change it.
 # The environment wins over .env, and flags win over both. Lists are separated by commas.
 # A comment may follow a value after a space (but not in a file for docker's --env-file).
+# NAME_FILE is the path of a file that contains the value of NAME, such as a secret of Docker or Kubernetes.
 """
 
 
@@ -33,7 +34,10 @@ def env_example() -> str:
         for name in names:
             about = textwrap.wrap(specs[name].metadata["about"], 98, break_on_hyphens=False)
             lines += [f"# {line}" for line in about]
-            lines.append(f"#{name.upper()}={default_text(specs[name])}\n")
+            lines.append(f"#{name.upper()}={default_text(specs[name])}")
+            if specs[name].metadata.get("file"):
+                lines.append(f"#{name.upper()}_FILE=")
+            lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -47,7 +51,10 @@ def settings_table() -> str:
             default = default_text(specs[name])
             shown = f"`{default}`" if default else ""
             about = specs[name].metadata["about"].replace("|", "\\|")
-            lines.append(f"| `{name.upper()}` | {shown} | {about} |")
+            names_shown = f"`{name.upper()}`"
+            if specs[name].metadata.get("file"):
+                names_shown += f", `{name.upper()}_FILE`"
+            lines.append(f"| {names_shown} | {shown} | {about} |")
     return "\n".join([*lines, "", ""])
 
 

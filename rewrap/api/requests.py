@@ -49,7 +49,7 @@ def parse_chat(
 ) -> ChatRequest:
     """A request for a chat completion. The model in the path wins over the one in the body (Azure)."""
     payload = parse_object(body)
-    model = path_model or payload.get("model") or default_model
+    model = path_model or model_of(payload, default_model)
     check_chat(payload, model)
     return ChatRequest(
         model,
@@ -82,7 +82,7 @@ def parse_ask(
         unsupported.append("data")
     chat = {name: value for name, value in payload.items() if name not in PAGE_MEMBERS}
     chat["stream"] = True
-    model = payload.get("model") or default_model
+    model = model_of(payload, default_model)
     check_chat(chat, model)
     return ChatRequest(
         model,
@@ -105,6 +105,12 @@ def parse_metadata(body: bytes) -> dict[str, str]:
     check_metadata("metadata", metadata)
     result: dict[str, str] = metadata
     return result
+
+
+def model_of(payload: JSONObject, default: str) -> str:
+    """The model of a payload, not checked yet; the default if it is absent."""
+    model: str | None = payload.get("model")
+    return default if model is None or model == "" else model
 
 
 def check_chat(payload: JSONObject, model: object) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import NoReturn
 
 from rewrap import __version__
-from rewrap.config.settings import GROUPS, Settings, default_text
+from rewrap.config.settings import GROUPS, Settings, default_text, known_variables
 
 COMMANDS = {
     "serve": "serve the API (the default)",
@@ -110,6 +110,10 @@ def add_setting(group: argparse._ArgumentGroup, spec: "Field[object]") -> None:
         metavar=metavar(spec),
         help=f"{about} [{default}]" if default else about,
     )
+    if spec.metadata.get("file"):
+        name = f"{spec.name}_file"
+        text = f"A file that contains {spec.name.upper()}."
+        group.add_argument(flag(name), dest=name.upper(), metavar="PATH", help=text)
 
 
 def metavar(spec: "Field[object]") -> str:
@@ -132,7 +136,7 @@ def unknown_argument(argument: str) -> UsageError:
     if not argument.startswith("-"):
         return UsageError("there is a value without a flag; `rewrap --help` lists all flags")
     name = argument.partition("=")[0]
-    flags = ["--help", "--version", *(flag(spec.name) for spec in fields(Settings))]
+    flags = ["--help", "--version", *(flag(name.lower()) for name in known_variables())]
     return UsageError(f"{name} is not a flag{nearest(name, flags)}")
 
 
