@@ -15,7 +15,7 @@ from multiprocessing import parent_process
 
 import httpx
 import orjson
-from rewrap.backends import ChatURL, Mock, build_backend
+from rewrap.backends import ChatURL, Mock, OpenAI, build_backend
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
@@ -30,7 +30,8 @@ from rewrap.api.responses.routes import ResponseRoutes
 from rewrap.api.responses.stored import StoredResponses
 from rewrap.api.stored import StoredCompletions, StoredRoutes
 from rewrap.api.surfaces import Incoming, Surface, Turn
-from rewrap.config.flags import Arguments, UsageError, parse_arguments
+from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
+from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
 from rewrap.ids import owner_id, random_hex
@@ -91,13 +92,16 @@ class Gateway:
                 settings.rate_limit_per_minute, settings.rate_limit_store_url
             )
         self.store = open_store(
-            settings.store_url, settings.store_max_age_days, shared=settings.workers > 1
+            settings.store_url or default_store_url(settings, backend),
+            settings.store_max_age_days,
+            shared=settings.workers > 1,
         )
         before, after = load_hooks(settings.hooks)
         self.recorder = Recorder(
             before,
             after,
             StoredCompletions(self.store),
+            store_by_default=settings.store_by_default,
             reply_bytes=settings.max_reply_bytes,
             too_large=bad_gateway(TOO_LARGE, "too large", settings.upstream_failure_status),
         )
@@ -291,6 +295,7 @@ class Rewrap(Starlette):
         self.gateway = gateway
         self.router.redirect_slashes = False
         self.announced = False  # the line at the start is logged
+        self.notes: list[str] = []  # about the settings, for the start
         options = EdgeOptions(
             allow_origins=settings.allow_origins,
             allowed_hosts=settings.allowed_hosts,
@@ -302,10 +307,18 @@ class Rewrap(Starlette):
     def build_middleware_stack(self) -> ASGIApp:
         return self.edge
 
+    def announce(self, address: str) -> None:
+        """Log the backends in one line, and a line for each setting that may be a mistake."""
+        self.announced = True
+        place = f" on {address}" if address else ""
+        log.info("rewrap %s%s: %s", __version__, place, self.gateway.summary())
+        for note in self.notes:
+            log.warning(note)
+
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         if not self.announced and parent_process() is None:
-            log.info("rewrap %s: %s", __version__, self.gateway.summary())
+            self.announce("")
         self.edge.stopping = False
         if self.edge.logs_lines:  # in place of uvicorn's lines; a mounted app gets no lifespan
             logging.getLogger("uvicorn.access").disabled = True
@@ -344,21 +357,18 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     """All routes. The edge takes `/v1` and repeated slashes from a path before it is looked up here."""
     settings = gateway.settings
     backend = gateway.backend
-    ask_model = settings.openai_model or "default"
-    if isinstance(backend, ModelRouter) and not settings.openai_model:
-        ask_model = backend.default_model()
+    model = default_model(settings, backend)
+    chat_model = "" if settings.require_model else model
     late = settings.late_instructions
     responses = StoredResponses(gateway.store)
-    chat = Endpoint(gateway, surfaces.ChatSurface(settings.openai_model, late))
-    ask = Endpoint(gateway, surfaces.AskSurface(ask_model))
+    chat = Endpoint(gateway, surfaces.ChatSurface(chat_model, late))
+    ask = Endpoint(gateway, surfaces.AskSurface(model or "default"))
     response = Endpoint(
         gateway,
-        surfaces.ResponsesSurface(
-            settings.openai_model, responses, late, settings.reasoning_as_summary
-        ),
+        surfaces.ResponsesSurface(chat_model, responses, late, settings.reasoning_as_summary),
     )
     is_mock = isinstance(backend, Mock)
-    completion = Endpoint(gateway, surfaces.CompletionSurface(settings.openai_model, is_mock))
+    completion = Endpoint(gateway, surfaces.CompletionSurface(chat_model, is_mock))
     stored = StoredRoutes(gateway.store, gateway.owner, gateway.body)
     names = [backend.name for backend in gateway.backends]
     info = InfoRoutes(gateway.models, gateway.public_models, names, THEME)
@@ -379,15 +389,38 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     ]
 
 
+def default_model(settings: Settings, backend: Backend) -> str:
+    """The model of requests without one; "" if the upstream has to name it."""
+    if settings.openai_model:
+        return settings.openai_model
+    if isinstance(backend, ModelRouter):
+        return backend.default_model()
+    if isinstance(backend, OpenAI):
+        return ""
+    if isinstance(backend, Mock):
+        return backend.model
+    return backend.name
+
+
+def default_store_url(settings: Settings, backend: Backend) -> str:
+    """Memory for the mock, unless several processes share the store; else a file."""
+    if isinstance(backend, Mock) and settings.workers == 1:
+        return "sqlite://"
+    return "sqlite:///chat.db"
+
+
 # The command line.
 
 
 def load_app() -> Rewrap:
     """The app of the environment. A wrong configuration stops the start with one line."""
     try:
-        return create_app(Settings.load())
+        settings = Settings.load()
+        app = create_app(settings)
     except ValueError as error:
         sys.exit(f"rewrap: {error}")
+    app.notes = start_notes(settings, os.environ)
+    return app
 
 
 def __getattr__(name: str) -> Rewrap:
@@ -405,8 +438,7 @@ def serve() -> None:
     settings = app.settings
 
     def announce(address: str) -> None:
-        app.announced = True
-        log.info("rewrap %s on %s: %s", __version__, address, app.gateway.summary())
+        app.announce(address)
         if app.gateway.auth.open and not is_loopback(settings.host):
             log.warning(
                 "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: every client that reaches it may chat.",
@@ -426,11 +458,14 @@ def serve() -> None:
 def check() -> int:
     """`rewrap check`: print the backends of a configuration. The exit status is 2 if it is wrong."""
     try:
-        app = create_app(Settings.load())
+        settings = Settings.load()
+        app = create_app(settings)
     except ValueError as error:
         print(f"rewrap: {error}", file=sys.stderr)
         return 2
     print(f"rewrap: {app.gateway.summary()}")
+    for note in start_notes(settings, os.environ):
+        print(f"rewrap: {note}", file=sys.stderr)
     return 0
 
 
@@ -442,7 +477,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rewrap: {error}", file=sys.stderr)
         return 2
     os.environ |= arguments.settings  # workers are processes, and read the settings again
-    return run_command(arguments)
+    with closed_pipes_ignored():
+        return run_command(arguments)
 
 
 def run_command(arguments: Arguments) -> int:
@@ -454,11 +490,7 @@ def run_command(arguments: Arguments) -> int:
         case "key":
             from rewrap.server.keys import key_command
 
-            try:
-                secret_key = Settings.load().secret_key
-            except ValueError as error:
-                sys.exit(f"rewrap: {error}")
-            return key_command(arguments.rest, secret_key)
+            return key_command(arguments.rest, lambda: Settings.load().secret_key)
         case "probe":
             from rewrap.probe import probe_command
 

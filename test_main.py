@@ -23,7 +23,7 @@ from conftest import no_errors  # noqa: F401  # for each test here, too
 from rewrap.backends import ChatURL
 from rewrap.main import Rewrap, create_app
 
-from rewrap.config.settings import Settings, variables
+from rewrap.config.settings import Settings, known_variables, variables
 from rewrap.server.keys import sign
 from rewrap.types import words
 
@@ -835,7 +835,7 @@ def changed(change: dict[str, Any]) -> dict[str, Any]:
 async def test_what_is_wrong_is_said_as_openai_says_it(
     change: dict[str, Any], told: tuple[str | None, ...]
 ) -> None:
-    answer = await client().post(CHAT, json=changed(change))
+    answer = await client(rewrap(require_model=True)).post(CHAT, json=changed(change))
     assert answer.status_code == 400
     message, param, code = told
     error = envelope(answer)
@@ -876,7 +876,8 @@ async def test_the_model_is_checked_first_then_the_messages_then_the_rest_by_nam
         ("temperature", ""),
         ("user", ""),
     ]:
-        assert envelope(await client().post(CHAT, json=wrong))["param"] == param
+        answer = await client(rewrap(require_model=True)).post(CHAT, json=wrong)
+        assert envelope(answer)["param"] == param
         wrong = (
             wrong | {mend: ASKED[mend]}
             if mend in ASKED
@@ -2226,7 +2227,7 @@ async def test_what_can_be_read_but_not_written_is_a_bad_request() -> None:
 @pytest.fixture
 def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An environment without any of our settings."""
-    for name in [spec.name.upper() for spec in fields(Settings)] + ["ALLOWED_ORIGIN"]:
+    for name in known_variables():
         monkeypatch.delenv(name, raising=False)
     return monkeypatch
 
@@ -2704,7 +2705,7 @@ def test_the_example_of_settings_is_one(env: pytest.MonkeyPatch, tmp_path: Path)
     """As it stands it loads; each setting in a comment loads too, and no name in it is unknown."""
     Settings.load(str(ENV_EXAMPLE))
     named = re.findall(r"^#? ?([A-Z][A-Z_]+)=", ENV_EXAMPLE.read_text(), re.MULTILINE)
-    assert set(named) <= {spec.name.upper() for spec in fields(Settings)} | {"ALLOWED_ORIGIN"}
+    assert set(named) <= set(known_variables())
     file = tmp_path / ".env"
     file.write_text(
         re.sub(r"^# ?(?=[A-Z][A-Z_]+=)", "", ENV_EXAMPLE.read_text(), flags=re.MULTILINE)

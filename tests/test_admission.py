@@ -186,7 +186,7 @@ def test_a_user_is_the_same_by_each_of_his_keys_and_nobody_else(locked: httpx.Cl
     assert locked.get(f"{CHAT}/{plain}", headers={"api-key": PLAIN}).status_code == 200
 
 
-# ---- python main.py key
+# ---- rewrap key
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -229,7 +229,7 @@ def test_the_command_makes_a_key_that_opens_and_saves_it_for_its_owner_alone(
         (["key", " "], NEW, "needs the name of a user", 1),
         (["key", "ada", "--save", "no/such/folder/keys.txt"], NEW, "No such file or directory", 1),
         (["key", "ada", "--days", "soon"], NEW, "invalid float value: 'soon'", 2),
-        (["key"], NEW, "user", 2),
+        (["key"], NEW, "USER", 2),
         (["kye", "ada"], NEW, "did you mean key", 2),
     ],
 )

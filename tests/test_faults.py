@@ -422,10 +422,9 @@ def test_the_image_runs_as_a_plain_user_and_hears_its_signals_itself() -> None:
     lines = (ROOT / "Dockerfile").read_text().splitlines()
     (user,) = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert user.split(":")[0] not in ("0", "root")
-    (command,) = [line for line in lines if line.startswith("CMD ")]
-    assert (
-        json.loads(command.removeprefix("CMD "))[0] == "python"
-    )  # in exec form: no shell is PID 1
+    (command,) = [line for line in lines if line.startswith("ENTRYPOINT ")]
+    # In exec form: no shell is PID 1.
+    assert json.loads(command.removeprefix("ENTRYPOINT ")) == ["python", "main.py"]
 
 
 # ---- what goes wrong in chat proxies, and the tests that hold it

@@ -97,6 +97,12 @@ def parse_metadata(body: bytes) -> dict[str, str]:
     return result
 
 
+def model_of(payload: JSONObject, default: str) -> str:
+    """The model of a payload, not checked yet; the default if it is absent."""
+    model: str | None = payload.get("model")
+    return default if model is None or model == "" else model
+
+
 def check_chat(payload: JSONObject, model: object) -> None:
     """Check a payload in OpenAI's order: model, messages, then the other parameters by name."""
     if not model:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from rewrap.api.chat import ChatRendering, TextRendering
 from rewrap.api.completions import CompletionRendering, all_prompts, parse_completion
-from rewrap.api.requests import chat_request, parse_ask, parse_object
+from rewrap.api.requests import chat_request, model_of, parse_ask, parse_object
 from rewrap.api.responses.chat_shape import from_chat_shape, looks_like_chat
 from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import looks_like_responses, parse_responses
@@ -63,7 +63,7 @@ class ChatSurface:
         if looks_like_responses(payload):
             payload, _ = parse_responses(payload, late_instructions=self.late_instructions)
             body = b""
-        model = incoming.path_model or payload.get("model") or self.default_model
+        model = incoming.path_model or model_of(payload, self.default_model)
         request = chat_request(payload, model, incoming.client_headers, body=body, relay=True)
         return Turn(request, ChatRendering)
 
@@ -76,7 +76,7 @@ class AskSurface:
 
     async def parse(self, incoming: Incoming) -> Turn:
         payload, unsupported = parse_ask(parse_object(incoming.body))
-        model = payload.get("model") or self.default_model
+        model = model_of(payload, self.default_model)
         request = chat_request(payload, model, incoming.client_headers, unsupported=unsupported)
         return Turn(request, TextRendering)
 
@@ -103,7 +103,7 @@ class ResponsesSurface:
             late_instructions=self.late_instructions,
             reasoning_as_summary=self.reasoning_as_summary,
         )
-        model = incoming.path_model or chat.get("model") or self.default_model
+        model = incoming.path_model or model_of(chat, self.default_model)
         request = chat_request(
             chat, model, incoming.client_headers, unsupported=translation.dropped
         )
@@ -128,7 +128,7 @@ class CompletionSurface:
     async def parse(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)
         plan = parse_completion(payload, mock=self.mock)
-        model = incoming.path_model or payload.get("model") or self.default_model
+        model = incoming.path_model or model_of(payload, self.default_model)
         requests = [chat_request(chat, model, incoming.client_headers) for chat in plan.payloads]
 
         def join(info: ResponseInfo, stream: Stream) -> Deltas:

@@ -19,7 +19,7 @@ import re
 import secrets as randomness
 import sys
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -118,16 +118,19 @@ def save(path: str | os.PathLike[str], key: str, user: str) -> None:
         os.close(file)
 
 
-def key_command(arguments: Sequence[str], secret_keys: Sequence[str]) -> int:
-    """`key USER [--days N] [--save [FILE]]`: print a new key. Returns the exit status."""
-    args = key_parser().parse_args(arguments)
-    if not secret_keys:
-        print("rewrap: SECRET_KEY is not set: there is nothing to sign a key with", file=sys.stderr)
-        return 1
+def key_command(arguments: Sequence[str], secret_key: Callable[[], Sequence[str]]) -> int:
+    """`rewrap key USER [--days N] [--save [FILE]]`: print a new key; the exit status.
+
+    `secret_key` reads the setting. It is called once the arguments are good, and may raise ValueError.
+    """
+    options = key_parser().parse_args(arguments)
     try:
-        key = sign(secret_keys[0], args.user, days=args.days)
-        if args.save:
-            save(args.save, key, args.user)
+        secrets = secret_key()
+        if not secrets:
+            raise ValueError("SECRET_KEY is not set: there is nothing to sign a key with")
+        key = sign(secrets[0], options.user, days=options.days)
+        if options.save:
+            save(options.save, key, options.user)
     except (ValueError, OSError) as error:
         print(f"rewrap: {error}", file=sys.stderr)
         return 1
@@ -137,15 +140,17 @@ def key_command(arguments: Sequence[str], secret_keys: Sequence[str]) -> int:
 
 def key_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="key", description="Print a new key, signed with the first of SECRET_KEY."
+        prog="rewrap key", description="Print a new API key, signed with the first of SECRET_KEY."
     )
-    parser.add_argument("user", help="the user of the key: any name")
-    parser.add_argument("--days", type=float, help="how long it is valid; without it, for ever")
+    parser.add_argument("user", metavar="USER", help="the owner of the key: any name")
+    parser.add_argument(
+        "--days", type=float, metavar="N", help="valid for N days; default: for ever"
+    )
     parser.add_argument(
         "--save",
         nargs="?",
         const="keys.txt",
         metavar="FILE",
-        help="append the key to a file too (keys.txt)",
+        help="append the key to FILE as well (default: keys.txt)",
     )
     return parser
