@@ -19,7 +19,7 @@ from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
 from rewrap.mock.echo import echo, prompt_words
-from rewrap.redaction import redacted, safe_address, secrets_in
+from rewrap.redaction import safe_address, secrets_in
 from rewrap.types import (
     APIError,
     Backend,
@@ -37,6 +37,7 @@ from rewrap.types import (
     usage,
     words,
 )
+from rewrap.upstream import lenient
 from rewrap.upstream.answers import Answer, WholeReply, read_rejection, read_whole
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
@@ -48,6 +49,7 @@ from rewrap.upstream.errors import (
     UPSTREAM_ERRORS,
     bad_gateway,
     forwardable_headers,
+    reason_of,
     rejection_error,
     rejection_in_success,
     upstream_error,
@@ -59,8 +61,6 @@ from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 
 log = logging.getLogger("rewrap")
-
-LOGGED_CHARACTERS = 300  # of an upstream's message
 
 
 # The mock.
@@ -152,7 +152,7 @@ class ChatURL:
         self.secrets = secrets_in(url, key, self.own_headers)
         shape.check(url)
         for stream in (False, True):  # an unusable address or header stops the start
-            self.target(shape.url(url, EXAMPLE), stream)
+            self.target(shape.url(url, replace(EXAMPLE, stream=stream)), stream)
 
     def target(self, url: str, stream: bool) -> object:
         """The constant part of requests to a URL: made once."""
@@ -296,7 +296,7 @@ class ChatURL:
             transparent=self.transparent,
             failure_status=self.failure_status,
         )
-        reason = redacted(rejection.message, self.secrets)[:LOGGED_CHARACTERS]
+        reason = reason_of(rejection, self.secrets)
         log.info("backend %s: the upstream answered %d: %r", self.name, rejection.status, reason)
         return error
 
@@ -403,7 +403,11 @@ class OpenAI(ChatURL):
     async def completion(self, answer: Answer, info: ResponseInfo) -> bytes:
         """A completion as it came. Raises ValueError if it is none, UpstreamRejection if it is an error."""
         body = (await answer.whole()).removeprefix(BOM_UTF8)
-        value = orjson.loads(body)
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            value = lenient.loads(body)
+            body = orjson.dumps(value)
         if not isinstance(value, dict):
             raise ValueError("no completion")
         if value.get("error"):

@@ -9,9 +9,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
-from functools import partial
 from multiprocessing import parent_process
 
 import httpx
@@ -23,19 +22,21 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap import __version__
-from rewrap.api.chat import ChatRendering, TextRendering
+from rewrap.api import surfaces
 from rewrap.api.info import InfoRoutes
 from rewrap.api.openapi import document
 from rewrap.api.recorder import Recorder
-from rewrap.api.requests import parse_ask, parse_chat
+from rewrap.api.responses.routes import ResponseRoutes
+from rewrap.api.responses.stored import StoredResponses
 from rewrap.api.stored import StoredCompletions, StoredRoutes
+from rewrap.api.surfaces import Incoming, Surface, Turn
 from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
 from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
-from rewrap.ids import random_hex
+from rewrap.ids import owner_id, random_hex
 from rewrap.redaction import loggable
-from rewrap.server.auth import Authenticator, owner_id
+from rewrap.server.auth import Authenticator
 from rewrap.server.context import RequestContext
 from rewrap.server.edge import JSON_TYPE, EdgeMiddleware, EdgeOptions
 from rewrap.server.heartbeat import Heartbeat
@@ -61,8 +62,6 @@ from rewrap.upstream.router import ModelRouter
 from rewrap.web.docs import THEME, docs_routes
 
 log = logging.getLogger("rewrap")
-
-Parse = Callable[[bytes, Mapping[str, str], str], ChatRequest]  # body, headers, model in the path
 
 
 class Gateway:
@@ -133,13 +132,13 @@ class Gateway:
         context: RequestContext = request.scope["context"]
         return await context.body(self.settings.max_body_bytes)
 
-    async def deltas(
+    def stream(
         self, request: ChatRequest, info: ResponseInfo, identity: str, request_id: str
     ) -> Deltas:
         """The reply. Nothing is sent upstream until the stream is iterated. Raises APIError."""
         if self.recorder.concerns(request):
             owner = owner_id(identity)
-            return await self.recorder.stream(self.backend, request, info, owner, request_id)
+            return self.recorder.stream(self.backend, request, info, owner, request_id)
         return self.backend.stream(request, info)
 
     async def models(self, request: Request) -> list[JSONObject]:
@@ -172,17 +171,11 @@ class Gateway:
 
 
 class Endpoint:
-    """One API surface: a parser (bytes to ChatRequest) and a rendering (Deltas to bytes)."""
+    """One API surface in front of the backend: a parser (bytes to ChatRequest) and a rendering (Deltas to bytes)."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        parse: Parse,
-        rendering: Callable[[ChatRequest, ResponseInfo], Rendering],
-    ) -> None:
+    def __init__(self, gateway: Gateway, surface: Surface) -> None:
         self.gateway = gateway
-        self.parse = parse
-        self.rendering = rendering
+        self.surface = surface
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, read and parse a request, and answer it."""
@@ -196,11 +189,14 @@ class Endpoint:
                 log.debug("%s %s", context.id, loggable(body, gateway.secrets))
             headers = gateway.auth.upstream_headers(context)
             path_model = scope["path_params"].get("model", "")
+            incoming = Incoming(body, headers, path_model, identity)
+            del body
             # The answer alone holds the request: a long stream need not keep the conversation.
-            await self.answer(context, self.parse(body, headers, path_model), identity)
+            await self.answer(context, await self.surface.parse(incoming), identity)
 
-    async def answer(self, context: RequestContext, request: ChatRequest, identity: str) -> None:
+    async def answer(self, context: RequestContext, turn: Turn, identity: str) -> None:
         gateway = self.gateway
+        request = turn.request
         info = ResponseInfo(
             id=f"chatcmpl-{random_hex()}",
             created=int(time.time()),
@@ -208,14 +204,21 @@ class Endpoint:
             backend=gateway.backend.name,
         )
         context.info = info
-        rendering = self.rendering(request, info)
-        deltas = await gateway.deltas(request, info, identity, context.id)
+        rendering = turn.rendering(request, info)
+        if turn.join is None:
+            deltas = gateway.stream(request, info, identity, context.id)
+        else:
+            deltas = turn.join(
+                info, lambda part, facts: gateway.stream(part, facts, identity, context.id)
+            )
+        if turn.record is not None:
+            deltas = turn.record(deltas, rendering)
         watch = context.watch() if gateway.waits else nullcontext()
         if request.stream:
-            del request
+            del request, turn
             await self.stream(context, rendering, deltas, watch)
             return
-        del request
+        del request, turn
         with watch:
             async with aclosing(deltas):
                 found = [delta async for delta in deltas]
@@ -352,18 +355,33 @@ def create_app(
 def routes(gateway: Gateway) -> list[BaseRoute]:
     """All routes. The edge takes `/v1` and repeated slashes from a path before it is looked up here."""
     settings = gateway.settings
-    model = default_model(settings, gateway.backend)
+    backend = gateway.backend
+    model = default_model(settings, backend)
     chat_model = "" if settings.require_model else model
-    chat = Endpoint(gateway, partial(parse_chat, chat_model), ChatRendering)
-    ask = Endpoint(gateway, partial(parse_ask, model or "default"), TextRendering)
+    late = settings.late_instructions
+    responses = StoredResponses(gateway.store)
+    chat = Endpoint(gateway, surfaces.ChatSurface(chat_model, late))
+    ask = Endpoint(gateway, surfaces.AskSurface(model or "default"))
+    response = Endpoint(
+        gateway,
+        surfaces.ResponsesSurface(chat_model, responses, late, settings.reasoning_as_summary),
+    )
+    is_mock = isinstance(backend, Mock)
+    completion = Endpoint(gateway, surfaces.CompletionSurface(chat_model, is_mock))
     stored = StoredRoutes(gateway.store, gateway.owner, gateway.body)
     names = [backend.name for backend in gateway.backends]
     info = InfoRoutes(gateway.models, gateway.public_models, names, THEME)
     openapi = document(__version__)
+    azure = "/openai/deployments/{model}"
     return [
         Route("/chat/completions", chat, methods=["POST"]),
-        Route("/openai/deployments/{model}/chat/completions", chat, methods=["POST"]),
+        Route(f"{azure}/chat/completions", chat, methods=["POST"]),
+        Route("/responses", response, methods=["POST"]),
+        Route(f"{azure}/responses", response, methods=["POST"]),
+        Route("/completions", completion, methods=["POST"]),
+        Route(f"{azure}/completions", completion, methods=["POST"]),
         Route("/ask", ask, methods=["POST"]),
+        *ResponseRoutes(responses, gateway.owner, gateway.body).routes(),
         *stored.routes(),
         *info.routes(),
         *docs_routes(openapi, assets=settings.docs_assets_url, theme=THEME),

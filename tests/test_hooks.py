@@ -75,8 +75,8 @@ def test_no_hooks_are_none(spec: str) -> None:
         ("my_hooks:before_nothing", "'my_hooks' has no function 'before_nothing'"),
         ("my_hooks:before_number", "'my_hooks' has no function 'before_number'"),
         ("my_hooks:other", "'my_hooks:other' must be module:before... or module:after..."),
-        ("my_hooks", "'my_hooks' is not module:before…"),
-        (":before", "':before' is not module:before…"),
+        ("my_hooks", "'my_hooks' must be module:before..."),
+        (":before", "':before' must be module:before..."),
         (".my_hooks:before", "cannot be imported"),
     ],
 )

@@ -89,8 +89,10 @@ class Recorder:
             await self.run_before(recording)
         deltas = backend.stream(recording.request, info)
         if stored or self.after:
-            return self.record(recording, info, deltas)
-        return deltas
+            deltas = self.record(recording, info, deltas)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
 
     async def load_history(self, recording: Recording, info: ResponseInfo) -> None:
         """Put the messages of the stored chat before those of the request."""

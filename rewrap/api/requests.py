@@ -3,7 +3,7 @@
 Every parser raises APIError in OpenAI's words. `null` counts as absent. Unknown parameters are kept: they go to the upstream.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import orjson
 
@@ -16,7 +16,7 @@ from rewrap.api.checks import (
     missing,
     type_name,
 )
-from rewrap.types import NO_HEADERS, APIError, ChatRequest, JSONObject
+from rewrap.types import APIError, ChatRequest, JSONObject
 
 NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library"
@@ -41,15 +41,16 @@ def parse_object(body: bytes) -> JSONObject:
     return payload
 
 
-def parse_chat(
-    default_model: str,
-    body: bytes,
-    client_headers: Mapping[str, str] = NO_HEADERS,
-    path_model: str = "",
+def chat_request(
+    payload: JSONObject,
+    model: str,
+    client_headers: Mapping[str, str],
+    *,
+    body: bytes = b"",
+    relay: bool = False,
+    unsupported: Sequence[str] = (),
 ) -> ChatRequest:
-    """A request for a chat completion. The model in the path wins over the one in the body (Azure)."""
-    payload = parse_object(body)
-    model = path_model or model_of(payload, default_model)
+    """A checked request. `body` has the bytes of `payload`, if they may go to an upstream as they are."""
     check_chat(payload, model)
     return ChatRequest(
         model,
@@ -58,40 +59,29 @@ def parse_chat(
         body=body,
         stream=payload.get("stream") is True,
         include_usage=wants_usage(payload),
-        relay=True,
+        relay=relay,
         client_headers=client_headers,
+        unsupported=tuple(unsupported),
     )
 
 
-def parse_ask(
-    default_model: str,
-    body: bytes,
-    client_headers: Mapping[str, str] = NO_HEADERS,
-    path_model: str = "",
-) -> ChatRequest:
-    """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
-    payload = parse_object(body)
+def parse_ask(payload: JSONObject) -> tuple[JSONObject, list[str]]:
+    """The chat payload of a request to /ask, and the parts that it leaves out.
+
+    `messages` are as chat completions have them, or as the AI SDK sends them (`parts`).
+    """
     unsupported: list[str] = []
+    chat = {name: value for name, value in payload.items() if name not in PAGE_MEMBERS}
     messages = payload.get("messages")
     if isinstance(messages, list):
         messages = [message for message in messages if not is_page_data(message)]
         for message in messages:
             unsupported += unsupported_parts(message)
-        payload["messages"] = [from_ui_message(message) for message in messages]
+        chat["messages"] = [from_ui_message(message) for message in messages]
     if payload.get("data") is not None:
         unsupported.append("data")
-    chat = {name: value for name, value in payload.items() if name not in PAGE_MEMBERS}
     chat["stream"] = True
-    model = model_of(payload, default_model)
-    check_chat(chat, model)
-    return ChatRequest(
-        model,
-        chat["messages"],
-        chat,
-        stream=True,
-        client_headers=client_headers,
-        unsupported=tuple(dict.fromkeys(unsupported)),
-    )
+    return chat, list(dict.fromkeys(unsupported))
 
 
 def parse_metadata(body: bytes) -> dict[str, str]:

@@ -52,6 +52,8 @@ class Settings:
     upstream_proxy: str = setting("upstream", "", "The HTTP proxy for connections to the upstream: http://host:port.", url=True)
     max_connections: int = setting("upstream", 2000, "The largest number of connections to upstreams, in each worker.", minimum=1)
     forward_headers: tuple[str, ...] = setting("upstream", (), "Headers of the client that are sent to the upstream as well, separated by commas.")
+    late_instructions: str = setting("upstream", "keep", "System messages of /v1/responses after the first turn: keep, hoist (to the front) or user (as user text).", among=("keep", "hoist", "user"))
+    reasoning_as_summary: bool = setting("upstream", False, "true: /v1/responses shows reasoning as a summary, which the AI SDK reads.")
 
     use_mock_api: bool = setting("mock", False, "true: the mock answers, and all upstreams are ignored.")
     mock_words_per_second: float = setting("mock", 0.0, "The speed of the mock's streams. 0: no delay.", minimum=0)
@@ -72,7 +74,7 @@ class Settings:
     port: int = setting("server", 8000, "The port to listen on. 0: any free port.", minimum=0, maximum=65535)
     workers: int = setting("server", 1, "The number of processes that serve.", minimum=1, maximum=256)
     grace_seconds: float = setting("server", 30.0, "The time that open answers have to finish after SIGTERM.", minimum=0)
-    log_level: str = setting("server", "info", "debug (with payloads), info (one line for each request), warning or error.")
+    log_level: str = setting("server", "info", "debug (with payloads), info (one line for each request), warning or error.", among=LOG_LEVELS)
     allowed_hosts: tuple[str, ...] = setting("server", (), "Host names that this server accepts, separated by commas, in addition to localhost on a loopback address.")
     allow_origins: tuple[str, ...] = setting("server", (), "Origins of web pages that may call this server (CORS), separated by commas: https://app.example, https://*.app.example, or *. ALLOWED_ORIGIN is another name for it.", alias="ALLOWED_ORIGIN")
     forwarded_allow_ips: str = setting("server", "127.0.0.1", "Addresses of proxies whose X-Forwarded-For is trusted, separated by commas, or *.")
@@ -315,10 +317,11 @@ def checked_text(name: str, text: str, rules: Mapping[str, object]) -> str:
         raise ValueError(
             f"{name} must be a key that a header can carry: one line, without letters above U+00FF"
         )
-    if name != "LOG_LEVEL":
+    among = rules.get("among")
+    if not isinstance(among, tuple):
         return text
-    if text.lower() not in LOG_LEVELS:
-        raise ValueError("LOG_LEVEL must be debug, info, warning or error")
+    if text.lower() not in among:
+        raise ValueError(f"{name} must be {', '.join(among[:-1])} or {among[-1]}")
     return text.lower()
 
 

@@ -5,7 +5,6 @@ Does not know chats. Keys are compared in constant time, before any access to th
 
 import hmac
 from collections.abc import Sequence
-from hashlib import sha256
 
 from rewrap.redaction import masked
 from rewrap.server import keys
@@ -90,11 +89,3 @@ class Authenticator:
         if self.open and key and "authorization" not in found:
             found["authorization"] = f"Bearer {key}"
         return found
-
-
-def owner_id(identity: str) -> str:
-    """The owner of stored completions for an identity. The store sees no key."""
-    kind, _, key = identity.partition(":")
-    if kind not in ("key", "open"):
-        return identity
-    return f"{kind}:{sha256(key.encode('latin-1')).hexdigest()[:32]}"

@@ -11,6 +11,7 @@ import orjson
 
 from rewrap.eventloop import running_loop
 from rewrap.types import APIError, Limits, Reply, Shape, UpstreamRejection
+from rewrap.upstream import lenient
 from rewrap.upstream.errors import (
     TOO_LARGE,
     bad_gateway,
@@ -158,8 +159,8 @@ async def read_rejection(reply: Reply, shape: Shape) -> UpstreamRejection:
 def parsed(body: bytes, *, text: bool) -> StreamedReply | WholeReply:
     """A JSON value, lines of JSON, or a text if that may be a reply. Raises ValueError."""
     try:
-        return WholeReply(orjson.loads(body))
-    except orjson.JSONDecodeError:
+        return WholeReply(lenient.loads(body))
+    except ValueError:
         lines = [line for line in body.split(b"\n") if line.strip()]
         if len(lines) > 1 and all(is_json(line) for line in lines):
             return StreamedReply(NDJSONDecoder(len(body) + 1), body)

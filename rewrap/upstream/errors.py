@@ -26,6 +26,7 @@ UPSTREAM_ERRORS = (httpx.HTTPError, TimeoutError, ValueError)
 RETRY_IN_A_SECOND: Headers = [(b"retry-after", b"1")]
 DO_NOT_RETRY: Headers = [(b"x-should-retry", b"false")]
 MESSAGE_CHARACTERS = 4000
+LOGGED_CHARACTERS = 300
 TRACEBACK = "Traceback (most recent call last)"
 ERROR_BYTES = 16_384  # of all members of an error
 ERROR_DEPTH = 20
@@ -91,10 +92,17 @@ def rejection_error(
     return APIError(
         status,
         str(members["message"]),
+        type=str(members["type"]),
         headers=rejection.headers,
         reason=reason,
         error=members,
     )
+
+
+def reason_of(rejection: UpstreamRejection, secrets: Sequence[str]) -> str:
+    """The upstream's message for the log: redacted and bounded."""
+    message = without_secrets(rejection.error, secrets).get("message")
+    return str(message or "")[:LOGGED_CHARACTERS]
 
 
 def configuration_error(message: str, reason: str, failure_status: int) -> APIError:

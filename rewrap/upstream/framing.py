@@ -210,13 +210,14 @@ def is_plain_events(data: bytes) -> bool:
     """Whether these are events as almost all are: one line with a JSON object, or [DONE]. Of one, 0.3 µs; of many, 0.2 each."""
     one = (
         data.find(b"\n") == len(data) - 2
+        and b"\r" not in data
         and data.startswith(b"data: {")
         and data.endswith(b"}\n\n")
     )
     return one or PLAIN_EVENTS.fullmatch(data) is not None
 
 
-PLAIN_EVENTS = re.compile(rb"(?:data: ?(?:\{[^\n]*\}|\[DONE\])\n\n)+")
+PLAIN_EVENTS = re.compile(rb"(?:data: (?:\{[^\r\n]*\}|\[DONE\])\n\n)+")
 
 
 TEXT = "\n"  # the name of a piece of plain text: no event can have it

@@ -86,10 +86,8 @@ class RelayStream:
                 return b""
         if not data.isascii():
             data.decode()  # the client's reader would fail, too
-        if b'"error"' in data or not is_plain_events(data):
+        if b'"error"' in data or b"[DONE]" in data or not is_plain_events(data):
             data = self.rewritten(data)
-        elif data.endswith(DONE_EVENT):
-            self.done = True
         if not self.started:
             data = self.from_first_delta(data)
         if not data:
