@@ -52,12 +52,11 @@ class Settings:
     upstream_proxy: str = setting("upstream", "", "The HTTP proxy for connections to the upstream: http://host:port.", url=True)
     max_connections: int = setting("upstream", 2000, "The largest number of connections to upstreams, in each worker.", minimum=1)
     forward_headers: tuple[str, ...] = setting("upstream", (), "Headers of the client that are sent to the upstream as well, separated by commas.")
+    late_instructions: str = setting("upstream", "keep", "System messages of /v1/responses after the first turn: keep, hoist (to the front) or user (as user text).", among=("keep", "hoist", "user"))
+    reasoning_as_summary: bool = setting("upstream", False, "true: /v1/responses shows reasoning as a summary, which the AI SDK reads.")
 
     use_mock_api: bool = setting("mock", False, "true: the mock answers, and all upstreams are ignored.")
     mock_words_per_second: float = setting("mock", 0.0, "The speed of the mock's streams. 0: no delay.", minimum=0)
-
-    late_instructions: str = setting("upstream", "keep", "System messages of /v1/responses after the first turn: keep, hoist (to the front) or user (as user text).", among=("keep", "hoist", "user"))
-    reasoning_as_summary: bool = setting("upstream", False, "true: /v1/responses shows reasoning as a summary, which the AI SDK reads.")
 
     api_keys: tuple[str, ...] = setting("keys and limits", (), "The keys that clients may use, separated by commas. Without API_KEYS and SECRET_KEY the server is open.", secret=True, file=True)
     secret_key: tuple[str, ...] = setting("keys and limits", (), "Secrets for signed keys, separated by commas. The first one signs, all verify. `rewrap key USER` prints a key.", secret=True, file=True)
