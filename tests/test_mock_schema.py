@@ -1,6 +1,9 @@
 """The mock's JSON values: valid, deterministic, filled from the prompt, and bounded."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -10,9 +13,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mock_schemas import REAL, Invoice, Node, Owner, problems
 
-from rewrap.mock.budget import SchemaError
+from rewrap.mock.budget import SchemaError, words
 from rewrap.mock.json_mode import json_object_for
 from rewrap.mock.schema import value_for
+from rewrap.mock.strict import check_parameters, check_strict
 
 PROMPT = "Make one for 'Ada Lovelace' in Paris, 36 years old, on 2025-03-05, paid."
 
@@ -309,6 +313,15 @@ def test_references_may_point_into_another_document() -> None:
     assert value_for({"$ref": "#/list/0"}, "", root) == 5
 
 
+def test_value_that_is_nested_too_deeply_is_refused() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(100):
+        schema = {"type": "array", "items": schema, "minItems": 1}
+    with pytest.raises(SchemaError) as refused:
+        value_for({"properties": {"x": schema}, "required": ["x"], "type": "object"}, "")
+    assert refused.value.message == "The value is nested too deeply for the mock."
+
+
 @pytest.mark.parametrize(
     ("schema", "problem"),
     [
@@ -331,7 +344,7 @@ def test_references_may_point_into_another_document() -> None:
         ),
         (
             {"type": "array", "items": {"type": "boolean"}, "uniqueItems": True, "minItems": 3},
-            "The number of items cannot be met",
+            "Too few items can be unique in the schema",
         ),
     ],
 )
@@ -485,3 +498,48 @@ def test_json_object_of_a_hostile_prompt_ends_soon() -> None:
         return time.process_time() - begun
 
     assert elapsed(200_000) < 40 * elapsed(20_000)
+
+
+KEYWORDS = words(
+    "$defs $ref additionalItems additionalProperties allOf anyOf const contains default dependencies"
+    " dependentRequired dependentSchemas else enum example examples exclusiveMaximum"
+    " exclusiveMinimum format if items maxItems maxLength maxProperties maximum minContains minItems"
+    " minLength minProperties minimum multipleOf not nullable oneOf pattern patternProperties"
+    " prefixItems properties propertyNames required then type uniqueItems"
+)
+WORDS = ["object", "array", "string", "integer", "null", "#", "#/$defs/a", "a", "^a+$", "(", "date"]
+ANYTHING = st.recursive(
+    st.one_of(SCALARS, st.sampled_from(WORDS), st.floats(), st.integers(-(10**30), 10**30)),
+    lambda part: st.one_of(
+        st.lists(part, max_size=4),
+        st.dictionaries(st.sampled_from([*sorted(KEYWORDS), "a"]), part, max_size=5),
+    ),
+    max_leaves=20,
+)
+NONSENSE = st.dictionaries(st.sampled_from(sorted(KEYWORDS)), ANYTHING, max_size=6)
+
+
+@settings(max_examples=1000, derandomize=True, database=None, deadline=None)
+@given(st.one_of(NONSENSE, NONSENSE, ANYTHING), st.booleans())
+def test_nonsense_is_answered_or_refused_but_never_crashes(schema: Any, typed: bool) -> None:
+    if typed and isinstance(schema, dict):
+        schema = {"type": "object", "required": ["x"], "properties": {"x": schema}}
+    with suppress(SchemaError):
+        value_for(schema, PROMPT)
+    with suppress(SchemaError):
+        check_strict(schema, "x")
+    with suppress(SchemaError):
+        check_parameters(schema, "x", "tools[0].function.parameters")
+
+
+def test_values_do_not_depend_on_the_seed_of_hashes() -> None:
+    script = (
+        "import json; from mock_schemas import REAL; from rewrap.mock.schema import value_for;"
+        f"print(json.dumps([value_for(schema, {PROMPT!r}) for schema in REAL.values()]))"
+    )
+    outputs = set()
+    for seed in ("1", "2"):
+        environment = {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": seed}
+        run = [sys.executable, "-c", script]
+        outputs.add(subprocess.run(run, env=environment, capture_output=True, check=True).stdout)
+    assert len(outputs) == 1

@@ -47,8 +47,10 @@ class Expander:
                 return
             if not isinstance(part, dict):
                 continue
-            size = len(members(flat, "properties")) + len(members(part, "properties"))
-            self.validator.budget.spend(1 + (len(part) + len(pending) + size) // 8)
+            size = len(part) + len(pending)
+            size += len(members(flat, "properties"))
+            size += len(members(part, "properties"))
+            self.validator.budget.spend(1 + size // 8)
             ref = part.get("$ref")
             if isinstance(ref, str):
                 if refs.count(ref) > MAX_RECURSION:
@@ -110,16 +112,19 @@ def leads_to(schema: JSON, refs: Refs) -> bool:
     """Whether the schema, one of its parts or its items is one of the references."""
     if not isinstance(schema, dict):
         return False
-    parts = [schema, schema.get("items"), *schemas(schema, "allOf")]
-    return any(isinstance(part, dict) and part.get("$ref") in refs for part in parts)
+    for part in (schema, schema.get("items"), *schemas(schema, "allOf")):
+        if isinstance(part, dict) and part.get("$ref") in refs:
+            return True
+    return False
 
 
 def choices_of(schema: Schema) -> list[list[JSON]]:
     """The lists of schemas of each of which a value has to satisfy one."""
     choices = [schemas(schema, "anyOf"), schemas(schema, "oneOf")]
     if "if" in schema:
-        then: JSON = {"allOf": [schema["if"], schema.get("then", True)]}
-        otherwise: JSON = {"allOf": [{"not": schema["if"]}, schema.get("else", True)]}
+        condition = schema["if"]
+        then = both(condition, schema.get("then", True))
+        otherwise = both({"not": condition}, schema.get("else", True))
         choices.append([then, otherwise])
     return [options for options in choices if options]
 
@@ -156,20 +161,28 @@ def both(one: JSON, other: JSON) -> JSON:
     return {"allOf": [one, other]}
 
 
+def numbers(*values: JSON) -> list[int | float]:
+    return [value for value in values if isinstance(value, int | float)]
+
+
 def larger(one: JSON, other: JSON) -> JSON:
-    return max((value for value in (one, other) if isinstance(value, int | float)), default=None)
+    return max(numbers(one, other), default=None)
 
 
 def smaller(one: JSON, other: JSON) -> JSON:
-    return min((value for value in (one, other) if isinstance(value, int | float)), default=None)
+    return min(numbers(one, other), default=None)
 
 
 def joined(one: JSON, other: JSON) -> JSON:
     """The members of two objects; where both have one, both its schemas hold."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return one
-    shared = {name: both(one[name], other[name]) for name in one.keys() & other.keys()}
-    return {**one, **other, **shared}
+    result = dict(one)
+    for name, part in other.items():
+        if name in result:
+            part = both(result[name], part)
+        result[name] = part
+    return result
 
 
 def union(one: JSON, other: JSON) -> JSON:

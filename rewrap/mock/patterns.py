@@ -43,7 +43,8 @@ def parsed(pattern: str) -> Items:
 
 def matches(pattern: str, text: str, budget: Budget) -> bool:
     """Whether the pattern is found anywhere in the text, as JSON Schema has it."""
-    return bool(ends(parsed(pattern), text, set(range(len(text) + 1)), budget))
+    anywhere = set(range(len(text) + 1))
+    return bool(ends(parsed(pattern), text, anywhere, budget))
 
 
 def ends(items: Items, text: str, starts: set[int], budget: Budget) -> set[int]:
@@ -66,13 +67,14 @@ def step(kind: str, argument: Any, text: str, starts: set[int], budget: Budget) 
         case "MAX_REPEAT" | "MIN_REPEAT":
             return repeated(argument, text, starts, budget)
         case "ASSERT" | "ASSERT_NOT" if argument[0] > 0:
-            wanted = kind == "ASSERT"
-            ahead = argument[1]
-            return {at for at in starts if bool(ends(ahead, text, {at}, budget)) == wanted}
+            ahead = [at for at in starts if ends(argument[1], text, {at}, budget)]
+            if kind == "ASSERT":
+                return set(ahead)
+            return starts.difference(ahead)
         case "AT":
             return {at for at in starts if is_edge(str(argument), text, at)}
-    size = len(text)
-    return {at + 1 for at in starts if at < size and accepts(kind, argument, text[at])}
+    inside = [at for at in starts if at < len(text)]
+    return {at + 1 for at in inside if accepts(kind, argument, text[at])}
 
 
 def repeated(argument: Any, text: str, starts: set[int], budget: Budget) -> set[int]:
@@ -116,7 +118,8 @@ def accepts(kind: str, argument: Any, char: str) -> bool:
             return char != "\n"
         case "IN":
             negated = str(argument[0][0]) == "NEGATE"
-            return any(in_class(str(part), value, char) for part, value in argument) != negated
+            found = [in_class(str(part), value, char) for part, value in argument]
+            return any(found) != negated
     raise SchemaError(f"The mock does not support {kind.lower()} in patterns.")
 
 
@@ -158,7 +161,8 @@ class Writer:
             self.budget.spend()
             match str(operation):
                 case "BRANCH":
-                    self.write(argument[1][self.pick(len(argument[1]))])
+                    options = argument[1]
+                    self.write(options[self.pick(len(options))])
                 case "SUBPATTERN":
                     self.write(argument[-1])
                 case "MAX_REPEAT" | "MIN_REPEAT":
@@ -201,7 +205,8 @@ class Writer:
 def first_code(argument: Any) -> int:
     """A character of a class that has none of the alphabet."""
     while not isinstance(argument, int):
-        argument = argument[0] if str(argument[0]) not in ("LITERAL", "RANGE") else argument[1]
+        # A pair of an operation and its argument, or a list or range of which the first will do.
+        argument = argument[str(argument[0]) in ("LITERAL", "RANGE")]
     return argument
 
 

@@ -7,7 +7,7 @@ Imports the standard library only.
 import re
 from collections.abc import Callable
 from functools import cached_property, lru_cache
-from itertools import chain, islice
+from itertools import islice
 from typing import NamedTuple
 
 READ = 4_000  # characters at each end of the prompt
@@ -121,10 +121,11 @@ class Prompt:
             found = islice(KINDS[kind].finditer(self.text), MAX_FACTS)
             facts = [Fact(*fact.span(), fact[fact.lastindex or 0]) for fact in found]
             if kind == "date":
-                facts = [Fact(fact.start, fact.end, iso_date(fact.text)) for fact in facts]
+                facts = [fact._replace(text=iso_date(fact.text)) for fact in facts]
             if kind == "number" and facts:
-                spans = (range(fact.start, fact.end) for fact in self.unused("date"))
-                dates = set(chain.from_iterable(spans))
+                dates: set[int] = set()
+                for date in self.unused("date"):
+                    dates.update(range(date.start, date.end))
                 facts = [fact for fact in facts if fact.start not in dates]
             self.facts[kind] = facts
         return self.facts[kind]

@@ -47,6 +47,8 @@ KEYWORDS_OF_TYPES = {
     "number": words("minimum maximum multipleOf exclusiveMinimum exclusiveMaximum"),
     "string": words("pattern format minLength maxLength"),
 }
+# With these keywords alone any value of the type is valid.
+UNBOUNDED = words("type title description default example examples deprecated")
 PREFERRED = words("default example examples")
 ALL_TYPES = ["string", "number", "boolean", "object", "array", "null"]
 
@@ -56,7 +58,10 @@ def kinds_of(flat: Schema) -> list[str]:
     declared = types_of(flat)
     if declared:
         return declared
-    kinds = [kind for kind, about in KEYWORDS_OF_TYPES.items() if not about.isdisjoint(flat)]
+    kinds: list[str] = []
+    for kind, keywords in KEYWORDS_OF_TYPES.items():
+        if not keywords.isdisjoint(flat):
+            kinds.append(kind)
     return kinds + [kind for kind in ALL_TYPES if kind not in kinds]
 
 
@@ -96,7 +101,8 @@ class Filler:
     def found(self, flat: Schema, kind: str, place: Place, named_only: bool) -> list[JSON]:
         """The value of a type for a scalar. With `named_only`, one that stands by its name."""
         if "enum" in flat:
-            return self.options(flat)[0][place.variant : place.variant + 1]
+            named, _ = self.options(flat)
+            return named[place.variant : place.variant + 1]
         if kind == "boolean" and place.name and self.prompt.agrees(place.name):
             return [True]
         sources = sources_of(flat, kind, place.name)
@@ -136,6 +142,20 @@ class Filler:
                 others.append(option)
         return named, others
 
+    def scalar(self, kind: str, flat: Schema, place: Place) -> JSON:
+        """A value of a type that is neither in the prompt nor an example."""
+        candidates: Iterator[JSON] = iter([None])
+        if kind == "boolean":
+            candidates = iter([place.variant % 2 == 1])
+        if kind == "string":
+            candidates = self.texts(flat, place.name, place.variant)
+        if kind in ("integer", "number"):
+            candidates = numbers(flat, kind == "integer", place.variant)
+        for candidate in candidates:
+            if UNBOUNDED.issuperset(flat) or self.validator.valid(flat, candidate):
+                return candidate
+        raise UnsatisfiableError(f"The mock finds no {kind} for {place.label()}.")
+
     def texts(self, flat: Schema, name: str, variant: int) -> Iterator[str]:
         """Candidates for a string, which may still be too long or too short."""
         least = count(flat, "minLength")
@@ -143,11 +163,12 @@ class Filler:
         budget = self.validator.budget
         budget.spend(least // 4)
         pattern = flat.get("pattern")
-        yield example(flat.get("format"), variant) or plain_text(name, variant, self.prompt)
+        plain = plain_text(name, variant, self.prompt)
+        yield example(flat.get("format"), variant) or plain
         if isinstance(pattern, str):
             yield text_for(pattern, least, most, variant, budget) or ""
-        elif flat.get("format") not in CHECKS:
-            yield fitted(plain_text(name, variant, self.prompt), least, most, variant)
+        elif str(flat.get("format")) not in CHECKS:
+            yield fitted(plain, least, most, variant)
 
 
 def sources_of(flat: Schema, kind: str, name: str) -> list[str]:
@@ -186,7 +207,8 @@ def plain_text(name: str, variant: int, prompt: Prompt) -> str:
     if name in WHOLE or not name:
         text = prompt.text.strip()[:PROMPT_TEXT] or "text"
     else:
-        text = example(HINTS.get(last_word(name)), variant) or name.replace("_", " ")
+        hint = HINTS.get(last_word(name))
+        text = example(hint, variant) or name.replace("_", " ")
     return text + suffix(variant)
 
 
@@ -235,7 +257,9 @@ def numbers(flat: Schema, whole: bool, variant: int) -> Iterator[int | float]:
         if high is not None and value > high:
             value = 2 * index * step - value
         yield json_number(value, whole)
-    yield from (json_number(value, whole) for value in (low, high) if value is not None)
+    for edge in (low, high):
+        if edge is not None:
+            yield json_number(edge, whole)
 
 
 def exact(value: int | float) -> Exact:

@@ -24,7 +24,7 @@ from rewrap.mock.budget import (
 from rewrap.mock.expansion import DEPENDENCIES, STRUCTURAL, Expander, leads_to, required_names
 from rewrap.mock.patterns import text_for
 from rewrap.mock.prompt import Prompt
-from rewrap.mock.scalars import Filler, kinds_to_try, numbers, preferred
+from rewrap.mock.scalars import Filler, kinds_to_try, preferred
 from rewrap.mock.validation import Validator, identity, item_schemas
 
 MAX_DEPTH = 60
@@ -36,8 +36,6 @@ UNPROVEN = words(
     "allOf oneOf if not contains propertyNames patternProperties dependencies dependentSchemas"
 )
 COMPLEX = STRUCTURAL | UNPROVEN
-# With these keywords alone any value of the type is valid.
-UNBOUNDED = words("type title description default example examples deprecated")
 
 
 def value_for(schema: JSON, prompt: str, root: JSON = None, *, fill: bool = False) -> JSON:
@@ -76,8 +74,9 @@ class Generator:
         reason = f"The mock finds no value for {place.label()}."
         for flat, refs in self.expander.alternatives(schema, place.refs):
             proven = UNPROVEN.isdisjoint(flat)
-            for variant in range(place.variant, place.variant + (1 if proven else VARIANTS)):
-                here = place._replace(refs=refs, variant=variant)
+            attempts = 1 if proven else VARIANTS
+            for attempt in range(attempts):
+                here = place._replace(refs=refs, variant=place.variant + attempt)
                 try:
                     value = self.built(flat, schema, here)
                 except UnsatisfiableError as error:
@@ -108,24 +107,11 @@ class Generator:
         raise UnsatisfiableError(reason)
 
     def made(self, kind: str, flat: Schema, place: Place) -> JSON:
-        candidates: Iterator[JSON] = iter(())
-        match kind:
-            case "object":
-                return self.object_for(flat, place)
-            case "array":
-                return self.array_for(flat, place)
-            case "null":
-                return None
-            case "boolean":
-                return place.variant % 2 == 1
-            case "string":
-                candidates = self.filler.texts(flat, place.name, place.variant)
-            case "integer" | "number":
-                candidates = numbers(flat, kind == "integer", place.variant)
-        for candidate in candidates:
-            if UNBOUNDED.issuperset(flat) or self.validator.valid(flat, candidate):
-                return candidate
-        raise UnsatisfiableError(f"The mock finds no {kind} for {place.label()}.")
+        if kind == "object":
+            return self.object_for(flat, place)
+        if kind == "array":
+            return self.array_for(flat, place)
+        return self.filler.scalar(kind, flat, place)
 
     def object_for(self, flat: Schema, place: Place) -> JSON:
         required = required_names(flat)
@@ -160,8 +146,10 @@ class Generator:
         self, flat: Schema, name: str, part: JSON, place: Place, everything: bool
     ) -> dict[str, JSON]:
         """The member if its value stands in the prompt, or if everything is wanted."""
-        depends = any(name in members(flat, keyword) for keyword in DEPENDENCIES & flat.keys())
-        if depends or leads_to(part, place.refs):
+        dependencies = [members(flat, keyword) for keyword in DEPENDENCIES & flat.keys()]
+        if any(name in names for names in dependencies):
+            return {}
+        if leads_to(part, place.refs):
             return {}
         found = self.mentioned(part, place.child(name, 0), True)
         if found:
@@ -227,16 +215,19 @@ class Generator:
             wanted = 1
         result: list[JSON] = []
         seen: set[object] = set()
-        with suppress(UnsatisfiableError):
+        reason = f"Too few items are allowed in {place.label()}."
+        try:
             for part in islice(chain(parts, repeat(rest)), min(wanted, most)):
                 here = place.child(place.name, place.variant + len(result))
                 result.append(self.item(part, here, seen))
                 if flat.get("uniqueItems") is True:
                     seen.add(identity(result[-1]))
+        except UnsatisfiableError as error:
+            reason = error.message
         if result and "contains" not in flat:
             self.add_found(result, rest, min(most, MAX_FOUND), place)
         if not least <= len(result) <= most:
-            raise UnsatisfiableError(f"The number of items cannot be met in {place.label()}.")
+            raise UnsatisfiableError(reason)
         return result
 
     def item(self, part: JSON, place: Place, seen: set[object]) -> JSON:

@@ -26,7 +26,7 @@ NOT_PERMITTED = words(
 )
 DEFINITION = re.compile(r"#(?:/(?:\$defs|definitions)/[^/]+)?")
 LOOKAROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
-ITEMS = ("items", "prefixItems")
+ITEMS = words("items prefixItems")
 TOP_LEVEL = ("oneOf", "anyOf", "allOf", "enum", "not")
 
 OPEN = "'additionalProperties' is required to be supplied and to be false."
@@ -91,7 +91,8 @@ def check_strict(
     subject = Subject(kind, name, param, code)
     root = checked_root(schema, subject)
     definitions = members(root, "$defs") | members(root, "definitions")
-    tops = [Node(root), *(Node(part) for part in definitions.values() if isinstance(part, dict))]
+    tops = [Node(root)]
+    tops += [Node(part) for part in definitions.values() if isinstance(part, dict)]
     levels = properties = enums = 0
     for node, left in chain.from_iterable(walk(top) for top in tops):
         if left:
@@ -119,7 +120,8 @@ def check_parameters(schema: JSON, name: str, param: str) -> None:
     if any(keyword in root for keyword in TOP_LEVEL):
         raise subject.error(f"{COMPOSED} top level.")
     for node, _ in walk(Node(root)):
-        if node.schema.get("type") == "array" and node.schema.keys().isdisjoint(ITEMS):
+        is_array = node.schema.get("type") == "array"
+        if is_array and ITEMS.isdisjoint(node.schema):
             raise subject.error("array schema missing items.", node)
 
 
@@ -235,7 +237,7 @@ def counts(part: JSON) -> bool:
 
 def check_string(node: Node, subject: Subject) -> None:
     name = node.schema.get("format")
-    if name is not None and name not in FORMATS:
+    if name is not None and str(name) not in FORMATS:
         raise subject.error(f"'{name}' is not a valid format.", node)
     pattern = node.schema.get("pattern")
     if isinstance(pattern, str) and LOOKAROUND.search(pattern):

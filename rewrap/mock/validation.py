@@ -113,7 +113,9 @@ class Validator:
         self.budget.spend(4)
         if not isinstance(schema, dict):
             return schema is not False
-        if not self.valid_kind(schema, value) or not self.valid_parts(schema, value):
+        if not self.valid_kind(schema, value):
+            return False
+        if not self.valid_parts(schema, value):
             return False
         match value:
             case bool() | None:
@@ -136,9 +138,12 @@ class Validator:
             key = identity(value)
             if not any(identity(option) == key for option in options):
                 return False
-        if "type" not in schema or (value is None and schema.get("nullable") is True):
+        if "type" not in schema:
             return True
-        return any(TYPES[name](value) for name in types_of(schema) if name in TYPES)
+        if value is None and schema.get("nullable") is True:
+            return True
+        kinds = [name for name in types_of(schema) if name in TYPES]
+        return any(TYPES[kind](value) for kind in kinds)
 
     def valid_parts(self, schema: Schema, value: JSON) -> bool:
         """The keywords whose schemas apply to the same value."""
@@ -147,11 +152,12 @@ class Validator:
         ref = schema.get("$ref")
         if isinstance(ref, str) and not self.valid(self.resolve(ref), value):
             return False
-        if not all(self.valid(part, value) for part in schemas(schema, "allOf")):
+        for part in schemas(schema, "allOf"):
+            if not self.valid(part, value):
+                return False
+        if "anyOf" in schema and self.matching(schema, "anyOf", value) == 0:
             return False
-        if "anyOf" in schema and not self.matching(schemas(schema, "anyOf"), value):
-            return False
-        if "oneOf" in schema and self.matching(schemas(schema, "oneOf"), value) != 1:
+        if "oneOf" in schema and self.matching(schema, "oneOf", value) != 1:
             return False
         if "not" in schema and self.valid(schema["not"], value):
             return False
@@ -161,11 +167,13 @@ class Validator:
             return self.valid(schema.get("then", True), value)
         return self.valid(schema.get("else", True), value)
 
-    def matching(self, options: list[JSON], value: JSON) -> int:
-        return sum(self.valid(option, value) for option in options)
+    def matching(self, schema: Schema, keyword: str, value: JSON) -> int:
+        """The number of schemas under a keyword that the value satisfies."""
+        return sum(self.valid(option, value) for option in schemas(schema, keyword))
 
     def valid_string(self, schema: Schema, value: str) -> bool:
-        if not count(schema, "minLength") <= len(value) <= count(schema, "maxLength", NO_LIMIT):
+        least = count(schema, "minLength")
+        if not least <= len(value) <= count(schema, "maxLength", NO_LIMIT):
             return False
         pattern = schema.get("pattern")
         if isinstance(pattern, str) and not matches(pattern, value, self.budget):
@@ -173,12 +181,13 @@ class Validator:
         return has_format(schema.get("format"), value)
 
     def valid_array(self, schema: Schema, value: list[JSON]) -> bool:
-        if not count(schema, "minItems") <= len(value) <= count(schema, "maxItems", NO_LIMIT):
+        least = count(schema, "minItems")
+        if not least <= len(value) <= count(schema, "maxItems", NO_LIMIT):
             return False
         prefix, rest = item_schemas(schema)
-        parts = zip_longest(value, prefix[: len(value)], fillvalue=rest)
-        if not all(self.valid(part, item) for item, part in parts):
-            return False
+        for item, part in zip_longest(value, prefix[: len(value)], fillvalue=rest):
+            if not self.valid(part, item):
+                return False
         if "contains" in schema:
             found = sum(self.valid(schema["contains"], item) for item in value)
             most = count(schema, "maxContains", NO_LIMIT)
@@ -189,8 +198,8 @@ class Validator:
         return True
 
     def valid_object(self, schema: Schema, value: dict[str, JSON]) -> bool:
-        low = count(schema, "minProperties")
-        if not low <= len(value) <= count(schema, "maxProperties", NO_LIMIT):
+        least = count(schema, "minProperties")
+        if not least <= len(value) <= count(schema, "maxProperties", NO_LIMIT):
             return False
         needed = set(strings(schema, "required"))
         for keyword in ("dependentRequired", "dependencies"):
@@ -198,15 +207,19 @@ class Validator:
                 needed.update(strings(members(schema, keyword), name))
         if not needed <= value.keys():
             return False
-        dependent = members(schema, "dependentSchemas")
-        if not all(self.valid(dependent[name], value) for name in dependent.keys() & value.keys()):
-            return False
-        names = schema.get("propertyNames", True)
-        if names is not True and not all(self.valid(names, name) for name in value):
-            return False
-        for name, item in value.items():
-            if not all(self.valid(part, item) for part in self.member_schemas(schema, name)):
+        for name, part in members(schema, "dependentSchemas").items():
+            if name in value and not self.valid(part, value):
                 return False
+        return self.valid_members(schema, value)
+
+    def valid_members(self, schema: Schema, value: dict[str, JSON]) -> bool:
+        names = schema.get("propertyNames", True)
+        for name, item in value.items():
+            if names is not True and not self.valid(names, name):
+                return False
+            for part in self.member_schemas(schema, name):
+                if not self.valid(part, item):
+                    return False
         return True
 
     def member_schemas(self, schema: Schema, name: str) -> list[JSON]:
@@ -229,7 +242,8 @@ def valid_number(schema: Schema, value: int | float) -> bool:
         bound = number(schema, keyword)
         if bound is not None and not BOUNDS[keyword](value, bound):
             return False
-        if schema[keyword] is True and value == number(schema, DRAFT_4.get(keyword, "")):
+        closed = DRAFT_4.get(keyword, "")
+        if schema[keyword] is True and value == number(schema, closed):
             return False
     step = number(schema, "multipleOf")
     if not step:
