@@ -1,7 +1,7 @@
 """The errors of OpenAI's API by name, for rules and faults: status, message, type, param and code.
 
-Texts are from recordings and public reports of the real API, as of November 2026. To correct one, correct it here.
-Imports the types alone.
+The texts are from recordings and public reports of the real API, as of November 2026. To correct a
+text, correct it here. Imports the types and the table reader alone.
 """
 
 import math
@@ -10,22 +10,27 @@ from dataclasses import dataclass, replace
 from rewrap.mock.tables import Table, nearest_name
 from rewrap.types import APIError
 
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+FIELDS = ("name", "status", "message", "type", "code", "param", "retry_after")
+MAX_RETRY_SECONDS = 86_400
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorAnswer:
-    """An error that the mock answers with. `retry_after` is in seconds; below zero there is no such header."""
+    """An error that the mock answers with. `retry_after` is in seconds; None: no such header."""
 
     status: int
     message: str
-    type: str = "invalid_request_error"
+    type: str = INVALID
     code: str | None = None
     param: str | None = None
-    retry_after: float = -1.0
+    retry_after: float | None = None
 
     def error(self) -> APIError:
-        """The exception to raise. Its headers tell clients when to try again, as OpenAI's do, twice."""
+        """The exception to raise. OpenAI sends the time to wait in two headers."""
         headers = []
-        if self.retry_after >= 0:
+        if self.retry_after is not None:
             headers.append((b"retry-after", b"%d" % math.ceil(self.retry_after)))
             headers.append((b"retry-after-ms", b"%d" % math.ceil(self.retry_after * 1000)))
         return APIError(
@@ -39,23 +44,22 @@ class ErrorAnswer:
         )
 
 
-SERVER = "server_error"
-PROCESSING = "The server had an error while processing your request. Sorry about that!"
-# `{model}` stands for the model of the request.
+# `{model}` stands for the model of the request. Of several entries with one status, the first is
+# the one that a bare status means.
 CATALOGUE: dict[str, ErrorAnswer] = {
-    "invalid_request": ErrorAnswer(400, "Your request was malformed."),
+    "invalid_request": ErrorAnswer(400, "Your request was rejected."),
     "context_length": ErrorAnswer(
         400,
-        "This model's maximum context length is 128000 tokens. However, your messages resulted in 128001 tokens."
-        " Please reduce the length of the messages.",
+        "This model's maximum context length is 128000 tokens. However, your messages resulted in"
+        " 128001 tokens. Please reduce the length of the messages.",
         code="context_length_exceeded",
         param="messages",
     ),
-    # Azure's form: OpenAI itself ends such replies with the finish_reason `content_filter`.
+    # Azure's form. OpenAI itself ends such replies with the finish_reason `content_filter`.
     "content_filter": ErrorAnswer(
         400,
-        "The response was filtered due to the prompt triggering Azure OpenAI's content management policy."
-        " Please modify your prompt and retry.",
+        "The response was filtered due to the prompt triggering Azure OpenAI's content management"
+        " policy. Please modify your prompt and retry.",
         code="content_filter",
         param="prompt",
     ),
@@ -65,56 +69,47 @@ CATALOGUE: dict[str, ErrorAnswer] = {
         " https://platform.openai.com/account/api-keys.",
         code="invalid_api_key",
     ),
-    "no_key": ErrorAnswer(
-        401,
-        "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer"
-        " auth (i.e. Authorization: Bearer YOUR_KEY).",
-    ),
     "permission": ErrorAnswer(
         403,
-        "Project does not have access to model `{model}`.",
+        "Project `proj_mock` does not have access to model `{model}`",
         code="model_not_found",
-    ),
-    "region": ErrorAnswer(
-        403,
-        "Country, region, or territory not supported",
-        type="request_forbidden",
-        code="unsupported_country_region_territory",
     ),
     "model_not_found": ErrorAnswer(
         404,
         "The model `{model}` does not exist or you do not have access to it.",
         code="model_not_found",
     ),
-    "request_timeout": ErrorAnswer(408, "Request timed out.", type="timeout", code="timeout"),
-    "conflict": ErrorAnswer(409, "The resource was updated by another request."),
-    "too_large": ErrorAnswer(413, "The request is too large."),
-    "unprocessable": ErrorAnswer(422, "The request could not be processed."),
     "rate_limit": ErrorAnswer(
         429,
-        "Rate limit reached for {model} in organization org-mock on requests per min (RPM): Limit 3, Used 3,"
-        " Requested 1. Please try again in 1s. Visit https://platform.openai.com/account/rate-limits to learn more.",
+        "Rate limit reached for {model} in organization org-mock on requests per min (RPM): Limit"
+        " 3, Used 3, Requested 1. Please try again in 1s. Visit"
+        " https://platform.openai.com/account/rate-limits to learn more.",
         type="requests",
         code="rate_limit_exceeded",
         retry_after=1.0,
     ),
     "tokens": ErrorAnswer(
         429,
-        "Rate limit reached for {model} in organization org-mock on tokens per min (TPM): Limit 30000, Used 28000,"
-        " Requested 3000. Please try again in 2s. Visit https://platform.openai.com/account/rate-limits to learn more.",
+        "Rate limit reached for {model} in organization org-mock on tokens per min (TPM): Limit"
+        " 30000, Used 28000, Requested 3000. Please try again in 2s. Visit"
+        " https://platform.openai.com/account/rate-limits to learn more.",
         type="tokens",
         code="rate_limit_exceeded",
         retry_after=2.0,
     ),
     "quota": ErrorAnswer(
         429,
-        "You exceeded your current quota, please check your plan and billing details. For more information on this"
-        " error, read the docs: https://platform.openai.com/docs/guides/error-codes/api-errors.",
+        "You exceeded your current quota, please check your plan and billing details. For more"
+        " information on this error, read the docs:"
+        " https://platform.openai.com/docs/guides/error-codes/api-errors.",
         type="insufficient_quota",
         code="insufficient_quota",
     ),
-    "server_error": ErrorAnswer(500, PROCESSING, type=SERVER),
-    "bad_gateway": ErrorAnswer(502, "Bad gateway.", type=SERVER),
+    "server_error": ErrorAnswer(
+        500,
+        "The server had an error while processing your request. Sorry about that!",
+        type=SERVER,
+    ),
     "overloaded": ErrorAnswer(
         503,
         "Our servers are currently overloaded. Please try again later.",
@@ -123,25 +118,30 @@ CATALOGUE: dict[str, ErrorAnswer] = {
     ),
     "timeout": ErrorAnswer(504, "The request timed out.", type=SERVER, code="timeout"),
 }
-# Of several entries with one status, the first one stands for it.
-BY_STATUS = {entry.status: entry for entry in reversed(CATALOGUE.values())}
-FIELDS = ("name", "status", "message", "type", "code", "param", "retry_after")
 
 
 def error_of_status(status: int) -> ErrorAnswer:
     """An error by its status, from 400 to 599, with OpenAI's body."""
-    if status in BY_STATUS:
-        return BY_STATUS[status]
-    if status < 500:
-        return ErrorAnswer(status, "Your request was rejected.")
-    return ErrorAnswer(status, PROCESSING, type=SERVER)
+    for entry in CATALOGUE.values():
+        if entry.status == status:
+            return entry
+    known = CATALOGUE["invalid_request" if status < 500 else "server_error"]
+    return replace(known, status=status)
+
+
+def with_model(error: ErrorAnswer, model: str) -> ErrorAnswer:
+    """An entry of the catalogue for a request of this model."""
+    return replace(error, message=error.message.replace("{model}", model))
 
 
 def parse_error(value: object, where: str) -> ErrorAnswer:
-    """An error by name, by status, or as a table: a name or a status, and what differs. Raises ValueError."""
+    """An error by name, by status, or as a table: a name or a status, and the members that differ.
+
+    Raises ValueError, in one line.
+    """
     if isinstance(value, str):
         value = {"name": value}
-    elif isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool):
         value = {"status": value}
     table = Table(value, where, FIELDS)
     name = table.choice("name", CATALOGUE)
@@ -151,7 +151,7 @@ def parse_error(value: object, where: str) -> ErrorAnswer:
     known = CATALOGUE[name] if name else error_of_status(status)
     retry_after = known.retry_after
     if "retry_after" in table:
-        retry_after = table.number("retry_after", 86_400)
+        retry_after = table.number("retry_after", MAX_RETRY_SECONDS)
     return replace(
         known,
         status=status or known.status,

@@ -152,7 +152,8 @@ class Cut:
             for key, item in value.items():
                 if not self.has_room():
                     break
-                members[self.text(key)] = self.copy(item, depth - 1)
+                name = self.text(key)
+                members[name] = self.copy(item, depth - 1)
             return members
         if isinstance(value, list):
             items = []

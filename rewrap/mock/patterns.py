@@ -15,10 +15,16 @@ Imports nothing of ours.
 import re
 from dataclasses import dataclass, field
 
-MAX_STEPS = 5_000_000  # a step takes 3 to 50 ns
-GROUP_STEPS = 16  # for one repetition of a group, measured against one of a character
+MAX_STEPS = 20_000_000  # a step takes 3 to 6 ns: 0.1 s at most
+# Steps for one character of `.+`, of `[a-z]+`, of `.+?`, for one repetition of a group: measured.
+ANY_STEPS = 1
+SET_STEPS = 3
+LAZY_STEPS = 4
+GROUP_STEPS = 64
 MAX_COPIES = 8  # of a group with repeats, as in `(\d{1,3}\.){3}`
 UNBOUNDED = 2**31
+# Texts of at most one of these lengths are searched as they are: the worst of them is not costly.
+SAFE_LENGTHS = (32, 128, 512, 4096, 32_768, 262_144)
 TOKEN = re.compile(
     r"""(?P<refused>\\[1-9]|\(\?P=|\(\?\(|\(\?[aiLmsux-]+:|\(\?[a-zA-Z]*x)
     | (?P<skipped>\(\?[aiLmsu]+\)|\(\?\#[^)]*\))
@@ -30,8 +36,6 @@ TOKEN = re.compile(
     | (?P<literal>\\(?:x..|u.{4}|U.{8}|N\{[^}]*\}|0[0-7]{0,2}|.)|.)""",
     re.VERBOSE | re.DOTALL,
 )
-# Texts of at most one of these lengths need no bound of their own: on the worst of them it holds.
-SAFE_LENGTHS = (32, 128, 512, 4096, 32_768, 262_144)
 COMMITTING = ("(?>", "(?=", "(?!", "(?<=", "(?<!")
 BRACES = re.compile(r"\{(\d*)(,?)(\d*)\}")
 BOUNDS = {"*": (0, UNBOUNDED), "+": (1, UNBOUNDED), "?": (0, 1)}
@@ -42,12 +46,13 @@ class Item:
     """An element of a pattern: one character (`source`), or a group with its alternatives."""
 
     source: str
-    kind: str
+    is_literal: bool = False
     alternatives: list[list["Item"]] = field(default_factory=list)
     minimum: int = 1
     maximum: int = 1
+    steps: int = SET_STEPS
     commits: bool = False  # possessive, atomic or a lookaround: `re` never comes back into it
-    following: str = ""  # the literal text that has to come after it
+    following: str | None = ""  # the literal text that has to come after it; None: the end
 
     @property
     def varies(self) -> bool:
@@ -66,20 +71,14 @@ class Pattern:
 
     def __init__(self, source: str) -> None:
         try:
-            compiled = re.compile(source)
+            self.compiled = re.compile(source)
         except (re.error, RecursionError, OverflowError) as error:
             raise ValueError(f"regex {source!r}: {error}") from None
         self.source = source
-        self.names = tuple(compiled.groupindex)
-        self.flags = compiled.flags & (re.ASCII | re.IGNORECASE | re.DOTALL | re.MULTILINE)
-        sequences = parse(source)
-        for sequence in sequences:
-            annotate(sequence, "")
-        self.branches = [Branch(sequence) for sequence in sequences]
-        self.by_line = len(sequences) == 1 and begins_with_any(sequences[0])
-        if self.by_line:
-            compiled = re.compile(anchored(source, self.flags))
-        self.compiled = compiled
+        self.names = tuple(self.compiled.groupindex)
+        flags = re.ASCII | re.IGNORECASE | re.DOTALL | re.MULTILINE
+        self.flags = self.compiled.flags & flags
+        self.branches = [Branch(sequence, self.flags) for sequence in parse(source)]
         self.safe_length = 0
         if self.steps(Measure(0)) > MAX_STEPS:
             raise ValueError(f"regex {source!r}: too many alternatives and repeats")
@@ -99,32 +98,31 @@ class Pattern:
         return self.steps(MeasureOfText(text, self.flags)) > MAX_STEPS
 
     def steps(self, measure: "Measure") -> int:
-        """An upper bound of the characters that a search looks at."""
-        total = 0
-        for branch in self.branches:
-            total += self.starts(branch, measure) * measure.cost(branch.choices, 1)
-        return total
-
-    def starts(self, branch: "Branch", measure: "Measure") -> int:
-        """How many places of the text a match could start at."""
-        if branch.first == r"\A" or (branch.first == "^" and not self.flags & re.MULTILINE):
-            return 1
-        if self.by_line and self.flags & re.DOTALL:
-            return 1
-        if self.by_line:
-            return measure.occurrences("\n") + 1
-        if branch.prefix:
-            return measure.occurrences(branch.prefix)
-        return measure.length + 1
+        """An upper bound of the steps that a search takes."""
+        return sum(branch.steps(measure) for branch in self.branches)
 
 
 class Branch:
-    """An alternative of a pattern: how it begins, and its choices. What is fixed costs next to nothing."""
+    """An alternative of a pattern: how it begins, and its choices. Other items cost little."""
 
-    def __init__(self, sequence: list[Item]) -> None:
-        self.first = sequence[0].source if sequence else ""
-        self.prefix = literal_prefix(sequence)
+    def __init__(self, sequence: list[Item], flags: int) -> None:
+        annotate(sequence, None)
+        first = sequence[0] if sequence else Item("")
+        is_start = first.source == "^" and not flags & re.MULTILINE
+        self.starts_once = is_start or first.source == r"\A"
+        self.prefix = ""  # the text that every match begins with
+        if first.is_literal and first.minimum == first.maximum == 1:
+            self.prefix = first.source + (first.following or "")
         self.choices = choices_of(sequence)
+
+    def steps(self, measure: "Measure") -> int:
+        starts = measure.length + 1
+        if self.starts_once:
+            starts = 1
+        elif self.prefix:
+            starts = measure.occurrences(self.prefix)
+        # A repeat at the end cannot fail: its longest run counts once, for the match.
+        return starts * measure.cost(self.choices, 1) + measure.length
 
 
 def choices_of(sequence: list[Item]) -> list[Item]:
@@ -133,14 +131,6 @@ def choices_of(sequence: list[Item]) -> list[Item]:
     for item in found:
         item.alternatives = [choices_of(inner) for inner in item.alternatives]
     return found
-
-
-def anchored(source: str, flags: int) -> str:
-    """A pattern that begins with `.+`, tried where lines start: `re` tries every character."""
-    start = "(?m:^)"
-    if flags & re.DOTALL:
-        start = r"\A"
-    return re.sub(r"\A(\(\?[aiLmsu]+\))?", lambda found: found.group() + start, source, count=1)
 
 
 class Measure:
@@ -164,27 +154,30 @@ class Measure:
 
     def cost_of(self, item: Item, rest: int) -> int:
         if item.commits:
-            copies = 1 if item.maximum == 1 else self.length + 1
-            return copies * self.once(item, 1) + rest
-        if not item.varies:
-            return item.maximum * self.once(item, 0) + rest
+            return self.repeat_cost(item) + rest
+        if item.following is None and not item.alternatives:
+            return (item.minimum + 1) * item.steps
         if not item.alternatives or item.maximum > MAX_COPIES:
-            reach = min(self.reach(item), item.maximum)
-            ends = max(0, reach - item.minimum + 1)
+            ends = max(0, min(self.reach(item), item.maximum) - item.minimum + 1)
             if item.following:
                 ends = min(ends, self.occurrences(item.following))
-            return reach * self.once(item, 0) + 1 + ends * rest
+            return self.repeat_cost(item) + ends * rest
         total = rest
         for _ in range(item.maximum):
-            total = self.once(item, total)
+            total = self.group_cost(item, total)
             if item.minimum == 0:
                 total += rest
         return total
 
-    def once(self, item: Item, rest: int) -> int:
-        if not item.alternatives:
-            return 1 + rest
-        return GROUP_STEPS + sum(self.cost(sequence, rest) for sequence in item.alternatives)
+    def repeat_cost(self, item: Item) -> int:
+        """Steps for an item repeated as often as it can be."""
+        times = 1 + min(self.reach(item), item.maximum)
+        if item.alternatives:
+            return times * (GROUP_STEPS + self.group_cost(item, 1))
+        return times * item.steps
+
+    def group_cost(self, item: Item, rest: int) -> int:
+        return SET_STEPS + sum(self.cost(sequence, rest) for sequence in item.alternatives)
 
 
 class MeasureOfText(Measure):
@@ -216,74 +209,54 @@ def parse(source: str) -> list[list[Item]]:
 
     Raises ValueError for what can take exponential time.
     """
-    opened: list[Item] = [Item("", "group", [[]])]
+    opened: list[Item] = [Item("", alternatives=[[]])]
     for token in TOKEN.finditer(source):
-        kind = token.lastgroup or ""
+        kind = token.lastgroup
         text = token.group()
+        sequence = opened[-1].alternatives[-1]
         if kind == "refused":
             raise ValueError(f"regex {source!r}: {text} is not supported")
         if kind == "open":
-            opened.append(Item(text, "group", [[]], commits=text in COMMITTING))
+            opened.append(Item(text, alternatives=[[]], commits=text in COMMITTING))
         elif kind == "bar":
             opened[-1].alternatives.append([])
         elif kind == "close":
             group = opened.pop()
             opened[-1].alternatives[-1].append(group)
         elif kind == "quantifier":
-            quantify(opened[-1].alternatives[-1][-1], text, source)
+            quantify(sequence[-1], text, source)
         elif kind != "skipped":
-            opened[-1].alternatives[-1].append(Item(text, kind))
+            sequence.append(Item(text, is_literal=kind == "literal"))
     return opened[0].alternatives
 
 
 def quantify(item: Item, text: str, source: str) -> None:
     """Apply `*`, `+`, `?` or `{m,n}` to an item. Raises ValueError for a repeat of a repeat."""
+    found = BRACES.match(text)
+    if found is None:
+        minimum, maximum = BOUNDS[text[0]]
+    else:
+        minimum = int(found[1] or 0)
+        maximum = int(found[3] or UNBOUNDED) if found[2] else minimum
     possessive = len(text) > 1 and text.endswith("+")
-    minimum, maximum = bounds(text)
     if item.varies and not possessive and maximum > MAX_COPIES:
         reason = "a repeat of a repeat, or of alternatives, can take exponential time"
         raise ValueError(f"regex {source!r}: {reason}")
     item.minimum = minimum
     item.maximum = maximum
     item.commits = item.commits or possessive
+    if len(text) > 1 and text.endswith("?"):
+        item.steps = LAZY_STEPS
+    elif item.source == ".":
+        item.steps = ANY_STEPS
 
 
-def bounds(text: str) -> tuple[int, int]:
-    """The minimum and the maximum of a quantifier."""
-    found = BRACES.match(text)
-    if found is None:
-        return BOUNDS[text[0]]
-    low, comma, high = found.groups()
-    if not comma:
-        return int(low), int(low)
-    return int(low or 0), int(high or UNBOUNDED)
-
-
-def annotate(sequence: list[Item], after: str) -> None:
+def annotate(sequence: list[Item], after: str | None) -> None:
     """Note for each item the literal text that has to come after it."""
     for item in reversed(sequence):
         item.following = after
-        is_once = item.minimum == item.maximum == 1
+        inside = "" if item.maximum > 1 or item.commits else after
         for inner in item.alternatives:
-            annotate(inner, after if item.maximum == 1 and not item.commits else "")
-        after = item.source + after if is_once and item.kind == "literal" else ""
-
-
-def literal_prefix(sequence: list[Item]) -> str:
-    """The text that every match begins with; "" if none is known."""
-    if not sequence or sequence[0].kind != "literal" or sequence[0].minimum == 0:
-        return ""
-    if sequence[0].maximum > 1:
-        return sequence[0].source
-    return sequence[0].source + sequence[0].following
-
-
-def begins_with_any(sequence: list[Item]) -> bool:
-    """Whether a sequence begins with `.*` or `.+`."""
-    if not sequence:
-        return False
-    first = sequence[0]
-    if first.alternatives:
-        is_once = first.minimum == first.maximum == 1 and len(first.alternatives) == 1
-        return is_once and not first.commits and begins_with_any(first.alternatives[0])
-    return first.source == "." and first.maximum == UNBOUNDED and first.minimum < 2
+            annotate(inner, inside)
+        is_once = item.minimum == item.maximum == 1
+        after = item.source + (after or "") if item.is_literal and is_once else ""

@@ -1,20 +1,21 @@
 """The rules of the mock: which one answers a request, and with which step.
 
-The first match wins, by priority, then in the order of the files. Rules for exact user messages are found in a dict, so
-ten thousand of them cost a request no more than ten. Knows no HTTP; its errors are rules_file's.
+The first match wins, by priority, then in the order of the files. Rules for exact user messages
+are found in a dict, so 10,000 of them cost a request no more than 10. Knows no HTTP.
 """
 
 import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from heapq import merge
 from pathlib import Path
 
 from rewrap.mock.answers import Answer
-from rewrap.mock.conditions import Captures, Facts, shown
+from rewrap.mock.conditions import Captures, shown
+from rewrap.mock.facts import Facts
 from rewrap.mock.rules_file import MAX_RULES, Rule, parse_rules, read_rules, rule_files
 
 log = logging.getLogger("rewrap")
@@ -31,28 +32,25 @@ class Counts:
     """The uses of one rule in one lane."""
 
     answered: int = 0
-    matched: int = 0  # times that its conditions held; for `nth`
+    matched: int = 0  # times that the conditions held, for `nth`
 
 
-UNUSED = Counts()  # of a rule that counts nothing
+UNUSED = Counts()
 
 
 @dataclass(slots=True)
 class RuleState:
-    """The counts of all rules, for each lane. Requests of one lane take the steps of a rule in order of arrival."""
+    """The counts of all rules in all lanes."""
 
     counts: OrderedDict[tuple[str, Rule], Counts] = field(default_factory=OrderedDict)
 
     def of(self, rule: Rule, lane: str) -> Counts:
-        """The counts of a rule, to be changed."""
+        """The counts of a rule in a lane, to be changed."""
         key = (lane, rule)
-        counts = self.counts.get(key)
-        if counts is None:
-            counts = self.counts[key] = Counts()
-            if len(self.counts) > MAX_COUNTED:
-                self.counts.popitem(last=False)
-        else:
-            self.counts.move_to_end(key)
+        counts = self.counts.setdefault(key, Counts())
+        self.counts.move_to_end(key)
+        if len(self.counts) > MAX_COUNTED:
+            self.counts.popitem(last=False)
         return counts
 
     def reset(self) -> None:
@@ -60,7 +58,7 @@ class RuleState:
 
 
 class Index:
-    """Rules in their order: those for exact user messages by message, all others to be tried one by one."""
+    """Rules in their order, those for exact user messages by message."""
 
     def __init__(self, rules: list[Rule]) -> None:
         self.rules = sorted(
@@ -75,22 +73,27 @@ class Index:
                 self.by_message.setdefault(message, []).append((place, rule))
         self.has_nth = any(rule.nth for rule in rules)
 
-    def candidates(self, facts: Facts) -> Iterator[Rule]:
-        exact = self.by_message.get(facts.message, []) if self.by_message else []
+    def candidates(self, facts: Facts) -> Iterable[Ranked]:
+        """The rules that can match a request, in their order."""
+        if not self.by_message:
+            return self.others
+        exact = self.by_message.get(facts.message)
         if not exact:
-            return (rule for _, rule in self.others)
-        return (rule for _, rule in merge(exact, self.others, key=lambda ranked: ranked[0]))
+            return self.others
+        if not self.others:
+            return exact
+        return merge(exact, self.others, key=lambda ranked: ranked[0])
 
 
 class RuleSet:
-    """Rules from files, and those that were added since. Safe to be used from several threads."""
+    """The rules of files, and those that were added since. Threads may share it."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self.from_files: list[Rule] = []
         self.added: list[Rule] = []
         self.state = RuleState()
-        self.index: Index | None = None
+        self.index: Index | None = None  # made anew when it is needed after a change
         self.signature: Signature = ()
         self.lock = threading.Lock()
         self.clock: Callable[[], float] = time.monotonic
@@ -98,7 +101,10 @@ class RuleSet:
 
     @classmethod
     def load(cls, path: str | Path) -> "RuleSet":
-        """The rules of a TOML file or of a folder of them. Raises ValueError: file, rule and reason in one line."""
+        """The rules of a TOML file, or of a folder of them.
+
+        Raises ValueError: file, rule and reason in one line.
+        """
         rules = cls()
         rules.path = Path(path)
         rules.signature = signature_of(rules.path)
@@ -106,9 +112,10 @@ class RuleSet:
         return rules
 
     def reload_if_changed(self) -> bool:
-        """Read the files again if they have changed, and count from the start; looks once a second at most.
+        """Read the files again if they have changed, and start all counts again.
 
-        A mistake in them keeps the rules that there are, and is logged once.
+        Looks once a second at most. A mistake in the files is logged once, and the rules that
+        were read before stay in use.
         """
         now = self.clock()
         if self.path is None or now < self.next_look:
@@ -131,7 +138,10 @@ class RuleSet:
         return True
 
     def add(self, tables: object) -> int:
-        """Add a list of rule tables, before those of the files. Returns how many; raises ValueError and adds none."""
+        """Add a list of rule tables, before the rules of files. Returns how many they are.
+
+        Raises ValueError and adds none if one of them is wrong.
+        """
         rules = parse_rules(tables, "added rules")
         with self.lock:
             if len(self.added) + len(rules) > MAX_RULES:
@@ -141,7 +151,7 @@ class RuleSet:
         return len(rules)
 
     def reset(self) -> None:
-        """Forget all counts and all rules that were added."""
+        """Forget all counts, and all rules that were added."""
         with self.lock:
             self.added = []
             self.index = None
@@ -158,7 +168,8 @@ class RuleSet:
     def match(self, facts: Facts) -> Answer | None:
         """The answer of the first rule that matches, counted as used; None if no rule does.
 
-        Requests take steps in the order of their calls: to be called before anything of a request is awaited.
+        Requests take the steps of a rule in the order of these calls: it has to be called before
+        anything of the request is awaited.
         """
         with self.lock:
             return self.first_match(facts)
@@ -166,8 +177,7 @@ class RuleSet:
     def first_match(self, facts: Facts) -> Answer | None:
         index = self.indexed()
         answer: Answer | None = None
-        for rule in index.candidates(facts):
-            # Rules with `nth` count their matches even where another rule answers.
+        for _, rule in index.candidates(facts):
             if answer is not None and not rule.nth:
                 continue
             captures: Captures = {}
@@ -176,6 +186,7 @@ class RuleSet:
                 answer = step.filled(facts, captures)
                 if rule.counts:
                     self.state.of(rule, facts.lane).answered += 1
+            # Rules with `nth` count their matches even where a rule before them answers.
             if answer is not None and not index.has_nth:
                 break
         return answer
@@ -195,7 +206,10 @@ class RuleSet:
         return step if rule.nth in (0, counts.matched) else None
 
     def nearest(self, facts: Facts) -> str:
-        """The rule that comes nearest to a request which no rule matches, and the differences. Counts nothing."""
+        """The rule nearest to a request that no rule matches, and the differences, in one line.
+
+        Counts nothing.
+        """
         with self.lock:
             rules = self.indexed().rules
         if not rules:
@@ -206,19 +220,19 @@ class RuleSet:
         return f"Nearest is {rule.label}: {'; '.join(reasons) or self.why_not(rule, facts)}."
 
     def why_not(self, rule: Rule, facts: Facts) -> str:
-        """Why a rule does not answer although its conditions hold."""
+        """The reason why a rule does not answer although its conditions hold."""
         counts = self.state.counts.get((facts.lane, rule), UNUSED)
         lane = f" in lane {shown(facts.lane)}" if facts.lane else ""
         step = next_step(rule, counts)
         if step is None:
-            return f"it has answered {counts.answered} times{lane} and ends there"
+            return f"it has ended{lane} after {counts.answered} answers"
         if is_loop(rule, step, facts):
-            return "the result of the tool that it calls is in this turn (on_tool_result = true lets it call again)"
-        return f"nth: it answers match {rule.nth}, this was match {counts.matched}{lane}"
+            return "this turn has a result of the tool that it calls, and no on_tool_result = true"
+        return f"nth: it answers match {rule.nth}, this is match {counts.matched}{lane}"
 
 
 def next_step(rule: Rule, counts: Counts) -> Answer | None:
-    """The step that is next by the counts; None where the rule has come to its end."""
+    """The step that is next by the counts; None where the rule has ended."""
     if rule.times and counts.answered >= rule.times:
         return None
     if rule.ends and counts.answered >= len(rule.steps):
@@ -227,7 +241,7 @@ def next_step(rule: Rule, counts: Counts) -> Answer | None:
 
 
 def is_loop(rule: Rule, step: Answer, facts: Facts) -> bool:
-    """Whether a step would call a tool whose result is already in this turn: an agent would go on for ever."""
+    """Whether a step calls a tool that has a result in this turn: an agent would never end."""
     if rule.on_tool_result or not step.tool_calls or not facts.turn_results:
         return False
     called = {call.name for call in step.tool_calls}
@@ -235,22 +249,21 @@ def is_loop(rule: Rule, step: Answer, facts: Facts) -> bool:
 
 
 def distance(rule: Rule, facts: Facts) -> tuple[int, float]:
-    """How far a rule is from matching: the conditions that fail, then how unlike the messages are."""
+    """How far a rule is from matching: the conditions that fail, then how unlike messages are."""
     failed = sum(not condition.holds(facts, {}) for condition in rule.conditions)
-    if not rule.exact:
-        return failed, 1.0
-    return failed, 1.0 - max(likeness(text, facts.message) for text in rule.exact)
+    best = max((likeness(text, facts.message) for text in rule.exact), default=0.0)
+    return failed, -best
 
 
 def likeness(one: str, other: str) -> float:
-    """The share of words that two texts have in common, 0 to 1."""
+    """The share of words that two texts have in common, from 0 to 1."""
     these = set(one[:COMPARED].split())
     those = set(other[:COMPARED].split())
     return len(these & those) / (len(these | those) or 1)
 
 
 def signature_of(path: Path) -> Signature:
-    """Changes when a file does. Files that are gone have none."""
+    """Differs after a change of the files. Without files it is empty."""
     found = []
     try:
         for file in rule_files(path):

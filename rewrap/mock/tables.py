@@ -1,6 +1,7 @@
-"""Checked reading of TOML and JSON tables: each member by name and type, each mistake one line with its place.
+"""Checked reading of TOML and JSON tables: each member by name and type.
 
-Every method raises ValueError: "then.error.status: must be an integer from 400 to 599". Imports nothing of ours.
+A mistake is a ValueError of one line with its place, such as "then.error.status: must be an
+integer from 400 to 599". Imports nothing of ours.
 """
 
 from collections.abc import Iterable
@@ -8,16 +9,16 @@ from difflib import get_close_matches
 
 
 def nearest_name(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: which one was probably meant, or which there are."""
+    """The end of a message about an unknown name: the one that was meant, or all there are."""
     names = list(known)
-    close = get_close_matches(name, names, n=1)
+    close = get_close_matches(name[:80], names, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"known are {', '.join(names)}"
 
 
 def strings(value: object, where: str) -> tuple[str, ...]:
-    """A string, or a list of strings."""
+    """A string, or a list of strings. Raises ValueError."""
     items = value if isinstance(value, list) else [value]
     for item in items:
         if not isinstance(item, str):
@@ -26,20 +27,30 @@ def strings(value: object, where: str) -> tuple[str, ...]:
 
 
 class Table:
-    """A table with the members that `known` names. A member that is null counts as absent."""
+    """A table that may have the members in `known`. A member that is null counts as absent.
+
+    All methods raise ValueError.
+    """
 
     def __init__(self, value: object, where: str, known: Iterable[str]) -> None:
         if not isinstance(value, dict):
             raise ValueError(f"{where}: must be a table")
         names = tuple(known)
-        for name in value:
-            if name not in names:
-                raise ValueError(f"{where}: unknown field {name!r}: {nearest_name(name, names)}")
         self.where = where
-        self.members: dict[str, object] = {k: v for k, v in value.items() if v is not None}
+        self.members: dict[str, object] = {}
+        for name, item in value.items():
+            if name not in names:
+                hint = nearest_name(name, names)
+                raise ValueError(f"{where}: unknown field {name[:80]!r}: {hint}")
+            if item is not None:
+                self.members[name] = item
 
     def __contains__(self, name: str) -> bool:
         return name in self.members
+
+    def has(self, names: Iterable[str]) -> list[str]:
+        """Those of these members that there are."""
+        return [name for name in names if name in self.members]
 
     def place(self, name: str) -> str:
         return f"{self.where}.{name}"
@@ -54,28 +65,30 @@ class Table:
         return value
 
     def strings(self, name: str) -> tuple[str, ...]:
-        return strings(self.members[name], self.place(name)) if name in self.members else ()
+        if name not in self.members:
+            return ()
+        return strings(self.members[name], self.place(name))
 
     def choice(self, name: str, allowed: Iterable[str]) -> str:
+        """One of the allowed texts; "" if it is absent."""
         value = self.text(name)
         if value and value not in allowed:
-            raise ValueError(f"{self.place(name)}: {value!r}: {nearest_name(value, allowed)}")
+            raise ValueError(f"{self.place(name)}: {value[:80]!r}: {nearest_name(value, allowed)}")
         return value
 
-    def flag(self, name: str) -> bool:
-        value = self.members.get(name, False)
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.members.get(name, default)
         if not isinstance(value, bool):
             raise ValueError(f"{self.place(name)}: must be true or false")
         return value
 
     def integer(self, name: str, minimum: int, maximum: int, default: int = 0) -> int:
-        value = self.members.get(name, default)
         if name not in self.members:
             return default
-        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
-            span = f"from {minimum} to {maximum}"
-            raise ValueError(f"{self.place(name)}: must be an integer {span}")
-        return value
+        value = self.members[name]
+        if isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum:
+            return value
+        raise ValueError(f"{self.place(name)}: must be an integer from {minimum} to {maximum}")
 
     def number(self, name: str, maximum: float) -> float:
         value = self.members.get(name, 0)
