@@ -23,6 +23,7 @@ PLACEHOLDER = re.compile(r"\{\{|\{([A-Za-z_]\w*)(?::(int|float))?\}", re.ASCII)
 MAX_INTEGER = 2**63
 PIECE = 24  # characters of a call's arguments in one Delta
 MAX_PIECES = 64  # of the arguments of one call
+HASHED = 1_000  # characters of the message that the id of a call depends on
 
 # The reason why a value does not fit a JSON schema; "" or None where it does.
 Check = Callable[[JSONObject, object], str | None]
@@ -39,8 +40,8 @@ VALUES: dict[str, Callable[[Facts], str]] = {
     "call": lambda facts: str(facts.call),
     "api": lambda facts: facts.api,
     "lane": lambda facts: facts.lane,
-    "tool": lambda facts: facts.new_results[-1].tool if facts.new_results else "",
-    "tool_result": lambda facts: "\n".join(result.text for result in facts.new_results),
+    "tool": lambda facts: facts.new_tool,
+    "tool_result": lambda facts: facts.new_text,
 }
 
 
@@ -148,13 +149,15 @@ class Filler:
         return self.text(template)
 
     def call(self, call: ToolCall) -> ToolCall:
-        return replace(call, arguments=self.value(call.arguments), id=self.text(call.id))
+        arguments = self.value(call.arguments)
+        return replace(call, arguments=arguments, id=self.text(call.id))
 
 
 def number_of(text: str, kind: str) -> object:
     """A number that JSON can carry, or the text itself where it is none."""
+    convert = {"int": int, "float": float}[kind]
     try:
-        number = int(text) if kind == "int" else float(text)
+        number = convert(text)
     except ValueError:
         return text
     if math.isnan(number) or abs(number) >= MAX_INTEGER:
@@ -190,9 +193,9 @@ def deltas_of(
         deltas += message_deltas(answer, index)
         for position, call in enumerate(answer.tool_calls):
             call_id = call.id or made_id(answer, facts, index, position)
-            pieces = call_pieces(call.name, call_id, arguments[position])
-            rows = [{"tool_calls": [{"index": position, **piece}]} for piece in pieces]
-            deltas += [Delta(index=index, fields=row) for row in rows]
+            for piece in call_pieces(call.name, call_id, arguments[position]):
+                fields = {"tool_calls": [{"index": position, **piece}]}
+                deltas.append(Delta(index=index, fields=fields))
         default = "tool_calls" if answer.tool_calls else "stop"
         deltas.append(Delta(finish_reason=answer.finish_reason or default, index=index))
     deltas[-1].usage = answer.usage
@@ -224,15 +227,18 @@ def arguments_of(
     if tool is None and call.check:
         offered = ", ".join(list(facts.tools)[:20]) or "none"
         raise misfit(answer, f"the tool {call.name!r} is not offered (offered: {offered})")
-    schema = (tool or {}).get("parameters") or {"type": "object"}
+    schema: JSONObject = {"type": "object"}
+    if tool is not None:
+        schema = tool.get("parameters") or schema
     arguments = call.arguments
     if isinstance(arguments, str):
-        return arguments
+        return arguments  # wrong JSON may be the point of a test
     if arguments is None:
         arguments = fill(schema, facts.message) if fill else {}
-    reason = check(schema, arguments) if check and call.check else ""
-    if reason:
-        raise misfit(answer, f"the arguments of {call.name!r} do not fit its schema: {reason}")
+    if check and call.check:
+        reason = check(schema, arguments)
+        if reason:
+            raise misfit(answer, f"the arguments of {call.name!r} do not fit its schema: {reason}")
     return orjson.dumps(arguments).decode()
 
 
@@ -243,8 +249,10 @@ def misfit(answer: Answer, reason: str) -> APIError:
 
 def made_id(answer: Answer, facts: Facts, index: int, position: int) -> str:
     """The id of a call: the same for the same request, and unique within a conversation."""
-    parts = (answer.rule, answer.step, len(facts.messages), index, position, facts.message[:1000])
-    return f"call_{blake2b(repr(parts).encode(), digest_size=12).hexdigest()}"
+    place = (answer.rule, answer.step, len(facts.messages), index, position)
+    text = repr((*place, facts.message[:HASHED]))
+    digest = blake2b(text.encode(), digest_size=12)
+    return f"call_{digest.hexdigest()}"
 
 
 def call_pieces(name: str, call_id: str, arguments: str) -> list[JSONObject]:
@@ -253,7 +261,8 @@ def call_pieces(name: str, call_id: str, arguments: str) -> list[JSONObject]:
     pieces: list[JSONObject] = [{"id": call_id, "type": "function", "function": function}]
     size = max(PIECE, math.ceil(len(arguments) / MAX_PIECES))
     for start in range(0, len(arguments), size):
-        pieces.append({"function": {"arguments": arguments[start : start + size]}})
+        piece = arguments[start : start + size]
+        pieces.append({"function": {"arguments": piece}})
     return pieces
 
 

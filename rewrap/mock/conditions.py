@@ -23,6 +23,8 @@ CONTEXT = 20  # characters before the first difference of two texts
 MAX_NUMBER = 10**6
 
 Captures = dict[str, str]  # the named groups of the regular expressions that matched
+TextOf = Callable[[Facts], str]
+NumberOf = Callable[[Facts], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,12 @@ class Condition:
 
     name: str
     holds: Callable[[Facts, Captures], bool]
-    difference: Callable[[Facts], str]
+    difference: TextOf
     names: tuple[str, ...] = ()
 
 
 def plain_condition(
-    name: str, expected: str, holds: Callable[[Facts], bool], actual: Callable[[Facts], str]
+    name: str, expected: str, holds: Callable[[Facts], bool], actual: TextOf
 ) -> Condition:
     """A condition that captures nothing."""
     return Condition(
@@ -112,8 +114,12 @@ def exact_difference(expected: tuple[str, ...], text: str) -> str:
     """The two texts. Of long ones that begin alike, the parts from where they differ."""
     first = expected[0]
     size = min(len(first), len(text))
-    # Halves are compared, not characters: linear, and fast for a megabyte.
-    same = bisect_left(range(size), True, key=lambda end: first[: end + 1] != text[: end + 1])
+
+    def differs(end: int) -> bool:
+        return first[: end + 1] != text[: end + 1]
+
+    # By halves: 16 ms for a megabyte, where a loop over the characters takes 0.7 s.
+    same = bisect_left(range(size), True, key=differs)
     if len(expected) > 1 or same < SHOWN // 2:
         return f"expected {' or '.join(map(shown, expected[:3]))}, got {shown(text)}"
     start = same - CONTEXT
@@ -122,16 +128,18 @@ def exact_difference(expected: tuple[str, ...], text: str) -> str:
 
 def shown(text: str) -> str:
     """A value for a report: quoted, on one line, bounded."""
-    quoted = repr('"' + text[:SHOWN])[2:-1]  # repr would choose other quotes for a text with '
-    end = "…" if len(text) > SHOWN else ""
-    return f"'{quoted}{end}'"
+    # With a " in front, repr quotes by ' and escapes that in the text.
+    quoted = repr('"' + text[:SHOWN])[2:-1]
+    if len(text) > SHOWN:
+        quoted += "…"
+    return f"'{quoted}'"
 
 
 def listed(names: Iterable[str]) -> str:
     return ", ".join(list(names)[:10]) or "none"
 
 
-def parse_text(name: str, value: object, where: str, of: Callable[[Facts], str]) -> Condition:
+def parse_text(name: str, value: object, where: str, of: TextOf) -> Condition:
     test = TextTest.parse(value, where)
     return Condition(
         name,
@@ -160,7 +168,11 @@ def parse_header(value: object, where: str) -> list[Condition]:
 
 def parse_one_header(name: str, value: object, where: str) -> Condition:
     header = name.lower()
-    found = parse_text(f"header {header}", value, where, lambda f: f.headers.get(header, ""))
+
+    def text_of_header(facts: Facts) -> str:
+        return facts.headers.get(header, "")
+
+    found = parse_text(f"header {header}", value, where, text_of_header)
     if not SECRET_HEADER.search(header):
         return found
     # A report goes to clients and into the journal: it never shows a secret.
@@ -171,7 +183,8 @@ def parse_one_header(name: str, value: object, where: str) -> Condition:
 def parse_model(value: object, where: str) -> Condition:
     """Names and globs: `*` is any text, `?` any character; brackets are themselves."""
     globs = strings(value, where)
-    patterns = [re.compile(translate(glob.replace("[", "[[]"))) for glob in globs]
+    escaped = [glob.replace("[", "[[]") for glob in globs]
+    patterns = [re.compile(translate(glob)) for glob in escaped]
     return plain_condition(
         "model",
         " or ".join(map(shown, globs)),
@@ -185,10 +198,15 @@ def parse_api(value: object, where: str) -> Condition:
     for name in names:
         if name not in APIS:
             raise ValueError(f"{where}: {name!r}: {nearest_name(name, APIS)}")
-    return plain_condition("api", " or ".join(names), lambda f: f.api in names, lambda f: f.api)
+    return plain_condition(
+        "api",
+        " or ".join(names),
+        lambda facts: facts.api in names,
+        lambda facts: facts.api,
+    )
 
 
-def parse_number(name: str, value: object, where: str, of: Callable[[Facts], int]) -> Condition:
+def parse_number(name: str, value: object, where: str, of: NumberOf) -> Condition:
     """An integer, or `{min, max}`."""
     if not isinstance(value, dict):
         value = {"min": value, "max": value}
@@ -200,7 +218,12 @@ def parse_number(name: str, value: object, where: str, of: Callable[[Facts], int
         expected = str(low)
     elif "max" not in table:
         expected = f"{low} or more"
-    return plain_condition(name, expected, lambda f: low <= of(f) <= high, lambda f: str(of(f)))
+    return plain_condition(
+        name,
+        expected,
+        lambda facts: low <= of(facts) <= high,
+        lambda facts: str(of(facts)),
+    )
 
 
 def parse_tools(value: object, where: str) -> Condition:
@@ -212,7 +235,8 @@ def parse_tools(value: object, where: str) -> Condition:
             return not facts.tools
         return names <= facts.tools.keys()
 
-    return plain_condition("tools", listed(sorted(names)), holds, lambda facts: listed(facts.tools))
+    expected = listed(sorted(names))
+    return plain_condition("tools", expected, holds, lambda facts: listed(facts.tools))
 
 
 def parse_tool_result(value: object, where: str) -> Condition:
@@ -263,21 +287,26 @@ def parse_response_format(value: object, where: str) -> Condition:
     table = Table(value, where, ("type", "name"))
     name = table.text("name")
     kind = table.choice("type", FORMATS) or "json_schema"
+
+    def holds(facts: Facts) -> bool:
+        found_kind, found_name = facts.response_format
+        return found_kind == kind and name in ("", found_name)
+
     return plain_condition(
         "response_format",
         f"{kind} {name}".strip(),
-        lambda facts: facts.response_format[0] == kind and name in ("", facts.response_format[1]),
+        holds,
         lambda facts: " ".join(facts.response_format).strip(),
     )
 
 
-TEXTS: dict[str, Callable[[Facts], str]] = {
+TEXTS: dict[str, TextOf] = {
     "message": lambda facts: facts.message,
     "system": lambda facts: facts.system,
     "user": lambda facts: facts.user,
     "lane": lambda facts: facts.lane,
 }
-NUMBERS: dict[str, Callable[[Facts], int]] = {
+NUMBERS: dict[str, NumberOf] = {
     "turn": lambda facts: facts.turn,
     "call": lambda facts: facts.call,
 }

@@ -101,8 +101,10 @@ class Facts:
     @cached_property
     def tools(self) -> dict[str, JSONObject]:
         """The functions offered, by name. Each may have a JSON schema as `parameters`."""
-        offered = [tool.get("function", tool) for tool in self.payload.get("tools") or []]
+        tools = self.payload.get("tools") or []
+        offered = [tool.get("function", tool) for tool in tools]
         offered += self.payload.get("functions") or []
+        # Tools of other types may have no name.
         return {tool["name"]: tool for tool in offered if isinstance(tool.get("name"), str)}
 
     @cached_property
@@ -112,9 +114,11 @@ class Facts:
         results = []
         for message in self.current_turn:
             for call in message.get("tool_calls") or []:
-                names[call.get("id")] = call.get("function", {}).get("name", "")
+                function = call.get("function") or {}
+                names[call.get("id")] = function.get("name", "")
             if message.get("role") in RESULT:
-                tool = names.get(message.get("tool_call_id")) or message.get("name") or ""
+                called = names.get(message.get("tool_call_id"))
+                tool = called or message.get("name") or ""  # the old form has a name, but no id
                 results.append(ToolResult(tool, text_of(message.get("content"))))
         return results
 
@@ -127,6 +131,17 @@ class Facts:
                 break
             count += 1
         return self.turn_results[len(self.turn_results) - count :]
+
+    @property
+    def new_tool(self) -> str:
+        """The tool of the last new result; "" if there is none."""
+        for result in reversed(self.new_results):
+            return result.tool
+        return ""
+
+    @property
+    def new_text(self) -> str:
+        return "\n".join(result.text for result in self.new_results)
 
     @cached_property
     def response_format(self) -> tuple[str, str]:

@@ -30,6 +30,7 @@ from rewrap.mock.tables import nearest_name
 from rewrap.types import APIError
 
 Headers = list[tuple[bytes, bytes]]
+Key = tuple[str, str, str]  # lane, scope and the text of a fault
 
 MAX_SECONDS = 3600.0
 MAX_COUNTED = 100_000  # counts of lanes; beyond them the oldest starts anew
@@ -136,8 +137,9 @@ def seconds_of(text: str) -> float:
     raise ValueError(f"{text[:40]!r} is not a duration of at most an hour, such as 2s or 300ms")
 
 
+ArgumentReader = Callable[[Fault, str], Fault]
 # Of each kind: the argument that stands for none (None: it needs one), and its reader.
-ARGUMENTS: dict[str, tuple[str | None, Callable[[Fault, str], Fault]]] = {
+ARGUMENTS: dict[str, tuple[str | None, ArgumentReader]] = {
     "fail": (None, error_argument),
     "ratelimit": (None, period_argument),
     "slow": ("1s", duration_argument),
@@ -191,9 +193,8 @@ class FaultState:
     """The counts of `fail` and `ratelimit`, by lane and by scope (a rule, or "" for headers)."""
 
     clock: Callable[[], float] = time.monotonic
-    counts: OrderedDict[tuple[str, str, str], tuple[int, float]] = field(
-        default_factory=OrderedDict
-    )
+    # The number of requests in a period, and its end by the clock.
+    counts: OrderedDict[Key, tuple[int, float]] = field(default_factory=OrderedDict)
 
     def reset(self) -> None:
         self.counts.clear()
@@ -214,13 +215,13 @@ class FaultState:
                 raise with_model(fault.error, model).error()
         return headers
 
-    def fails(self, fault: Fault, key: tuple[str, str, str]) -> bool:
+    def fails(self, fault: Fault, key: Key) -> bool:
         if fault.kind != "fail":
             return True
         number, _ = self.count(key, math.inf)
         return number <= fault.count
 
-    def limited(self, fault: Fault, key: tuple[str, str, str], model: str) -> Headers:
+    def limited(self, fault: Fault, key: Key, model: str) -> Headers:
         number, left = self.count(key, fault.seconds)
         remaining = max(0, fault.count - number)
         headers = [
@@ -235,7 +236,7 @@ class FaultState:
         error.headers += headers
         raise error
 
-    def count(self, key: tuple[str, str, str], period: float) -> tuple[int, float]:
+    def count(self, key: Key, period: float) -> tuple[int, float]:
         """The number of this request in its period, and the seconds to the end of that.
 
         A period starts with its first request.

@@ -108,7 +108,11 @@ class Journal:
         for entry in reversed(self.entries):
             if len(found) >= limit:
                 break
-            if model in ("", entry.model) and path in ("", entry.path) and rule in ("", entry.rule):
+            if model and model != entry.model:
+                continue
+            if path and path != entry.path:
+                continue
+            if rule in ("", entry.rule):
                 found.append(entry)
         return found[::-1]
 
@@ -167,10 +171,11 @@ class Cut:
     def text(self, text: str) -> str:
         """As much of a text as there is room for, masked first: half a key is a secret, too."""
         room = max(0, self.left)
-        window = self.masked(text[: room + 2 * self.longest])
-        if len(text) > room + 2 * self.longest:
+        size = room + 2 * self.longest
+        window = self.masked(text[:size])
+        if len(text) > size:
             window = window[: len(window) - self.longest]  # it may end within a secret
-        if len(window) > room or len(text) > room + 2 * self.longest:
+        if len(text) > size or len(window) > room:
             self.happened = True
         self.left -= min(len(window), room)
         return window[:room]

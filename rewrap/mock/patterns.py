@@ -158,7 +158,8 @@ class Measure:
         if item.following is None and not item.alternatives:
             return (item.minimum + 1) * item.steps
         if not item.alternatives or item.maximum > MAX_COPIES:
-            ends = max(0, min(self.reach(item), item.maximum) - item.minimum + 1)
+            longest = min(self.reach(item), item.maximum)
+            ends = max(0, longest - item.minimum + 1)
             if item.following:
                 ends = min(ends, self.occurrences(item.following))
             return self.repeat_cost(item) + ends * rest
@@ -194,13 +195,15 @@ class MeasureOfText(Measure):
             return self.length
         if item.source not in self.known:
             runs = re.finditer(f"(?:{item.source})+", self.text, self.flags)
-            self.known[item.source] = max((run.end() - run.start() for run in runs), default=0)
+            lengths = [run.end() - run.start() for run in runs]
+            self.known[item.source] = max(lengths, default=0)
         return self.known[item.source]
 
     def occurrences(self, literal: str) -> int:
         search = f"(?={literal})"  # places, overlapping ones too
         if search not in self.known:
-            self.known[search] = len(re.findall(search, self.text, self.flags))
+            found = re.findall(search, self.text, self.flags)
+            self.known[search] = len(found)
         return self.known[search]
 
 
@@ -237,7 +240,9 @@ def quantify(item: Item, text: str, source: str) -> None:
         minimum, maximum = BOUNDS[text[0]]
     else:
         minimum = int(found[1] or 0)
-        maximum = int(found[3] or UNBOUNDED) if found[2] else minimum
+        maximum = minimum
+        if found[2]:  # a comma
+            maximum = int(found[3] or UNBOUNDED)
     possessive = len(text) > 1 and text.endswith("+")
     if item.varies and not possessive and maximum > MAX_COPIES:
         reason = "a repeat of a repeat, or of alternatives, can take exponential time"
@@ -255,8 +260,11 @@ def annotate(sequence: list[Item], after: str | None) -> None:
     """Note for each item the literal text that has to come after it."""
     for item in reversed(sequence):
         item.following = after
-        inside = "" if item.maximum > 1 or item.commits else after
+        inside = after
+        if item.maximum > 1 or item.commits:  # the group itself may come next
+            inside = ""
         for inner in item.alternatives:
             annotate(inner, inside)
+        literal = item.source + (after or "")
         is_once = item.minimum == item.maximum == 1
-        after = item.source + (after or "") if item.is_literal and is_once else ""
+        after = literal if item.is_literal and is_once else ""

@@ -250,9 +250,9 @@ def is_loop(rule: Rule, step: Answer, facts: Facts) -> bool:
 
 def distance(rule: Rule, facts: Facts) -> tuple[int, float]:
     """How far a rule is from matching: the conditions that fail, then how unlike messages are."""
-    failed = sum(not condition.holds(facts, {}) for condition in rule.conditions)
-    best = max((likeness(text, facts.message) for text in rule.exact), default=0.0)
-    return failed, -best
+    failed = [condition for condition in rule.conditions if not condition.holds(facts, {})]
+    likenesses = [likeness(text, facts.message) for text in rule.exact]
+    return len(failed), -max(likenesses, default=0.0)
 
 
 def likeness(one: str, other: str) -> float:

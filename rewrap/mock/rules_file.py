@@ -103,14 +103,15 @@ def parse_rules(rows: object, source: str) -> list[Rule]:
 
 def parse_rule(value: object, where: str) -> Rule:
     """One rule. Raises ValueError: its place and name, then the reason."""
-    name = value.get("name") if isinstance(value, dict) else None
-    label = name if isinstance(name, str) and name else where
+    label = where
+    if isinstance(value, dict) and value.get("name"):
+        label = str(value["name"])
+        where = f"{where} {label[:80]!r}"
     try:
         return checked_rule(Table(value, "rule", RULE_FIELDS), label)
     except ValueError as error:
         reason = one_line(error).removeprefix("rule.").removeprefix("rule: ")
-        place = where if label is where else f"{where} {label[:80]!r}"
-        raise ValueError(f"{place}: {reason}") from None
+        raise ValueError(f"{where}: {reason}") from None
 
 
 def checked_rule(table: Table, label: str) -> Rule:
@@ -122,6 +123,7 @@ def checked_rule(table: Table, label: str) -> Rule:
     for name, value in fields.members.items():
         if name != "nth":
             conditions += parse_condition(name, value, f"when.{name}")
+    table.text("name")
     return Rule(
         label=label,
         conditions=tuple(conditions),
@@ -149,7 +151,9 @@ def parse_steps(table: Table, conditions: list[Condition], label: str) -> tuple[
     value = table.get("then")
     if value is None:
         raise ValueError("then is missing")
-    rows = value if isinstance(value, list) else [value]
+    rows = [value]
+    if isinstance(value, list):
+        rows = value
     if not 0 < len(rows) <= MAX_STEPS:
         raise ValueError(f"then: must have 1 to {MAX_STEPS} steps")
     names = [name for condition in conditions for name in condition.names]

@@ -42,9 +42,10 @@ def parse_step(value: object, where: str, names: Iterable[str], rule: str, step:
     table = Table(value, where, STEP_FIELDS)
     check_contradictions(table)
     error = parse_error_field(table)
-    is_template = [has_placeholders(table.get(name), names, table.place(name)) for name in FILLED]
+    filled = {name: table.get(name) for name in FILLED}
     if error is not None:
-        is_template.append(has_placeholders(error.message, names, table.place("error")))
+        filled["error"] = error.message
+    found = [has_placeholders(filled[name], names, table.place(name)) for name in filled]
     return Answer(
         text=table.text("text") if "text" in table else None,
         pieces=table.strings("pieces"),
@@ -64,7 +65,7 @@ def parse_step(value: object, where: str, names: Iterable[str], rule: str, step:
         backend=table.text("backend"),
         rule=rule,
         step=step,
-        is_template=any(is_template),
+        is_template=any(found),
     )
 
 
@@ -105,8 +106,10 @@ def parse_json(table: Table, name: str) -> object:
 def parse_tool_calls(table: Table) -> tuple[ToolCall, ...]:
     """The calls of `tool` with `arguments`, or of `tool_calls`."""
     if "tool" in table:
-        call = Table({"name": table.get("tool")}, table.place("tool"), ("name",))
-        return (ToolCall(name_of(call), parse_json(table, "arguments")),)
+        name = table.text("tool")
+        if not name:
+            raise ValueError(f"{table.place('tool')}: needs a name")
+        return (ToolCall(name, parse_json(table, "arguments")),)
     rows = table.get("tool_calls")
     if rows is None:
         return ()
@@ -118,21 +121,22 @@ def parse_tool_calls(table: Table) -> tuple[ToolCall, ...]:
 
 def parse_tool_call(value: object, where: str) -> ToolCall:
     call = Table(value, where, ("name", "arguments", "id", "check"))
-    check = call.flag("check", default=True)
-    return ToolCall(name_of(call), parse_json(call, "arguments"), call.text("id"), check)
-
-
-def name_of(call: Table) -> str:
     if not call.text("name"):
-        raise ValueError(f"{call.where}: needs a name")
-    return call.text("name")
+        raise ValueError(f"{where}: needs a name")
+    return ToolCall(
+        name=call.text("name"),
+        arguments=parse_json(call, "arguments"),
+        id=call.text("id"),
+        check=call.flag("check", default=True),
+    )
 
 
 def parse_usage(table: Table) -> JSONObject | None:
     """OpenAI's usage object, with those members that the rule gives."""
     if "usage" not in table:
         return None
-    given = Table(table.get("usage"), table.place("usage"), (*COUNTS, *DETAILS))
+    where = table.place("usage")
+    given = Table(table.get("usage"), where, (*COUNTS, *DETAILS))
     counts = {name: given.integer(name, 0, MAX_TOKENS) for name in given.members}
     usage: JSONObject = {name: counts[name] for name in given.has(COUNTS)}
     if "prompt_tokens" in usage and "completion_tokens" in usage:

@@ -19,11 +19,11 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 def strings(value: object, where: str) -> tuple[str, ...]:
     """A string, or a list of strings. Raises ValueError."""
-    items = value if isinstance(value, list) else [value]
-    for item in items:
-        if not isinstance(item, str):
-            raise ValueError(f"{where}: must be a string or a list of strings")
-    return tuple(items)
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"{where}: must be a string or a list of strings")
+    return tuple(value)
 
 
 class Table:
