@@ -5,12 +5,12 @@ makes the one that the settings name. A backend does not know which API is serve
 Imports types, config, mock and upstream; never Starlette, the server or the APIs.
 """
 
-import asyncio
 import logging
 from codecs import BOM_UTF8
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import httpx
 import orjson
@@ -18,7 +18,14 @@ import orjson
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
+from rewrap.mock.answers import as_stream
 from rewrap.mock.echo import echo, prompt_words
+from rewrap.mock.faults import FaultRate, parse_faults
+from rewrap.mock.faulty_send import FaultySend
+from rewrap.mock.pace import NO_PACE, broken_off, paced
+from rewrap.mock.reply import is_plain
+from rewrap.mock.rules import RuleSet
+from rewrap.mock.script import Script, scripted
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.types import (
     APIError,
@@ -35,7 +42,6 @@ from rewrap.types import (
     model_card,
     prompt_size,
     usage,
-    words,
 )
 from rewrap.upstream import lenient
 from rewrap.upstream.answers import Answer, WholeReply, read_rejection, read_whole
@@ -67,7 +73,7 @@ log = logging.getLogger("rewrap")
 
 
 class Mock:
-    """Answers by itself from the conversation: the same reply for the same request, offline.
+    """Answers by itself: the same reply for the same request, offline. Rules and faults may script it.
 
     A word is a token here, so that `max_tokens` and `usage` are predictable. `words_per_second` 0 sends all at once.
     """
@@ -76,16 +82,48 @@ class Mock:
     summary = f"the mock answers, as {model} or any other name"
 
     def __init__(
-        self, words_per_second: float = 0.0, name: str = "mock", reply_bytes: int = 64 * 2**20
+        self,
+        words_per_second: float = 0.0,
+        name: str = "mock",
+        reply_bytes: int = 64 * 2**20,
+        script: Script | None = None,
     ) -> None:
         self.words_per_second = words_per_second
         self.name = name
         self.reply_bytes = reply_bytes
+        self.script = script or Script()
+        self.others: Mapping[str, Backend] = {}  # backends that a rule may pass a request on to
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model)]
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        plan = self.script.plan(request, info)
+        info.headers += plan.headers
+        if plan.faults:
+            info.wrap_send = partial(FaultySend, plan.faults)
+        answer = plan.answer
+        if answer is not None and answer.backend:
+            async with aclosing(self.passed_on(answer.backend, request, info)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
+        if answer is None and is_plain(request):
+            deltas = as_stream(self.echoed(request, info))
+        else:
+            deltas = as_stream(scripted(answer, request, info))
+        pace = plan.pace
+        if self.words_per_second and not pace.words_per_second:
+            pace = replace(pace, words_per_second=self.words_per_second)
+        if pace != NO_PACE:
+            deltas = paced(deltas, pace)
+        if plan.faults:
+            deltas = broken_off(deltas, plan.faults)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
+
+    def echoed(self, request: ChatRequest, info: ResponseInfo) -> Iterator[Delta]:
         reply = echo(request)
         choices = request.payload.get("n") or 1
         if choices > 1 and choices * len(reply.text) > self.reply_bytes:
@@ -93,14 +131,16 @@ class Mock:
             raise APIError(400, message, param="n")
         info.usage = usage(prompt_words(request), reply.tokens * choices)
         for index in range(choices):
-            if self.words_per_second:
-                for word in words(reply.text):
-                    await asyncio.sleep(1 / self.words_per_second)
-                    yield Delta(word, index=index)
-                yield Delta(finish_reason=reply.finish_reason, index=index)
-            else:
-                for delta in in_portions(Delta(reply.text, reply.finish_reason, index, whole=True)):
-                    yield delta
+            yield from in_portions(Delta(reply.text, reply.finish_reason, index, whole=True))
+
+    def passed_on(self, name: str, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        """The reply of another backend. Raises APIError if a rule names one that does not exist."""
+        if name not in self.others:
+            raise APIError(
+                400, f"A rule of the mock names the backend {name!r}, which is not there."
+            )
+        info.backend = name
+        return self.others[name].stream(request, info)
 
 
 # Any chat URL.
@@ -474,11 +514,18 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         event_bytes=settings.max_event_bytes,
     )
     common = Common(client, limits, settings.upstream_failure_status, settings.forward_headers)
+    mock = Mock(
+        settings.mock_words_per_second,
+        reply_bytes=limits.reply_bytes,
+        script=mock_script(settings),
+    )
     if settings.use_mock_api:
-        return Mock(settings.mock_words_per_second, reply_bytes=limits.reply_bytes)
+        return mock
     if settings.config:
         tables = read_backends_file(settings.config, variables())
-        return ModelRouter([router_row(table, common, settings.config) for table in tables])
+        rows = [router_row(table, common, settings.config) for table in tables]
+        connect_mocks(rows, mock.script)
+        return ModelRouter(rows)
     if settings.chat_url:
         shape: Shape = AutoShape()
         if settings.chat_shape:
@@ -506,7 +553,25 @@ def build_backend(settings: Settings, client: Client) -> Backend:
             key=settings.openai_api_key,
             model=settings.openai_model,
         )
-    return Mock(settings.mock_words_per_second, reply_bytes=limits.reply_bytes)
+    return mock
+
+
+def mock_script(settings: Settings) -> Script:
+    """The rules and faults of the settings. Raises ValueError, in one line that names the setting."""
+    rules = None
+    if settings.mock_rules:
+        try:
+            rules = RuleSet.load(settings.mock_rules)
+        except ValueError as error:
+            raise ValueError(f"MOCK_RULES: {error}") from None
+    rate = None
+    if settings.mock_fault_rate:
+        try:
+            faults = parse_faults(",".join(settings.mock_faults))
+        except ValueError as error:
+            raise ValueError(f"MOCK_FAULTS: {error}") from None
+        rate = FaultRate(settings.mock_fault_rate, faults, settings.mock_seed)
+    return Script(rules, strict=settings.mock_strict, rate=rate, secrets=settings.secrets())
 
 
 def checked_backend(
@@ -523,6 +588,15 @@ def checked_backend(
     except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:
         text = str(error)
         raise ValueError(text if text.startswith(place) else f"{place}: {text}") from None
+
+
+def connect_mocks(rows: Sequence[Row], script: Script) -> None:
+    """Give the mocks of a file the script, and the other backends for rules that pass a request on."""
+    others = {row.backend.name: row.backend for row in rows}
+    for row in rows:
+        if isinstance(row.backend, Mock):
+            row.backend.script = script
+            row.backend.others = others
 
 
 def router_row(table: BackendTable, common: Common, path: str) -> Row:

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from multiprocessing import parent_process
 
@@ -35,6 +35,8 @@ from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
 from rewrap.ids import owner_id, random_hex
+from rewrap.mock.routes import MockRoutes
+from rewrap.mock.script import has_mock_header
 from rewrap.redaction import loggable
 from rewrap.server.auth import Authenticator
 from rewrap.server.context import RequestContext
@@ -50,6 +52,7 @@ from rewrap.types import (
     APIError,
     Backend,
     ChatRequest,
+    CutConnection,
     Deltas,
     JSONObject,
     Rendering,
@@ -105,8 +108,10 @@ class Gateway:
             reply_bytes=settings.max_reply_bytes,
             too_large=bad_gateway(TOO_LARGE, "too large", settings.upstream_failure_status),
         )
+        self.mock = next((row for row in self.backends if isinstance(row, Mock)), None)
         # A mock that never waits need not watch for its client's leaving: 10 µs of 110.
-        self.waits = not isinstance(backend, Mock) or bool(backend.words_per_second)
+        scripted = settings.mock_rules or settings.mock_fault_rate or settings.mock_words_per_second
+        self.waits = not isinstance(backend, Mock) or bool(scripted)
         keys = [row.key for row in self.backends if isinstance(row, ChatURL)]
         self.secrets = settings.secrets() + [key for key in keys if len(key) > 3]
 
@@ -124,6 +129,15 @@ class Gateway:
         if isinstance(identity, APIError):
             raise identity
         return identity
+
+    def client_headers(self, context: RequestContext) -> Mapping[str, str]:
+        """The client's headers for the backend: those for the upstream; all but credentials for the mock."""
+        if self.mock is None:
+            return self.auth.upstream_headers(context)
+        headers = self.auth.mock_headers(context)
+        if self.backend is not self.mock:
+            headers |= self.auth.upstream_headers(context)
+        return headers
 
     async def owner(self, request: Request) -> str:
         """Admit a request, and give the owner of its stored completions. Raises APIError."""
@@ -188,7 +202,7 @@ class Endpoint:
         with gateway.gate:  # after the body, which may arrive slowly
             if gateway.debug:
                 log.debug("%s %s", context.id, loggable(body, gateway.secrets))
-            headers = gateway.auth.upstream_headers(context)
+            headers = gateway.client_headers(context)
             path_model = scope["path_params"].get("model", "")
             incoming = Incoming(body, headers, path_model, identity)
             del body
@@ -203,6 +217,7 @@ class Endpoint:
             created=int(time.time()),
             model=request.model,
             backend=gateway.backend.name,
+            request_id=context.id,
         )
         context.info = info
         rendering = turn.rendering(request, info)
@@ -214,7 +229,8 @@ class Endpoint:
             )
         if turn.record is not None:
             deltas = turn.record(deltas, rendering)
-        watch = context.watch() if gateway.waits else nullcontext()
+        waits = gateway.waits or has_mock_header(request.client_headers)
+        watch = context.watch() if waits else nullcontext()
         if request.stream:
             del request, turn
             await self.stream(context, rendering, deltas, watch)
@@ -223,6 +239,7 @@ class Endpoint:
         with watch:
             async with aclosing(deltas):
                 found = [delta async for delta in deltas]
+        context.use(info.wrap_send)
         if len(found) == 1 and found[0].raw:
             body = found[0].raw
         else:
@@ -245,6 +262,8 @@ class Endpoint:
                 try:
                     await self.send_deltas(context, rendering, deltas)
                     end = rendering.end()
+                except CutConnection:
+                    raise
                 # Hooks and functions of the user may raise any exception.
                 except (Exception, asyncio.CancelledError) as exc:
                     if not context.status:
@@ -261,6 +280,7 @@ class Endpoint:
         first = await anext(deltas, None)
         if not context.status:
             assert context.info is not None
+            context.use(context.info.wrap_send)
             await context.start_stream([*rendering.headers, *context.info.headers])
         if first is not None:
             await context.send_body(rendering(first), more=True)
@@ -385,6 +405,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         *ResponseRoutes(responses, gateway.owner, gateway.body).routes(),
         *stored.routes(),
         *info.routes(),
+        *mock_routes(gateway),
         *docs_routes(openapi, assets=settings.docs_assets_url, theme=THEME),
     ]
 
@@ -407,6 +428,13 @@ def default_store_url(settings: Settings, backend: Backend) -> str:
     if isinstance(backend, Mock) and settings.workers == 1:
         return "sqlite://"
     return "sqlite:///chat.db"
+
+
+def mock_routes(gateway: Gateway) -> list[BaseRoute]:
+    """The control API of the mock; none if no mock answers."""
+    if gateway.mock is None:
+        return []
+    return [*MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()]
 
 
 # The command line.

@@ -4,7 +4,7 @@ Every room may import this file. It imports nothing of the project.
 """
 
 import re
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -79,7 +79,17 @@ def no_such_model(model: str) -> APIError:
     return APIError(404, message, code="model_not_found")
 
 
+class CutConnection(Exception):
+    """The connection has to be closed now, without the rest of the answer; with a TCP reset if `reset` is set."""
+
+    def __init__(self, *, reset: bool = False) -> None:
+        super().__init__("reset" if reset else "cut")
+        self.reset = reset
+
+
 # A request, and what becomes known while it is answered.
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]  # ASGI's
 
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -103,6 +113,7 @@ class ChatRequest:
     # Headers of the client that may go to the upstream.
     client_headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     stored: bool = False  # the reply is stored here, under an id of this server
+    api: str = "chat"  # the surface: chat, ask, responses or completions
     session: str = ""  # names the conversation for an upstream that keeps one
     unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
 
@@ -117,6 +128,11 @@ class ResponseInfo:
     backend: str = ""
     headers: Headers = field(default_factory=list)  # for the answer to the client
     dropped: list[str] = field(default_factory=list)  # parameters that the upstream cannot take
+    request_id: str = ""
+    on_status: Callable[[int], None] | None = None  # called with the status of the answer
+    wrap_send: Callable[[Send], Send] | None = (
+        None  # spoils the answer on its way: the mock's faults
+    )
     prompt_bytes: int = 0  # UTF-8 bytes of all messages, for an estimate of tokens
     usage: JSONObject | None = None
     accepted: bool = True  # a ping may start the answer: the upstream will not reject the request

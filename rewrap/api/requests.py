@@ -49,6 +49,7 @@ def chat_request(
     body: bytes = b"",
     relay: bool = False,
     unsupported: Sequence[str] = (),
+    api: str = "chat",
 ) -> ChatRequest:
     """A checked request. `body` has the bytes of `payload`, if they may go to an upstream as they are."""
     check_chat(payload, model)
@@ -62,6 +63,7 @@ def chat_request(
         relay=relay,
         client_headers=client_headers,
         unsupported=tuple(unsupported),
+        api=api,
     )
 
 

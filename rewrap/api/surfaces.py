@@ -105,7 +105,11 @@ class ResponsesSurface:
         )
         model = incoming.path_model or model_of(chat, self.default_model)
         request = chat_request(
-            chat, model, incoming.client_headers, unsupported=translation.dropped
+            chat,
+            model,
+            incoming.client_headers,
+            unsupported=translation.dropped,
+            api="responses",
         )
         turn = Turn(request, partial(ResponseEvents, translation))
 
@@ -129,7 +133,10 @@ class CompletionSurface:
         payload = parse_object(incoming.body)
         plan = parse_completion(payload, mock=self.mock)
         model = incoming.path_model or model_of(payload, self.default_model)
-        requests = [chat_request(chat, model, incoming.client_headers) for chat in plan.payloads]
+        requests = [
+            chat_request(chat, model, incoming.client_headers, api="completions")
+            for chat in plan.payloads
+        ]
 
         def join(info: ResponseInfo, stream: Stream) -> Deltas:
             return all_prompts(plan, info, lambda position, part: stream(requests[position], part))

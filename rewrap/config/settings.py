@@ -57,6 +57,11 @@ class Settings:
 
     use_mock_api: bool = setting("mock", False, "true: the mock answers, and all upstreams are ignored.")
     mock_words_per_second: float = setting("mock", 0.0, "The speed of the mock's streams. 0: no delay.", minimum=0)
+    mock_rules: str = setting("mock", "", "A TOML file of rules for the mock, or a folder of them. It is read again when it changes.")
+    mock_strict: bool = setting("mock", False, "true: a request that no rule matches gets 404, which names the nearest rule.")
+    mock_faults: tuple[str, ...] = setting("mock", ("500",), "Faults that MOCK_FAULT_RATE draws from, separated by commas: 429, 500, cut, stall=2s ...")
+    mock_fault_rate: float = setting("mock", 0.0, "The share of the mock's answers that have a fault, from 0 to 1.", minimum=0, maximum=1)
+    mock_seed: int = setting("mock", 0, "The seed of the faults: the same seed gives the same faults.")
 
     api_keys: tuple[str, ...] = setting("keys and limits", (), "The keys that clients may use, separated by commas. Without API_KEYS and SECRET_KEY the server is open.", secret=True, file=True)
     secret_key: tuple[str, ...] = setting("keys and limits", (), "Secrets for signed keys, separated by commas. The first one signs, all verify. `rewrap key USER` prints a key.", secret=True, file=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewrap.types import PORTION_CHARACTERS, ChatRequest, text_of
+from rewrap.types import PORTION_CHARACTERS, ChatRequest, JSONObject, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +17,16 @@ class Echo:
 
 def echo(request: ChatRequest) -> Echo:
     """The same reply for the same request."""
-    text = echoed_text(request)
-    stops = request.payload.get("stop") or []
+    return cut(echoed_text(request), request.payload)
+
+
+def cut(text: str, payload: JSONObject) -> Echo:
+    """A text that ends where `stop` and the limit of tokens end it."""
+    stops = payload.get("stop") or []
     for stop in [stops] if isinstance(stops, str) else stops:
         if stop:
             text = text.split(stop, 1)[0]
-    limit = request.payload.get("max_completion_tokens") or request.payload.get("max_tokens") or -1
+    limit = payload.get("max_completion_tokens") or payload.get("max_tokens") or -1
     parts = text.split(None, limit)
     if limit < 0 or len(parts) <= limit:
         return Echo(text, len(parts), "stop")
@@ -35,8 +39,19 @@ def echoed_text(request: ChatRequest) -> str:
             prompt = message.get("content")
             if prompt is None:
                 break
-            return f"This is a mock reply to: {text_of(prompt)}"
+            return f"This is a mock reply to: {described(prompt)}"
     return "This is a mock reply."
+
+
+def described(content: object) -> str:
+    """A content as text. Images, files and other parts are named."""
+    if not isinstance(content, list):
+        return text_of(content)
+    parts: list[str] = []
+    for part in content:
+        text = part.get("text")
+        parts.append(text if isinstance(text, str) else f"[{part.get('type')}]")
+    return "\n".join(parts)
 
 
 def prompt_words(request: ChatRequest) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from starlette.types import Message, Send
 
 from rewrap.mock.faults import Fault
+from rewrap.types import CutConnection
 
 # The kinds that are realised here. The others end a request before its answer, or are Deltas.
 DELAYS = ("slow", "hang", "stall")
@@ -21,17 +22,6 @@ ON_THE_WIRE = (*DELAYS, *ENDS, *SPOILS)
 SPLIT_SECONDS = 0.005  # between the parts of a character: else they arrive in one read
 EVENT = re.compile(rb".+?(?:\n\n|\Z)", re.DOTALL)
 LEAD_BYTE = re.compile(rb"[\xc2-\xf4]")  # of a character that UTF-8 writes in several bytes
-
-
-class CutConnection(Exception):
-    """The connection has to be closed now, without the rest of the answer.
-
-    Where `reset` is set, it ends with a TCP reset. Raised by FaultySend, for the edge.
-    """
-
-    def __init__(self, reset: bool) -> None:
-        super().__init__("reset" if reset else "cut")
-        self.reset = reset
 
 
 class FaultySend:
@@ -128,7 +118,7 @@ class FaultySend:
             await asyncio.sleep(fault.seconds)
 
     def cut_off(self, reset: bool) -> CutConnection:
-        self.cut = CutConnection(reset)
+        self.cut = CutConnection(reset=reset)
         return self.cut
 
     async def send_chunk(self, chunk: bytes) -> None:

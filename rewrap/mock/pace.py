@@ -47,6 +47,9 @@ class Pace:
         return pace
 
 
+NO_PACE = Pace()
+
+
 async def paced(deltas: Deltas, pace: Pace, seed: int = 0) -> Deltas:
     """Deltas at a pace: whole texts word by word, pieces of texts as they are.
 

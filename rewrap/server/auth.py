@@ -30,6 +30,9 @@ CLIENT_HEADERS = (
 )
 
 
+CREDENTIALS = frozenset([b"authorization", b"api-key", b"cookie", b"proxy-authorization"])
+
+
 class Authenticator:
     """The keys of API_KEYS, and those that SECRET_KEY signs. With neither, the server is open."""
 
@@ -72,6 +75,14 @@ class Authenticator:
             return f"user:{signed.user}"
         message = f"Incorrect API key provided: {masked(key)}."
         return APIError(401, message, code="invalid_api_key", headers=BEARER)
+
+    def mock_headers(self, context: RequestContext) -> dict[str, str]:
+        """The headers that rules of the mock may look at: all but credentials."""
+        return {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in context.request_headers.items()
+            if name not in CREDENTIALS
+        }
 
     def upstream_headers(self, context: RequestContext) -> dict[str, str]:
         """The client's headers that may go to the upstream.

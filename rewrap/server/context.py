@@ -5,6 +5,7 @@ Does not know routes, keys or chats. Imports types and leaf files.
 
 import asyncio
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from starlette.types import Message, Receive, Scope, Send
@@ -133,6 +134,11 @@ class RequestContext:
                 headers = [header for header in headers if header[0] not in names]
             message["headers"] = [*headers, *own]
         await self.raw_send(message)
+
+    def use(self, wrap: Callable[[Send], Send] | None) -> None:
+        """Send the rest of the answer through a wrapper."""
+        if wrap is not None:
+            self.raw_send = wrap(self.raw_send)
 
     async def start_stream(self, headers: Headers) -> None:
         await self.send_start({"type": "http.response.start", "status": 200, "headers": headers})

@@ -7,6 +7,8 @@ raises becomes an answer here. Does not know what the routes do.
 import asyncio
 import logging
 import re
+import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +24,7 @@ from rewrap.eventloop import running_loop
 from rewrap.server.access_log import AccessLog
 from rewrap.server.context import ClientLeft, RequestContext, printable, stopping
 from rewrap.server.hosts import NORMAL, HostCheck, normal_path
-from rewrap.types import APIError, Headers, JSONObject
+from rewrap.types import APIError, CutConnection, Headers, JSONObject
 
 log = logging.getLogger("rewrap")
 
@@ -66,7 +68,7 @@ class EdgeMiddleware:
         routes = [route for route in router.routes if isinstance(route, Route)]
         # A lookup by path saves the router's search: 5 µs.
         self.fast_routes = {
-            route.path: route.endpoint
+            route.path: route.app
             for route in routes
             if route.methods == {"POST"} and "{" not in route.path
         }
@@ -113,6 +115,8 @@ class EdgeMiddleware:
             await app(scope, receive, context.send)
         finally:
             self.open_requests.discard(context)
+            if context.info is not None and context.info.on_status is not None:
+                context.info.on_status(context.status)
             if self.logs_lines:
                 self.access_log(context.log_line())
             # A cycle would keep a long prompt in memory until the next garbage collection.
@@ -139,6 +143,9 @@ class EdgeMiddleware:
             await self.answer_cancelled(context)
         except ClientLeft:
             context.left = True
+        except CutConnection as cut:
+            context.error = str(cut)
+            abort_connection(context, reset=cut.reset)
         except Exception as exc:
             await self.render_failure(context, exc)
 
@@ -218,6 +225,21 @@ class EdgeMiddleware:
             if isinstance(route, Route) and route.path_regex.match(path):
                 methods |= route.methods or set()
         return sorted(methods)
+
+
+def abort_connection(context: RequestContext, *, reset: bool) -> None:
+    """Close the connection of an answer that does not end. Without a server's transport, the answer just stops."""
+    cycle = getattr(context.receive, "__self__", None)  # uvicorn's request cycle
+    transport = getattr(cycle, "transport", None)
+    if transport is None:
+        return
+    if reset:
+        sock = transport.get_extra_info("socket")
+        if sock is not None:  # with no time to linger, close sends a TCP reset
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        transport.abort()
+    else:
+        transport.close()
 
 
 def ask_failure(error: APIError) -> JSONObject:

@@ -1,0 +1,247 @@
+"""The scripted mock: rules, faults and the journal in front of the mock's own reply.
+
+A Script decides once per request, before anything is awaited: the rule, its step, the faults, the pace. Imports types and the
+mock's modules.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from rewrap.mock.answers import Answer, deltas_of
+from rewrap.mock.echo import prompt_words
+from rewrap.mock.facts import Facts
+from rewrap.mock.faults import Fault, FaultRate, FaultState, faults_of
+from rewrap.mock.journal import Entry, Journal
+from rewrap.mock.pace import Pace
+from rewrap.mock.reply import deltas_of_reply, reply_to
+from rewrap.mock.rules import RuleSet
+from rewrap.types import APIError, ChatRequest, Delta, Headers, JSONObject, ResponseInfo, usage
+
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "ask": "/ask",
+    "responses": "/v1/responses",
+    "completions": "/v1/completions",
+}
+PENDING = 1000  # requests that are noted before the journal is read
+PENDING_BYTES = 65_536  # a larger body is cut at once
+MOCK_HEADERS = "x-mock-"
+
+
+@dataclass(slots=True)
+class Plan:
+    """The decision for one request."""
+
+    answer: Answer | None = None
+    faults: Sequence[Fault] = ()
+    pace: Pace = field(default_factory=Pace)
+    headers: Headers = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Note:
+    """A request that the journal has not copied yet: copying costs more than the mock's whole reply."""
+
+    id: str
+    time: float
+    api: str
+    model: str
+    lane: str
+    body: bytes
+    rule: str
+    difference: str
+    status: int = 0
+
+
+class Script:
+    """Rules from MOCK_RULES and from the control API, fault rates, and the journal."""
+
+    def __init__(
+        self,
+        rules: RuleSet | None = None,
+        *,
+        strict: bool = False,
+        rate: FaultRate | None = None,
+        secrets: Iterable[str] = (),
+    ) -> None:
+        self.rules = rules or RuleSet()
+        self.strict = strict
+        self.rate = rate
+        self.secrets = list(secrets)
+        self.faults = FaultState()
+        self.journal = Journal()
+        self.pending: deque[Note] = deque(maxlen=PENDING)
+        self.requests = 0
+
+    def plan(self, request: ChatRequest, info: ResponseInfo) -> Plan:
+        """Raises APIError: an error that a rule, a header or a rate demands, or 404 in strict mode without a rule."""
+        self.requests += 1
+        self.rules.reload_if_changed()
+        headers = request.client_headers
+        scripted = bool(len(self.rules)) or self.strict
+        if not scripted and self.rate is None and not has_mock_header(headers):
+            self.note(request, info, "", "", "")
+            return PLAIN
+        facts = Facts.of(request, request.api, headers)
+        answer = self.rules.match(facts) if scripted else None
+        difference = ""
+        if answer is None and self.strict:
+            difference = self.rules.nearest(facts)
+        self.note(request, info, facts.lane, answer.rule if answer else "", difference)
+        if difference:
+            message = f"No rule of the mock matches (MOCK_STRICT). {difference}"
+            raise APIError(404, message, code="mock_no_match", reason="no rule")
+        return self.decided(answer, facts, headers)
+
+    def decided(self, answer: Answer | None, facts: Facts, headers: Mapping[str, str]) -> Plan:
+        """The faults and the pace of a request. Raises APIError for faults that are errors."""
+        plan = Plan(answer)
+        requested = faults_of(headers)
+        model = facts.model
+        plan.headers += self.faults.admit(requested, lane=facts.lane, model=model)
+        plan.faults = [*requested]
+        if answer is not None:
+            scope = answer.rule
+            plan.headers += self.faults.admit(
+                answer.faults, lane=facts.lane, scope=scope, model=model
+            )
+            plan.faults = [*requested, *answer.faults]
+            plan.pace = answer.pace
+        if self.rate is not None and not plan.faults:
+            drawn = self.rate.faults_for(self.requests)
+            plan.headers += self.faults.admit(drawn, scope="rate", model=model)
+            plan.faults = [*drawn]
+        plan.pace = plan.pace.with_headers(headers)
+        return plan
+
+    # The journal.
+
+    def note(
+        self, request: ChatRequest, info: ResponseInfo, lane: str, rule: str, difference: str
+    ) -> None:
+        body = request.body
+        if not body or len(body) > PENDING_BYTES:
+            self.copy_notes()
+            entry = self.record(
+                Note(info.request_id, 0.0, request.api, request.model, lane, b"", rule, difference),
+                request.messages,
+            )
+
+            def answered(status: int) -> None:
+                entry.status = status
+
+        else:
+            noted = Note(
+                info.request_id,
+                time.time(),
+                request.api,
+                request.model,
+                lane,
+                body,
+                rule,
+                difference,
+            )
+            self.pending.append(noted)
+
+            def answered(status: int) -> None:
+                noted.status = status
+
+        info.on_status = answered
+
+    def copy_notes(self) -> None:
+        """Move the noted requests to the journal."""
+        while self.pending:
+            note = self.pending.popleft()
+            payload: JSONObject = orjson.loads(note.body)
+            entry = self.record(note, payload.get("messages") or [])
+            entry.time = note.time
+            entry.status = note.status
+
+    def record(self, note: Note, messages: list[JSONObject]) -> Entry:
+        return self.journal.record(
+            id=note.id,
+            api=note.api,
+            path=PATHS.get(note.api, ""),
+            model=note.model,
+            messages=messages,
+            lane=note.lane,
+            rule=note.rule,
+            difference=note.difference,
+            secrets=self.secrets,
+        )
+
+    def entries(self, *, model: str, path: str, rule: str, limit: int) -> list[Entry]:
+        """The last requests, oldest first."""
+        self.copy_notes()
+        return self.journal.find(model=model, path=path, rule=rule, limit=limit)
+
+    def clear(self) -> None:
+        """Forget the journal."""
+        self.pending.clear()
+        self.journal.clear()
+
+    def reset(self) -> None:
+        """Forget the journal, all counts, and the rules that were added."""
+        self.clear()
+        self.rules.reset()
+        self.faults.reset()
+        self.requests = 0
+
+
+PLAIN = Plan()
+
+
+def has_mock_header(headers: Mapping[str, str]) -> bool:
+    return any(name.startswith(MOCK_HEADERS) for name in headers)
+
+
+def scripted(answer: Answer | None, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
+    """The Deltas of a rule's answer, or of the mock's own reply; the usage is noted. Raises APIError."""
+    if answer is not None and (answer.error or answer.has_content):
+        deltas = deltas_of(answer, request, check=misfit_of, fill=arguments_for)
+        tokens = sum([len(delta.content.split()) for delta in deltas])
+        reasoning = 0
+    else:
+        reply = reply_to(request)
+        choices = request.payload.get("n") or 1
+        deltas = []
+        for index in range(choices):
+            deltas += deltas_of_reply(reply, index)
+        tokens = reply.tokens * choices
+        reasoning = reply.reasoning_tokens
+        if answer is not None and answer.finish_reason:
+            for delta in deltas:
+                delta.finish_reason = delta.finish_reason and answer.finish_reason
+    counts = usage(prompt_words(request), tokens + reasoning)
+    counts["completion_tokens_details"]["reasoning_tokens"] = reasoning
+    info.usage = counts
+    if answer is not None:
+        info.usage = counts | (answer.usage or {})
+        info.model = answer.model or info.model
+        info.id = answer.id or info.id
+    return deltas
+
+
+def misfit_of(schema: JSONObject, arguments: Any) -> str:
+    """The reason why arguments do not fit a schema; "" if they do."""
+    from rewrap.mock.budget import Budget
+    from rewrap.mock.validation import Validator
+
+    if Validator(schema, Budget()).valid(schema, arguments):
+        return ""
+    return "they are not valid"
+
+
+def arguments_for(schema: JSONObject, prompt: str) -> object:
+    from rewrap.mock.budget import SchemaError
+    from rewrap.mock.schema import value_for
+
+    try:
+        return value_for(schema, prompt)
+    except SchemaError as error:
+        raise APIError(400, error.message, param="tools") from None
