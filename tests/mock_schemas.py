@@ -222,6 +222,14 @@ REAL: dict[str, Schema] = {
         "else": {"properties": {"postal": {"pattern": "^[0-9]{4}[A-Z]{2}$"}}},
     },
     "one of": {"oneOf": [{"type": "number", "multipleOf": 5}, {"type": "number", "multipleOf": 3}]},
+    "one of that overlap": {
+        "oneOf": [{"type": "integer", "minimum": 0}, {"type": "integer", "maximum": 1}]
+    },
+    "one of two requirements": {
+        "type": "object",
+        "properties": {"by_id": INTEGER, "by_name": STRING},
+        "oneOf": [{"required": ["by_id"]}, {"required": ["by_name"]}],
+    },
     "not": {"type": "string", "not": {"enum": ["text", "Hello"]}},
     "not empty": {"type": "object", "minProperties": 2, "properties": {"a": INTEGER}},
     "maps": {

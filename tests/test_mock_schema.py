@@ -281,10 +281,34 @@ def test_optional_properties_appear_where_the_prompt_names_their_values() -> Non
     assert found == {"city": "Oslo", "days": 3, "unit": "imperial"}
 
 
+def test_optional_properties_leave_room_for_what_is_required_or_depends_on_them() -> None:
+    schema: dict[str, Any] = {
+        "type": "object",
+        "properties": {"days": {"type": "integer"}, "limit": {"type": "integer"}},
+    }
+    prompt = "for 3 days with limit 10"
+    assert value_for(schema, prompt) == {"days": 3, "limit": 10}
+    assert value_for(schema | {"maxProperties": 1}, prompt) == {"days": 3}
+    depends = schema | {"dependentRequired": {"days": ["unit"]}}
+    assert value_for(depends, prompt) == {"limit": 10}
+
+
+def test_map_has_a_member_and_an_array_an_item() -> None:
+    assert one({"type": "object", "additionalProperties": {"type": "integer"}}, "") == {"key": 1}
+    assert one({"type": "array", "items": {"type": "integer"}}, "") == [1]
+
+
+def test_fact_that_stands_in_the_prompt_twice_is_no_obstacle_to_unique_items() -> None:
+    schema = {"type": "array", "items": {"type": "string"}, "uniqueItems": True, "minItems": 3}
+    assert one(schema, "'a' " * 40) == ["a", "x 3", "x 4"]
+
+
 def test_fill_gives_an_object_that_requires_nothing_its_properties() -> None:
-    schema = {"properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}
+    schema: dict[str, Any] = {"properties": {"a": {"type": "integer"}, "b": {"type": "string"}}}
     assert value_for(schema, "") == {}
     assert value_for(schema, "", fill=True) == {"a": 1, "b": "b"}
+    schema["properties"]["b"] = {"$ref": "#"}
+    assert value_for(schema, "", fill=True) == {"a": 1, "b": {"a": 1}}
 
 
 def test_union_is_the_model_that_the_prompt_names() -> None:

@@ -13,9 +13,7 @@ MAX_RECURSION = 4  # times a reference may stand inside itself, where nothing en
 NOTHING = "nothing"  # the type of a schema whose parts have no type in common
 
 # A schema without these is flat as it stands.
-STRUCTURAL = words(
-    "$ref allOf anyOf oneOf if const dependentSchemas exclusiveMinimum exclusiveMaximum"
-)
+STRUCTURAL = words("$ref allOf anyOf oneOf if const dependentSchemas")
 
 # What a flat schema leaves out. It keeps the others as a mark that values need a validation.
 EXPANDED = words("$ref anyOf $defs definitions")
@@ -143,14 +141,11 @@ def merged(flat: Schema, part: Schema) -> Schema:
 
 
 def unified(part: Schema) -> Schema:
-    """The schema with `const` as an enum, and draft 4's boolean bounds as numbers."""
-    if "const" in part:
-        options: list[JSON] = [part["const"]]
-        part = {**part, "enum": common(part.get("enum", options), options)}
-    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if part.get(exclusive) is True:
-            part = {**part, exclusive: part.get(bound)}
-    return part
+    """The schema with `const` as an enum."""
+    if "const" not in part:
+        return part
+    options: list[JSON] = [part["const"]]
+    return {**part, "enum": common(part.get("enum", options), options)}
 
 
 def first(one: JSON, other: JSON) -> JSON:
