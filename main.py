@@ -1,519 +1,436 @@
-"""rewrap turns any chat URL into an OpenAI API: what is asked for, who may ask, the routes, the app.
+"""rewrap turns any chat URL into an OpenAI API: routes, endpoints, the application factory, the command line.
 
-A request's way: Front -> Gateway.admit -> parse_chat -> Chat -> Backend.stream -> Deltas -> a rendering. Everything that answers
-is a backend (backends.py); everything that is asked for is a rendering of its Deltas (extras/renderings.py). `python main.py`
-serves, `uvicorn main:app` too.
+A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -> ChatRequest -> Backend.stream -> Deltas ->
+rendering. Read this file, then rewrap/types.py, then backends.py. `python main.py` serves; so does `uvicorn main:app`.
 """
 
 import asyncio
-import hmac
 import logging
+import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
-from dataclasses import replace
-from hashlib import sha256
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
+from functools import partial
 from multiprocessing import parent_process
-from typing import Any
 
 import httpx
 import orjson
+from rewrap.backends import ChatURL, Mock, backend_summary, build_backend
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backends import (
-    TOO_LARGE,
+from rewrap import __version__
+from rewrap.api.chat import ChatRendering, TextRendering
+from rewrap.api.openapi import document
+from rewrap.api.recorder import Recorder
+from rewrap.api.requests import parse_ask, parse_chat
+from rewrap.api.stored import JSONResponse, StoredCompletions, StoredRoutes
+from rewrap.config.flags import Arguments, UsageError, parse_arguments
+from rewrap.config.settings import Settings
+from rewrap.hooks import load_hooks
+from rewrap.ids import random_hex
+from rewrap.redaction import loggable
+from rewrap.server.auth import Authenticator, owner_id
+from rewrap.server.context import RequestContext
+from rewrap.server.edge import JSON_TYPE, EdgeMiddleware, EdgeOptions
+from rewrap.server.hosts import is_loopback
+from rewrap.server.limits import Gate, RateLimit, limit_exceeded, rate_limit_headers
+from rewrap.server.serve import graceful, serve_app
+from rewrap.storage import open_store
+from rewrap.types import (
     APIError,
     Backend,
-    Chat,
-    ChatURL,
-    Client,
-    Delta,
+    ChatRequest,
     Deltas,
-    Mock,
-    dumps,
+    JSONObject,
+    Rendering,
+    ResponseInfo,
     no_such_model,
-    unusable,
 )
-from extras import keys, probe
-from extras.anyshape import AnyShape
-from extras.checks import CHECKS, check_messages, check_metadata, check_model, invalid, missing, named
-from extras.docs import THEME, WEBSOCKET_NOTE, docs_routes
-from extras.factory import backend_of, who_answers
-from extras.figures import figures
-from extras.front import JSON_TYPE, Call, Front, is_loopback, random_hex
-from extras.hooks import load_hooks
-from extras.hooks import run as run_hooks
-from extras.limits import Gate, RateLimit
-from extras.limits import headers as limit_headers
-from extras.openapi import document
-from extras.redaction import loggable, masked
-from extras.renderings import Chunks, PlainText, completion
-from extras.server import graceful, run
-from extras.settings import Settings
-from extras.several import Function, Several
-from extras.shapes import known_shapes, shape_of
-from extras.store import SQLiteStore, StoreDown, open_store
-from extras.stored import JSON, StoredCompletions, still_new
-from extras.transport import Transport
+from rewrap.upstream.callable import CallableBackend
+from rewrap.upstream.client import Client
+from rewrap.upstream.errors import TOO_LARGE, bad_gateway
+from rewrap.upstream.pool import Transport
+from rewrap.upstream.router import ModelRouter
+from rewrap.web.docs import THEME, WEBSOCKET_NOTE, docs_routes
 
-__version__ = "0.1.0"
 log = logging.getLogger("rewrap")
 
-
-# Requests, checked by hand (extras/checks.py has a check for each field).
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """A request's JSON object. Raises APIError."""
-    try:
-        payload = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        message = "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)"
-        raise APIError(400, message) from None
-    if type(payload) is not dict:
-        raise APIError(400, f"Invalid type for the body: expected an object, but got {named(payload)} instead.")
-    return payload
-
-
-def parse_chat(body: bytes, default_model: str = "", path_model: str = "") -> Chat:
-    """A request for a chat completion. Raises APIError."""
-    chat = chat_from(parse_object(body), path_model or default_model, named_by_path=bool(path_model))
-    chat.body, chat.relay = body, True
-    return chat
-
-
-def chat_from(payload: dict[str, Any], model: str, *, named_by_path: bool = False) -> Chat:
-    """A payload, checked in OpenAI's order: model, messages, then the rest by name. Raises APIError.
-
-    null counts as absent. Fields that are not known are kept: they go on to the upstream.
-    """
-    model = model if named_by_path else payload.get("model") or model
-    if not model:
-        raise invalid("you must provide a model parameter", None, None)
-    check_model("model", model)
-    if payload.get("messages") is None:
-        raise missing("messages")
-    check_messages("messages", payload["messages"])
-    for name, check in CHECKS.items():
-        if (value := payload.get(name)) is not None:
-            check(name, value)
-    if payload.get("top_logprobs") and not payload.get("logprobs"):
-        message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
-        raise invalid(message, "top_logprobs", None)
-    return Chat(
-        model,
-        payload["messages"],
-        payload,
-        stream=payload.get("stream") is True,
-        include_usage=bool((payload.get("stream_options") or {}).get("include_usage")),
-        id=f"chatcmpl-{random_hex()}",
-        created=int(time.time()),
-    )
-
-
-def parse_metadata(body: bytes) -> dict[str, str]:
-    """A request that changes a stored completion: `{"metadata": {...}}`. Raises APIError."""
-    payload = parse_object(body)
-    if "metadata" not in payload:
-        raise missing("metadata")
-    metadata: dict[str, str] = {} if payload["metadata"] is None else payload["metadata"]
-    check_metadata("metadata", metadata)
-    return metadata
-
-
-def parse_ask(body: bytes, default_model: str) -> Chat:
-    """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
-    payload = parse_object(body)
-    lost: list[str] = []
-    if isinstance(messages := payload.get("messages"), list):
-        messages = [m for m in messages if not (isinstance(m, dict) and m.get("role") == "data")]  # for the page alone
-        lost = [name for message in messages for name in lost_of(message)]
-        payload["messages"] = [from_ui_message(message) for message in messages]
-    lost += ["data"] if payload.get("data") is not None else []
-    asked = {name: value for name, value in payload.items() if name not in OF_THE_PAGE}
-    chat = chat_from(asked | {"stream": True}, default_model)
-    chat.dropped = list(dict.fromkeys(lost))
-    return chat
-
-
-OF_THE_PAGE = ("id", "trigger", "messageId", "data")  # useChat's own
-
-
-def from_ui_message(message: Any) -> Any:
-    """`{"id", "role", "parts": [{"type": "text", "text"}]}` as `{"role", "content"}`."""
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
-        return message
-    texts = [part.get("text") for part in message["parts"] if isinstance(part, dict) and part.get("type") == "text"]
-    content = message.get("content")
-    joined = "".join(text for text in texts if isinstance(text, str))
-    return {"role": message.get("role"), "content": content if isinstance(content, str) and content else joined}
-
-
-def lost_of(message: Any) -> list[str]:
-    """What `from_ui_message` leaves out: files, sources, calls of tools."""
-    if not isinstance(message, dict) or not isinstance(message.get("parts"), list):
-        return []
-    types = [part.get("type") for part in message["parts"] if isinstance(part, dict)]
-    types += ["experimental_attachments"] if message.get("experimental_attachments") else []
-    return [f"messages.{type}" for type in types if isinstance(type, str) and type not in ("text", "step-start")]
-
-
-# The app.
-
-
-class Rewrap(Starlette):
-    """A Starlette app with Front in place of the default middleware stack."""
-
-    def __init__(self, settings: Settings, gateway: "Gateway", **options: Any) -> None:
-        super().__init__(**options)
-        self.settings, self.gateway = settings, gateway
-        self.front = Front(self.router, settings)
-        self.router.redirect_slashes = False
-
-    def build_middleware_stack(self) -> ASGIApp:
-        return self.front
+Parse = Callable[[bytes, str, str], ChatRequest]  # body, authorization, model in the path
+DESCRIPTION = "Any chat URL as an OpenAI API"
 
 
 class Gateway:
-    """Settings, the backend, who may come in, and what is kept: what the routes share."""
+    """The parts that all endpoints share: the backend, authentication, limits, hooks and the store."""
 
-    def __init__(self, settings: Settings, backend: Backend) -> None:
-        self.settings, self.backend = settings, backend
-        self.backends = [row for row, _, _ in backend.rows] if isinstance(backend, Several) else [backend]
-        own_keys = [row.key for row in self.backends if isinstance(row, ChatURL) and len(row.key) > 3]
-        self.secrets = settings.secrets() + own_keys  # for no log
-        self.keys = [key.encode() for key in settings.api_keys]
-        self.open = not self.keys and not settings.secret_key
+    def __init__(
+        self, settings: Settings, backend: Backend, transport: httpx.AsyncBaseTransport
+    ) -> None:
+        """Raises ValueError, in one line that names the setting."""
+        self.transport = transport
+        self.settings = settings
+        self.backend = backend
+        self.backends = [backend]
+        if isinstance(backend, ModelRouter):
+            self.backends = [row.backend for row in backend.rows]
         self.debug = log.isEnabledFor(logging.DEBUG)
-        self.before, self.after = load_hooks(settings.hooks)
-        limit, most = settings.rate_limit_per_minute, settings.max_concurrent_requests
-        self.rate_limit = RateLimit(limit, settings.rate_limit_store_url) if limit else None
-        self.gate = Gate(most) if most else None
-        try:
-            self.store = open_store(settings.store_url, settings.store_max_age_days or None)
-        except ValueError as error:
-            raise ValueError(f"STORE_URL: {error}") from None
-        if settings.workers > 1 and isinstance(self.store, SQLiteStore) and not self.store.path:
-            raise ValueError("STORE_URL: a store in memory is not shared by WORKERS: name a file, sqlite:///chat.db")
-        self.stored = StoredCompletions(self.store, StoreDown, self.owner, self.metadata, figures)
+        self.auth = Authenticator(settings.api_keys, settings.secret_key, settings.revoked_keys)
+        self.gate = Gate(settings.max_concurrent_requests)
+        self.rate_limit: RateLimit | None = None
+        if settings.rate_limit_per_minute:
+            self.rate_limit = RateLimit(
+                settings.rate_limit_per_minute, settings.rate_limit_store_url
+            )
+        self.store = open_store(
+            settings.store_url, settings.store_max_age_days, shared=settings.workers > 1
+        )
+        before, after = load_hooks(settings.hooks)
+        self.recorder = Recorder(
+            before,
+            after,
+            StoredCompletions(self.store),
+            reply_bytes=settings.max_reply_bytes,
+            too_large=bad_gateway(TOO_LARGE, "too large", settings.upstream_failure_status),
+        )
+        # A mock that never waits need not watch for its client's leaving: 10 µs of 110.
+        self.waits = not isinstance(backend, Mock) or bool(backend.words_per_second)
+        keys = [row.key for row in self.backends if isinstance(row, ChatURL)]
+        self.secrets = settings.secrets() + [key for key in keys if len(key) > 3]
 
-    def authorize(self, call: Call) -> str:
-        """Who asks: "user:NAME", "key:KEY", "open:KEY" or "". Raises APIError 401.
+    async def admit(self, context: RequestContext) -> str:
+        """The owner of a request, after authentication and the rate limit. Raises APIError 401, 429.
 
-        Where no key is asked for, one that is sent still tells its owner from others: it may be for the upstream.
+        A verified key has a limit of its own. Missing or unverified keys share the limit of their address.
         """
-        scheme, _, key = call.header(b"authorization").partition(" ")
-        key = key.strip() if scheme.lower() == "bearer" and key.strip() else call.header(b"api-key")
-        if self.open:
-            return f"open:{key}" if key else ""
-        if not key:
-            message = "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth (i.e. Authorization: Bearer YOUR_KEY)."
-            raise APIError(401, message, headers=BEARER, reason="no key")
-        given = key.encode("latin-1")
-        if any(hmac.compare_digest(given, known) for known in self.keys):
-            call.key = key
-            return f"key:{key}"
-        if signed := keys.verify(self.settings.secret_key, key, revoked=self.settings.revoked_keys):
-            call.key = key
-            return f"user:{signed.user}"
-        raise APIError(401, f"Incorrect API key provided: {masked(key)}.", code="invalid_api_key", headers=BEARER)
-
-    def for_upstream(self, call: Call) -> str:
-        """The client's own Authorization (or api-key, as Azure's clients send it), if it was not for this server."""
-        if not self.open:
-            return ""
-        key = call.header(b"api-key")
-        return call.header(b"authorization") or (f"Bearer {key}" if key else "")
+        identity = self.auth.identify(context)
+        if self.rate_limit is not None:
+            verdict = await self.rate_limit.hit(context.key or context.address())
+            context.extra_headers += rate_limit_headers(verdict)
+            if not verdict.allowed:
+                raise limit_exceeded(verdict)
+        if isinstance(identity, APIError):
+            raise identity
+        return identity
 
     async def owner(self, request: Request) -> str:
-        """Who asks, by any route but those that talk; within the same limits."""
-        return owner_id(await self.admit(request.scope["call"]))
+        """Admit a request, and give the owner of its stored completions. Raises APIError."""
+        return owner_id(await self.admit(request.scope["context"]))
 
-    async def metadata(self, request: Request) -> dict[str, str]:
-        call: Call = request.scope["call"]
-        return parse_metadata(await call.body(self.settings.max_body_bytes))
+    async def body(self, request: Request) -> bytes:
+        context: RequestContext = request.scope["context"]
+        return await context.body(self.settings.max_body_bytes)
 
-    async def admit(self, call: Call) -> str:
-        """Who asks, if there is room for it now. Raises APIError 401, 429, 503.
+    async def deltas(
+        self, request: ChatRequest, info: ResponseInfo, identity: str, request_id: str
+    ) -> Deltas:
+        """The reply. Nothing is sent upstream until the stream is iterated. Raises APIError."""
+        if self.recorder.concerns(request):
+            owner = owner_id(identity)
+            return await self.recorder.stream(self.backend, request, info, owner, request_id)
+        return self.backend.stream(request, info)
 
-        A key counts for itself, whoever else is at its address; one that is wrong, or may be any, for the address.
-        """
-        try:
-            return self.authorize(call)
-        finally:
-            if self.rate_limit:
-                verdict = await self.rate_limit.hit(call.key or call.address())
-                call.headers += limit_headers(verdict)
-                if not verdict.allowed:
-                    message = f"Rate limit reached for requests: {verdict.limit} a minute. Please try again later."
-                    raise APIError(429, message, type="requests", code="rate_limit_exceeded")
+    async def models(self, context: RequestContext, authorization: str = "") -> list[JSONObject]:
+        """The backend's models, as the client's own key sees them if that is the upstream's. Raises APIError."""
+        with context.watch():
+            return await self.backend.models(authorization)
 
-    async def chat(self, call: Call, parse: Callable[..., Chat], *args: str) -> tuple[Chat, Deltas]:
-        """Who asks, what is asked, and the answer, which begins with the first step of the Deltas."""
-        owner = await self.admit(call)
-        if self.gate:
-            self.gate.check()  # before a body that is large, and after one that came slowly
-        body = await call.body(self.settings.max_body_bytes)
-        if self.gate:
-            self.gate.enter()
-            call.gate = self.gate
-        if self.debug:
-            log.debug("%s %s", call.id, loggable(body, self.secrets))
-        chat = call.chat = parse(body, *args)
-        chat.backend = self.backend.name
-        chat.authorization = self.for_upstream(call)
-        if not isinstance(self.backend, Mock) or self.backend.words_per_second:  # one that never waits: 10 µs of 110
-            call.watch()
-        if not (self.before or self.after or chat.payload.get("store") or chat.payload.get("completion_id")):
-            return chat, self.backend.stream(chat)
-        return chat, await self.accompanied(call, chat, owner_id(owner))
+    def auth_summary(self) -> str:
+        if self.auth.open:
+            return "open: no key is needed"
+        return "with a key"
 
-    async def models(self, request: Request, by_client: bool = True) -> list[dict[str, Any]]:
-        """The backend's models; as its client's own key sees them, where that is the one for the upstream. Raises APIError."""
-        call: Call = request.scope["call"]
-        if not isinstance(self.backend, Mock):
-            call.watch()
-        rows = await self.backend.models(self.for_upstream(call) if by_client else "")
-        call.unwatch()
-        return rows
+    def summary(self) -> str:
+        """The backends and the keys, for the line at the start."""
+        return f"{backend_summary(self.backend)}; {self.auth_summary()}"
 
-    async def accompanied(self, call: Call, chat: Chat, owner: str) -> Deltas:
-        """The answer of a chat that is stored, goes on, or has hooks: parsed, so that it can be seen and kept."""
-        if chat.payload.get("completion_id"):
-            await self.stored.go_on(chat, owner)
-        stored = bool(chat.payload.get("store"))
-        chat.relay, chat.stored = False, stored  # upstreams repeat their ids: what is stored has one of ours
-        if stored:
-            dumps(chat.payload)  # what cannot be written is refused now, not after the answer
-        if self.before:
-            before = list(chat.messages)
-            await run_hooks(self.before, chat)
-            chat.body = b""
-            if chat.new_messages is not None:
-                chat.new_messages = still_new(before, chat.new_messages, chat.messages)
-        deltas = self.backend.stream(chat)
-        if stored or (self.after and chat.stream):
-            return self.seen(chat, deltas, (owner, call.id) if stored else None)
-        return deltas
-
-    async def finished(self, chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
-        """The completion, after the hooks have seen it."""
-        whole = chat.completion = completion(chat, deltas)
-        if self.after:
-            await run_hooks(self.after, chat, whole)
-        return whole
-
-    async def seen(self, chat: Chat, deltas: Deltas, kept_for: tuple[str, str] | None) -> Deltas:
-        """The same Deltas; before their end the hooks see the completion, and the store has it (for an owner, by a request)."""
-        all_of_them: list[Delta] = []
-        left = self.settings.max_reply_bytes
-        async with aclosing(deltas):
-            async for delta in deltas:
-                more = orjson.dumps([delta.fields, delta.logprobs]) if delta.fields or delta.logprobs else b""
-                left -= 100 + len(delta.content) + len(more)  # 100: about what an empty one takes
-                if left < 0:
-                    raise unusable(TOO_LARGE, "too large", self.settings.upstream_failure_status)
-                all_of_them.append(delta)
-                yield delta
-        whole = await self.finished(chat, all_of_them)
-        if kept_for:
-            await self.stored.put(chat, whole, *kept_for)
+    async def close(self) -> None:
+        await self.store.close()
+        if self.rate_limit is not None:
+            await self.rate_limit.close()
 
 
-def owner_id(who: str) -> str:
-    """Whose a stored completion is: the store sees no key."""
-    kind, _, key = who.partition(":")
-    return f"{kind}:{sha256(key.encode('latin-1')).hexdigest()[:32]}" if kind in ("key", "open") else who
+class Endpoint:
+    """One API surface: a parser (bytes to ChatRequest) and a rendering (Deltas to bytes)."""
 
-
-BEARER = [(b"www-authenticate", b"Bearer")]
-
-
-class ChatCompletions:
-    """POST /v1/chat/completions: one JSON object, or SSE chunks if `stream` is true."""
-
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        parse: Parse,
+        rendering: Callable[[ChatRequest, ResponseInfo], Rendering],
+    ) -> None:
         self.gateway = gateway
+        self.parse = parse
+        self.rendering = rendering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope["call"]
-        path_model = scope["path_params"].get("model", "")
-        chat, deltas = await self.gateway.chat(call, parse_chat, self.gateway.settings.openai_model, path_model)
-        if chat.stream:
-            await stream(call, chat, deltas, Chunks(chat))
+        """Admit, read and parse a request, and answer it."""
+        context: RequestContext = scope["context"]
+        gateway = self.gateway
+        identity = await gateway.admit(context)
+        gateway.gate.check()  # before the body, which may be large
+        body = await context.body(gateway.settings.max_body_bytes)
+        with gateway.gate:  # after the body, which may arrive slowly
+            if gateway.debug:
+                log.debug("%s %s", context.id, loggable(body, gateway.secrets))
+            authorization = gateway.auth.upstream_authorization(context)
+            path_model = scope["path_params"].get("model", "")
+            # The answer alone holds the request: a long stream need not keep the conversation.
+            await self.answer(context, self.parse(body, authorization, path_model), identity)
+
+    async def answer(self, context: RequestContext, request: ChatRequest, identity: str) -> None:
+        gateway = self.gateway
+        info = ResponseInfo(
+            id=f"chatcmpl-{random_hex()}",
+            created=int(time.time()),
+            model=request.model,
+            backend=gateway.backend.name,
+        )
+        context.info = info
+        rendering = self.rendering(request, info)
+        deltas = await gateway.deltas(request, info, identity, context.id)
+        watch = context.watch() if gateway.waits else nullcontext()
+        if request.stream:
+            del request
+            await self.stream(context, rendering, deltas, info, watch)
             return
-        async with aclosing(deltas):
-            found = [delta async for delta in deltas]
+        del request
+        with watch:
+            async with aclosing(deltas):
+                found = [delta async for delta in deltas]
         if len(found) == 1 and found[0].raw:
             body = found[0].raw
         else:
-            body = orjson.dumps(chat.completion or await self.gateway.finished(chat, found))
-        call.unwatch()
-        await call.respond(200, JSON_TYPE + chat.headers, body)
+            body = orjson.dumps(rendering.document(found))
+        await context.respond(200, JSON_TYPE + info.headers, body)
+
+    async def stream(
+        self,
+        context: RequestContext,
+        rendering: Rendering,
+        deltas: Deltas,
+        info: ResponseInfo,
+        watch: AbstractContextManager[None],
+    ) -> None:
+        """Send Deltas as they come. A failure before the first has a status; one after it, the rendering's form."""
+        async with aclosing(deltas):  # a client that leaves closes the upstream, too
+            with watch:
+                first = await anext(deltas, None)
+                await context.start_stream([*rendering.headers, *info.headers])
+                try:
+                    if first is not None:
+                        await context.send_body(rendering(first), more=True)
+                    async for delta in deltas:
+                        body = delta.raw or rendering(delta)
+                        if body:
+                            await context.send_body(body, more=True)
+                    end = rendering.end()
+                except (
+                    Exception,
+                    asyncio.CancelledError,
+                ) as exc:  # hooks and user functions raise, too
+                    failure = self.failure(context, rendering, exc)
+                    if failure is None:
+                        return
+                    end = failure
+        await context.send_body(end, more=False)
+
+    def failure(
+        self, context: RequestContext, rendering: Rendering, exc: BaseException
+    ) -> bytes | None:
+        """The last bytes of a stream that fails; None if the connection is cut, or the client left."""
+        error: APIError | None
+        if isinstance(exc, Exception):
+            error = context.scope["app"].edge.api_error(context, exc)
+        else:
+            error = context.cancellation()
+        if error is None:
+            return None
+        context.error = error.reason
+        return rendering.failure(error)
 
 
-class Ask:
-    """POST /ask: the reply as plain text, in pieces as they come."""
+class InfoRoutes:
+    """The routes about the server itself."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
-        backend = gateway.backend
-        self.model = gateway.settings.openai_model or (backend.default() if isinstance(backend, Several) else "default")
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        call: Call = scope["call"]
-        chat, deltas = await self.gateway.chat(call, parse_ask, self.model)
-        await stream(call, chat, deltas, PlainText(chat))
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/models", self.models),
+            Route("/models/{id:path}", self.model),
+            Route("/", self.health),
+            Route("/health", self.health),
+            Route("/info", self.info),
+            Route("/docs/websocket", self.websocket_note),
+        ]
 
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models: the models of the backend."""
+        cards = await self.cards(request)
+        return JSONResponse({"object": "list", "data": cards})
 
-async def stream(call: Call, chat: Chat, deltas: Deltas, rendering: Chunks | PlainText) -> None:
-    """Send Deltas as they come. A failure before the first has its own status; one after it, the rendering's form."""
-    async with aclosing(deltas):  # a client that goes away closes the upstream, too
-        first = await anext(deltas, None)
-        await call.send_start(
-            {"type": "http.response.start", "status": 200, "headers": [*rendering.headers, *chat.headers]}
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{id}: one model."""
+        id = request.path_params["id"]
+        for card in await self.cards(request):
+            if card["id"] == id:
+                return JSONResponse(card)
+        raise no_such_model(id)
+
+    async def cards(self, request: Request) -> list[JSONObject]:
+        context: RequestContext = request.scope["context"]
+        await self.gateway.admit(context)
+        authorization = self.gateway.auth.upstream_authorization(context)
+        return await self.gateway.models(context, authorization)
+
+    async def health(self, request: Request) -> Response:
+        """GET / and GET /health: the server runs."""
+        return JSONResponse(
+            {"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__}
         )
-        send = call.raw_send
+
+    async def info(self, request: Request) -> Response:
+        """GET /info: backends, models, and the theme of the pages."""
         try:
-            if first is not None:
-                body = rendering(first)
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-            async for delta in deltas:
-                if body := delta.raw or rendering(delta):
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-            end = rendering.end()
-        except (Exception, asyncio.CancelledError) as exc:  # what hooks and backends of one's own raise, too
-            cancelled = isinstance(exc, asyncio.CancelledError)
-            error = call.cancelled() if cancelled else call.scope["app"].front.api_error(call, exc)
-            call.error = error.reason if error else ""
-            if error is None or (told := rendering.failure(error)) is None:
-                return
-            end = told
-    call.unwatch()
-    await send({"type": "http.response.body", "body": end})
+            cards = await self.gateway.models(request.scope["context"])
+        except APIError:
+            cards = []
+        return JSONResponse(
+            {
+                "name": "rewrap",
+                "version": __version__,
+                "description": DESCRIPTION,
+                "backends": [backend.name for backend in self.gateway.backends],
+                "models": [card["id"] for card in cards],
+                "theme": THEME,
+            }
+        )
+
+    async def websocket_note(self, request: Request) -> Response:
+        """GET /docs/websocket: what to use instead of websockets."""
+        return JSONResponse(WEBSOCKET_NOTE)
+
+
+class Rewrap(Starlette):
+    """A Starlette app with EdgeMiddleware in place of the default middleware stack."""
+
+    def __init__(self, settings: Settings, gateway: Gateway, routes: Sequence[BaseRoute]) -> None:
+        super().__init__(routes=routes, lifespan=self.lifespan)
+        self.settings = settings
+        self.gateway = gateway
+        self.router.redirect_slashes = False
+        self.announced = False  # the line at the start is logged
+        options = EdgeOptions(
+            allow_origins=settings.allow_origins,
+            allowed_hosts=settings.allowed_hosts,
+            grace_seconds=settings.grace_seconds,
+            invalid_request_status=settings.invalid_request_status,
+        )
+        self.edge = EdgeMiddleware(self.router, options)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.edge
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        if not self.announced and parent_process() is None:
+            log.info("rewrap %s: %s", __version__, self.gateway.summary())
+        self.edge.stopping = False
+        if self.edge.logs_lines:  # in place of uvicorn's lines; a mounted app gets no lifespan
+            logging.getLogger("uvicorn.access").disabled = True
+        await self.gateway.store.open()
+        async with self.gateway.transport, graceful(self.edge.drain, self.settings.grace_seconds):
+            yield
+        self.edge.access_log.flush()
+        await self.gateway.close()
 
 
 def create_app(
     settings: Settings | None = None,
     transport: httpx.AsyncBaseTransport | None = None,
-    backend: Backend | Callable[[Chat], Any] | None = None,
+    backend: Backend | Callable[[ChatRequest], object] | None = None,
 ) -> Rewrap:
-    """The app. Raises ValueError, in one line, for settings that cannot be.
+    """The app. Raises ValueError, in one line that names the setting.
 
-    `transport` is the way to the upstream: a mock in tests, a pool of our own without one. `backend` answers instead of what
-    the settings name: a Backend, or a function of the Chat that gives or yields text.
+    `transport` carries requests to the upstream: a mock in tests; by default a pool of this project. `backend` replaces the one
+    that the settings name: a Backend, or a function of a ChatRequest that returns or yields text. Reads no environment.
     """
     settings = settings or Settings()
-    settings = replace(settings, revoked_keys=keys.revoked_ids(settings.revoked_keys))
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     log.setLevel(settings.log_level.upper())
     timeout = settings.connect_timeout_seconds
-    transport = transport or Transport(settings.max_connections, timeout, proxy=settings.upstream_proxy)
-    client = Client(transport, timeout)
+    if transport is None:
+        transport = Transport(settings.max_connections, timeout, proxy=settings.upstream_proxy)
     if backend is None:
-        backend = backend_of(settings, client)
-    gateway = Gateway(settings, Function(backend) if callable(backend) else backend)
+        backend = build_backend(settings, Client(transport, timeout))
+    elif callable(backend):
+        backend = CallableBackend(backend)
+    gateway = Gateway(settings, backend, transport)
+    return Rewrap(settings, gateway, routes(gateway))
 
-    async def models(request: Request) -> Response:
-        """GET /v1/models: the models of the backend."""
-        await gateway.owner(request)
-        return JSON({"object": "list", "data": await gateway.models(request)})
 
-    async def model(request: Request) -> Response:
-        """GET /v1/models/{id}: one model."""
-        await gateway.owner(request)
-        id = request.path_params["id"]
-        for row in await gateway.models(request):
-            if row["id"] == id:
-                return JSON(row)
-        raise no_such_model(id)
-
-    async def health(request: Request) -> Response:
-        """GET / and GET /health: whether it serves."""
-        return JSON({"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__})
-
-    async def info(request: Request) -> Response:
-        """GET /info: who answers, and the theme of the pages."""
-        try:
-            names = [row["id"] for row in await gateway.models(request, by_client=False)]
-        except APIError:
-            names = []
-        about = {"name": "rewrap", "version": __version__, "description": "Any chat URL as an OpenAI API"}
-        return JSON(about | {"backends": [row.name for row in gateway.backends], "models": names, "theme": THEME})
-
-    async def websocket_note(request: Request) -> Response:
-        """GET /docs/websocket: what to use in place of websockets."""
-        return JSON(WEBSOCKET_NOTE)
-
-    @asynccontextmanager
-    async def lifespan(app: Rewrap) -> AsyncIterator[None]:
-        if not announced and parent_process() is None:
-            log.info("rewrap %s: %s%s", __version__, who_answers(gateway.backend), who_may(gateway))
-        app.front.stopping = False
-        if app.front.logs_lines:  # one line a request, ours; where this is only mounted, no lifespan comes here
-            logging.getLogger("uvicorn.access").disabled = True
-        await gateway.store.open()
-        async with (
-            transport,
-            graceful(app.front.drain, settings.grace_seconds),
-        ):  # a closed client would not start again
-            yield
-        app.front.access.flush()
-        await gateway.store.close()
-        if gateway.rate_limit:
-            await gateway.rate_limit.close()
-
-    chat_completions = ChatCompletions(gateway)
-    routes = [
-        Route("/chat/completions", chat_completions, methods=["POST"]),
-        Route("/openai/deployments/{model}/chat/completions", chat_completions, methods=["POST"]),
-        Route("/ask", Ask(gateway), methods=["POST"]),
-        *gateway.stored.routes(),
-        Route("/models", models),
-        Route("/models/{id:path}", model),
-        Route("/", health),
-        Route("/health", health),
-        Route("/info", info),
-        Route("/docs/websocket", websocket_note),
-        *docs_routes(document(__version__), assets=settings.docs_assets_url, theme=THEME),
+def routes(gateway: Gateway) -> list[BaseRoute]:
+    """All routes. The edge takes `/v1` and repeated slashes from a path before it is looked up here."""
+    settings = gateway.settings
+    backend = gateway.backend
+    ask_model = settings.openai_model or "default"
+    if isinstance(backend, ModelRouter) and not settings.openai_model:
+        ask_model = backend.default_model()
+    chat = Endpoint(gateway, partial(parse_chat, settings.openai_model), ChatRendering)
+    ask = Endpoint(gateway, partial(parse_ask, ask_model), TextRendering)
+    stored = StoredRoutes(gateway.store, gateway.owner, gateway.body)
+    openapi = document(__version__)
+    return [
+        Route("/chat/completions", chat, methods=["POST"]),
+        Route("/openai/deployments/{model}/chat/completions", chat, methods=["POST"]),
+        Route("/ask", ask, methods=["POST"]),
+        *stored.routes(),
+        *InfoRoutes(gateway).routes(),
+        *docs_routes(openapi, assets=settings.docs_assets_url, theme=THEME),
     ]
-    return Rewrap(settings, gateway, routes=routes, lifespan=lifespan)
 
 
-def who_may(gateway: Gateway) -> str:
-    return "; open: no key is asked for" if gateway.open else "; with a key"
+# The command line.
 
 
 def load_app() -> Rewrap:
-    """The app of the environment. Bad configuration stops the start with one line."""
+    """The app of the environment. A wrong configuration stops the start with one line."""
     try:
         return create_app(Settings.load())
     except ValueError as error:
         sys.exit(f"rewrap: {error}")
 
 
-announced = False
+def __getattr__(name: str) -> Rewrap:
+    """`main:app` for uvicorn, made when it is first used: an import reads no environment."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    app = load_app()
+    globals()["app"] = app
+    return app
 
 
-def serve(settings: Settings) -> None:
-    """Until a signal. The one line at the start says where, and who answers."""
+def serve() -> None:
+    """Serve until a signal. One line at the start has the address and the backends."""
+    app = load_app()
+    settings = app.settings
 
     def announce(address: str) -> None:
-        global announced
-        announced = True
-        log.info("rewrap %s on %s: %s%s", __version__, address, who_answers(app.gateway.backend), who_may(app.gateway))
-        if app.gateway.open and not is_loopback(settings.host):
+        app.announced = True
+        log.info("rewrap %s on %s: %s", __version__, address, app.gateway.summary())
+        if app.gateway.auth.open and not is_loopback(settings.host):
             log.warning(
-                "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: whoever reaches it may chat.", settings.host
+                "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: every client that reaches it may chat.",
+                settings.host,
             )
 
-    run(
-        app if settings.workers == 1 else "main:app",
+    serve_app(
+        app if settings.workers == 1 else "rewrap.main:app",
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
@@ -522,17 +439,50 @@ def serve(settings: Settings) -> None:
     )
 
 
-app = load_app()
+def check() -> int:
+    """`rewrap check`: print the backends of a configuration. The exit status is 2 if it is wrong."""
+    try:
+        app = create_app(Settings.load())
+    except ValueError as error:
+        print(f"rewrap: {error}", file=sys.stderr)
+        return 2
+    print(f"rewrap: {app.gateway.summary()}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: `rewrap [serve|check|key|probe] ...`; gives the exit status."""
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        print(f"rewrap: {error}", file=sys.stderr)
+        return 2
+    os.environ |= arguments.settings  # workers are processes, and read the settings again
+    return run_command(arguments)
+
+
+def run_command(arguments: Arguments) -> int:
+    match arguments.command:
+        case "help" | "version":
+            print(arguments.text)
+        case "check":
+            return check()
+        case "key":
+            from rewrap.server.keys import key_command
+
+            try:
+                secret_key = Settings.load().secret_key
+            except ValueError as error:
+                sys.exit(f"rewrap: {error}")
+            return key_command(arguments.rest, secret_key)
+        case "probe":
+            from rewrap.probe import probe_command
+
+            return probe_command(arguments.rest)
+        case _:
+            serve()
+    return 0
+
 
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case []:
-            serve(app.settings)
-        case ["key", *arguments]:
-            sys.exit(keys.run(arguments, app.settings.secret_key))
-        case ["probe", *arguments]:
-            sys.exit(probe.run(arguments, known_shapes(), AnyShape(), shape_of))
-        case _:
-            sys.exit(
-                "rewrap: main.py serves; main.py key USER makes a key; main.py probe URL finds out what a URL speaks"
-            )
+    sys.exit(main())

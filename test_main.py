@@ -20,11 +20,12 @@ import httpx
 import pytest
 import respx
 from conftest import no_errors  # noqa: F401  # for each test here, too
+from rewrap.backends import ChatURL
+from rewrap.main import Rewrap, create_app
 
-from backends import ChatURL, words
-from extras.keys import sign
-from extras.settings import Settings, variables
-from main import Rewrap, create_app
+from rewrap.config.settings import Settings, variables
+from rewrap.server.keys import sign
+from rewrap.types import words
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parent
@@ -33,7 +34,11 @@ CHAT_URL = "http://bot.internal:9000/secret-path/chat"
 API_BASE = "http://llm.internal:8080/v1"
 ASKED = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Greet the world, please."}]}
 HARD = 'Grüße,  "世界"! 👋🏽\r\n\n\t one\u2028two\u0085three </script> [DONE]\ndata: x '
-Answer = httpx.Response | Exception | Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
+Answer = (
+    httpx.Response
+    | Exception
+    | Callable[[httpx.Request], httpx.Response | Awaitable[httpx.Response]]
+)
 
 
 @pytest.fixture
@@ -48,7 +53,8 @@ def rewrap(upstream: respx.MockRouter | None = None, **settings: Any) -> Rewrap:
     """The app with these settings; any way to an upstream that is not mocked fails."""
     router = upstream or respx.MockRouter()
     return create_app(
-        Settings(**({"store_url": "sqlite://"} | settings)), transport=httpx.MockTransport(router.async_handler)
+        Settings(**({"store_url": "sqlite://"} | settings)),
+        transport=httpx.MockTransport(router.async_handler),
     )
 
 
@@ -75,7 +81,9 @@ def openai(answer: Answer, **settings: Any) -> tuple[httpx.AsyncClient, respx.Ro
     return client(rewrap(router, openai_api_base=API_BASE, **settings)), route
 
 
-def streamed(*pieces: bytes | Exception, kind: str = "text/event-stream", pause: float = 0) -> httpx.Response:
+def streamed(
+    *pieces: bytes | Exception, kind: str = "text/event-stream", pause: float = 0
+) -> httpx.Response:
     """An upstream's answer in these pieces; an exception breaks it off there."""
 
     async def content() -> AsyncIterator[bytes]:
@@ -89,18 +97,38 @@ def streamed(*pieces: bytes | Exception, kind: str = "text/event-stream", pause:
 
 
 def data(value: Any) -> bytes:
-    return b"data: " + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode() + b"\n\n"
+    return (
+        b"data: "
+        + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)).encode()
+        + b"\n\n"
+    )
 
 
 def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
     """A chunk as an OpenAI-compatible upstream sends it."""
     choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
-    return {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 7, "model": "up", "choices": choices}
+    return {
+        "id": "chatcmpl-up",
+        "object": "chat.completion.chunk",
+        "created": 7,
+        "model": "up",
+        "choices": choices,
+    }
 
 
-def openai_object(message: dict[str, Any], finish_reason: str = "stop", **more: Any) -> dict[str, Any]:
-    choices = [{"index": 0, "message": {"role": "assistant"} | message, "finish_reason": finish_reason}]
-    return {"id": "chatcmpl-up", "object": "chat.completion", "created": 7, "model": "up", "choices": choices} | more
+def openai_object(
+    message: dict[str, Any], finish_reason: str = "stop", **more: Any
+) -> dict[str, Any]:
+    choices = [
+        {"index": 0, "message": {"role": "assistant"} | message, "finish_reason": finish_reason}
+    ]
+    return {
+        "id": "chatcmpl-up",
+        "object": "chat.completion",
+        "created": 7,
+        "model": "up",
+        "choices": choices,
+    } | more
 
 
 def envelope(answer: httpx.Response) -> dict[str, Any]:
@@ -125,7 +153,11 @@ def every_event(answer: httpx.Response) -> list[str]:
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.text.endswith("\n\n")
-    events = [event for event in answer.text.removesuffix("\n\n").split("\n\n") if not event.startswith(":")]
+    events = [
+        event
+        for event in answer.text.removesuffix("\n\n").split("\n\n")
+        if not event.startswith(":")
+    ]
     assert all(event.startswith("data: ") and "\n" not in event for event in events)
     return [event.removeprefix("data: ") for event in events]
 
@@ -167,7 +199,13 @@ class Wire:
     def __init__(self, app: Rewrap, path: str, payload: Any) -> None:
         self.body = json.dumps(payload).encode()
         self.sent: asyncio.Queue[Any] = asyncio.Queue()
-        names = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b""}
+        names = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+        }
         self.task = asyncio.create_task(app({**names, "headers": []}, self.receive, self.sent.put))
 
     async def receive(self) -> dict[str, Any]:
@@ -220,7 +258,9 @@ async def test_one_model_is_found_by_its_id_and_an_unknown_one_is_not() -> None:
 
 async def test_an_upstreams_models_are_asked_for_once_and_kept() -> None:
     router = respx.MockRouter()
-    listed = {"data": [{"id": "llama", "object": "model", "created": 5, "owned_by": "meta", "extra": 1}]}
+    listed = {
+        "data": [{"id": "llama", "object": "model", "created": 5, "owned_by": "meta", "extra": 1}]
+    }
     route = router.get(f"{API_BASE}/models").respond(json=listed)
     app = rewrap(router, openai_api_base=API_BASE, openai_api_key="sk-server")
     for _ in range(2):
@@ -231,8 +271,12 @@ async def test_an_upstreams_models_are_asked_for_once_and_kept() -> None:
     assert (await client(app).get("/v1/models/llama")).json()["owned_by"] == "meta"
 
 
-@pytest.mark.parametrize("answer", [httpx.Response(500), httpx.Response(200, text="<html>"), httpx.ConnectError("")])
-async def test_an_upstream_that_cannot_list_its_models_has_the_default_one(answer: httpx.Response | Exception) -> None:
+@pytest.mark.parametrize(
+    "answer", [httpx.Response(500), httpx.Response(200, text="<html>"), httpx.ConnectError("")]
+)
+async def test_an_upstream_that_cannot_list_its_models_has_the_default_one(
+    answer: httpx.Response | Exception,
+) -> None:
     router = respx.MockRouter()
     good = isinstance(answer, httpx.Response)
     router.get(f"{API_BASE}/models").mock(**{"return_value" if good else "side_effect": answer})
@@ -255,7 +299,9 @@ SPELLINGS = ["/v1", "", "//v1", "/v1/", "/v1/v1", "/openai/v1", "/"]
 
 @pytest.mark.parametrize("prefix", SPELLINGS)
 @pytest.mark.parametrize("ending", ["", "/"])
-async def test_chats_are_completed_under_every_spelling_of_the_path(prefix: str, ending: str) -> None:
+async def test_chats_are_completed_under_every_spelling_of_the_path(
+    prefix: str, ending: str
+) -> None:
     answer = await client().post(f"http://proxy{prefix}/chat/completions{ending}", json=ASKED)
     assert "Greet the world, please." in text(answer)
 
@@ -304,14 +350,25 @@ async def test_ask_answers_with_the_text_alone(prefix: str) -> None:
 
 
 async def test_ask_takes_messages_as_the_ai_sdk_sends_them() -> None:
-    parts = [{"type": "step-start"}, {"type": "text", "text": "Greet the world, "}, {"type": "text", "text": "please."}]
+    parts = [
+        {"type": "step-start"},
+        {"type": "text", "text": "Greet the world, "},
+        {"type": "text", "text": "please."},
+    ]
     plain = (await client().post("/ask", json=ASKED)).text
-    for message in ({"id": "1", "role": "user", "parts": parts}, {"role": "user", "content": "", "parts": parts}):
-        answer = await client().post("/ask", json={"id": "c", "trigger": "submit-message", "messages": [message]})
+    for message in (
+        {"id": "1", "role": "user", "parts": parts},
+        {"role": "user", "content": "", "parts": parts},
+    ):
+        answer = await client().post(
+            "/ask", json={"id": "c", "trigger": "submit-message", "messages": [message]}
+        )
         assert answer.text == plain
 
 
-async def test_ask_takes_what_is_no_message_of_the_ai_sdk_for_none_and_names_the_parts_that_do_not_go_along() -> None:
+async def test_ask_takes_what_is_no_message_of_the_ai_sdk_for_none_and_names_the_parts_that_do_not_go_along() -> (
+    None
+):
     parts = [
         {"type": "step-start"},
         {"type": "text", "text": "Greet the world, please."},
@@ -320,7 +377,10 @@ async def test_ask_takes_what_is_no_message_of_the_ai_sdk_for_none_and_names_the
         {"type": "x\r\nset-cookie: a=b"},
         {"type": 5},
     ]
-    messages = [{"role": "data", "content": "x", "data": {"a": 1}}, {"id": "1", "role": "user", "parts": parts}]
+    messages = [
+        {"role": "data", "content": "x", "data": {"a": 1}},
+        {"id": "1", "role": "user", "parts": parts},
+    ]
     some, route = chat_url(httpx.Response(200, json={"reply": "Hi"}))
     answer = await some.post("/ask", json={"messages": messages})
     assert answer.text == "Hi"
@@ -367,7 +427,9 @@ async def test_health_is_told_to_anybody() -> None:
 async def test_info_tells_who_answers_and_the_theme_but_no_secret() -> None:
     router = respx.MockRouter()
     secrets = {"chat_headers": {"Authorization": "Bearer sk-upstream"}, "api_keys": ("sk-client",)}
-    answer = await client(rewrap(router, chat_url=CHAT_URL, openai_model="bot-1", **secrets)).get("/info")
+    answer = await client(rewrap(router, chat_url=CHAT_URL, openai_model="bot-1", **secrets)).get(
+        "/info"
+    )
     assert answer.status_code == 200
     body = answer.json()
     assert body["name"] == "rewrap"
@@ -379,7 +441,10 @@ async def test_info_tells_who_answers_and_the_theme_but_no_secret() -> None:
 
 
 async def test_info_names_each_of_several_backends(tmp_path: Path) -> None:
-    tables = [f'[[backend]]\nname = "{name}"\nkind = "mock"\nmodels = ["{name}"]\n' for name in ("one", "two")]
+    tables = [
+        f'[[backend]]\nname = "{name}"\nkind = "mock"\nmodels = ["{name}"]\n'
+        for name in ("one", "two")
+    ]
     (tmp_path / "c.toml").write_text("".join(tables))
     answer = await client(config=str(tmp_path / "c.toml")).get("/info")
     assert answer.json()["backends"] == ["one", "two"]
@@ -407,7 +472,9 @@ EVERY_KIND = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), EVERY_KIND)
-async def test_every_answer_has_a_request_id_of_its_own(method: str, path: str, body: bytes) -> None:
+async def test_every_answer_has_a_request_id_of_its_own(
+    method: str, path: str, body: bytes
+) -> None:
     preflight = {"origin": "https://a.example", "access-control-request-method": "POST"}
     some = client(allow_origins=("https://a.example",), max_body_bytes=2000)
     headers = preflight if method == "OPTIONS" else {"x-request-id": "mine"}
@@ -444,7 +511,9 @@ async def test_the_mock_ends_at_max_tokens_and_says_so(name: str, stream: bool) 
     answer = await client().post(CHAT, json=asked)
     assert text(answer) == "".join(words(whole)[:3])
     rows = chunks(answer) if stream else [answer.json()]
-    assert [c["finish_reason"] for row in rows for c in row["choices"] if c["finish_reason"]] == ["length"]
+    assert [c["finish_reason"] for row in rows for c in row["choices"] if c["finish_reason"]] == [
+        "length"
+    ]
     assert rows[-1]["usage"]["completion_tokens"] == 3
     roomy = await client().post(CHAT, json=ASKED | {name: 1000})
     assert (text(roomy), roomy.json()["choices"][0]["finish_reason"]) == (whole, "stop")
@@ -475,13 +544,21 @@ async def test_ask_sends_on_all_but_what_is_the_pages_own() -> None:
 async def test_what_clients_make_up_is_remembered_within_bounds() -> None:
     app = rewrap()
     for number in range(1000):
-        assert (await client(app).get(f"http://localhost:{number + 1}/v1/models")).status_code == 200
-    assert len(app.front.known_hosts) <= 100
+        assert (
+            await client(app).get(f"http://localhost:{number + 1}/v1/models")
+        ).status_code == 200
+    assert len(app.edge.hosts.known) <= 100
     router = respx.MockRouter()
-    router.post(url__regex=".*").respond(200, json={"candidates": [{"content": {"parts": [{"text": "Hi"}]}}]})
-    app = rewrap(router, chat_url="http://up.test/v1beta/models/{model}:generateContent", chat_shape="gemini")
+    router.post(url__regex=".*").respond(
+        200, json={"candidates": [{"content": {"parts": [{"text": "Hi"}]}}]}
+    )
+    app = rewrap(
+        router, chat_url="http://up.test/v1beta/models/{model}:generateContent", chat_shape="gemini"
+    )
     for number in range(400):
-        assert (await client(app).post(CHAT, json=ASKED | {"model": f"m-{number}"})).status_code == 200
+        assert (
+            await client(app).post(CHAT, json=ASKED | {"model": f"m-{number}"})
+        ).status_code == 200
     assert isinstance(app.gateway.backend, ChatURL)
     assert len(app.gateway.backend.targets) <= 256
 
@@ -489,15 +566,21 @@ async def test_what_clients_make_up_is_remembered_within_bounds() -> None:
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/embeddings", "/completions"])
 async def test_who_wants_another_api_is_told_which_there_is(path: str) -> None:
     error = envelope(await client().post(path, json={}))
-    assert error["message"].startswith(f"Invalid URL (POST {path}). This server has chat completions")
-    assert envelope(await client().post("/v1/nothing"))["message"] == "Invalid URL (POST /v1/nothing)"
+    assert error["message"].startswith(
+        f"Invalid URL (POST {path}). This server has chat completions"
+    )
+    assert (
+        envelope(await client().post("/v1/nothing"))["message"] == "Invalid URL (POST /v1/nothing)"
+    )
 
 
 async def test_the_key_of_an_azure_client_goes_to_an_upstream_as_others_do() -> None:
     some, route = openai(httpx.Response(200, json=openai_object({"content": "Hi"})))
     assert (await some.post(CHAT, json=ASKED, headers={"api-key": "sk-azure"})).status_code == 200
     assert route.calls.last.request.headers["authorization"] == "Bearer sk-azure"
-    some, route = openai(httpx.Response(200, json=openai_object({"content": "Hi"})), api_keys=("sk-azure",))
+    some, route = openai(
+        httpx.Response(200, json=openai_object({"content": "Hi"})), api_keys=("sk-azure",)
+    )
     assert (await some.post(CHAT, json=ASKED, headers={"api-key": "sk-azure"})).status_code == 200
     assert "authorization" not in route.calls.last.request.headers
 
@@ -542,7 +625,9 @@ async def test_a_stream_is_exact() -> None:
     assert answer.headers["x-accel-buffering"] == "no"
     assert "content-length" not in answer.headers
     first, *most, last = rows = chunks(answer)
-    (same,) = {tuple((name, value) for name, value in row.items() if name != "choices") for row in rows}
+    (same,) = {
+        tuple((name, value) for name, value in row.items() if name != "choices") for row in rows
+    }
     frame = dict(same)
     assert re.fullmatch(r"chatcmpl-\w{10,}", frame.pop("id"))
     assert isinstance(frame.pop("created"), int)
@@ -553,9 +638,13 @@ async def test_a_stream_is_exact() -> None:
         "system_fingerprint": None,
     }
     plain = {"index": 0, "logprobs": None, "finish_reason": None}
-    assert first["choices"] == [plain | {"delta": {"role": "assistant", "content": "", "refusal": None}}]
+    assert first["choices"] == [
+        plain | {"delta": {"role": "assistant", "content": "", "refusal": None}}
+    ]
     reply = text(await client().post(CHAT, json=ASKED))
-    assert [row["choices"] for row in most] == [[plain | {"delta": {"content": word}}] for word in words(reply)]
+    assert [row["choices"] for row in most] == [
+        [plain | {"delta": {"content": word}}] for word in words(reply)
+    ]
     assert last["choices"] == [plain | {"delta": {}, "finish_reason": "stop"}]
 
 
@@ -582,7 +671,12 @@ async def test_a_stream_of_two_choices_has_a_role_and_a_finish_for_each() -> Non
 
 
 async def test_no_stream_is_sent_to_who_does_not_ask_for_one() -> None:
-    for asked in ({}, {"stream": False}, {"stream": None}, {"stream_options": {"include_usage": True}}):
+    for asked in (
+        {},
+        {"stream": False},
+        {"stream": None},
+        {"stream_options": {"include_usage": True}},
+    ):
         answer = await client().post(CHAT, json=ASKED | asked)
         assert answer.json()["object"] == "chat.completion"
 
@@ -598,7 +692,11 @@ def said(**message: Any) -> dict[str, Any]:
 
 
 def wrong_type(param: str, expected: str, got: str) -> tuple[str, str, str]:
-    return f"Invalid type for '{param}': expected {expected}, but got {got} instead.", param, "invalid_type"
+    return (
+        f"Invalid type for '{param}': expected {expected}, but got {got} instead.",
+        param,
+        "invalid_type",
+    )
 
 
 def missing(param: str) -> tuple[str, str, str]:
@@ -608,7 +706,9 @@ def missing(param: str) -> tuple[str, str, str]:
 def beyond(param: str, noun: str, bound: str, got: str) -> tuple[str, str, str]:
     above = bound.startswith("<")
     side, code = ("above maximum", "above_max") if above else ("below minimum", "below_min")
-    message = f"Invalid '{param}': {noun} {side} value. Expected a value {bound}, but got {got} instead."
+    message = (
+        f"Invalid '{param}': {noun} {side} value. Expected a value {bound}, but got {got} instead."
+    )
     return message, param, f"{noun}_{code}_value"
 
 
@@ -639,7 +739,10 @@ WRONG: list[tuple[dict[str, Any], tuple[str | None, str | None, str | None]]] = 
     (said(content=["Hi"]), wrong_type("messages[0].content[0]", "an object", "a string")),
     (said(content=[{"text": "Hi"}]), missing("messages[0].content[0].type")),
     (said(content=[{"type": "text"}]), missing("messages[0].content[0].text")),
-    (said(content=[{"type": "text", "text": 1}]), wrong_type("messages[0].content[0].text", "a string", "an integer")),
+    (
+        said(content=[{"type": "text", "text": 1}]),
+        wrong_type("messages[0].content[0].text", "a string", "an integer"),
+    ),
     (
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "bad", "content": "Hi"}]},
         (f"Invalid value: 'bad'. {ROLES}", "messages[1].role", "invalid_value"),
@@ -669,7 +772,10 @@ WRONG: list[tuple[dict[str, Any], tuple[str | None, str | None, str | None]]] = 
     ({"max_tokens": -1}, beyond("max_tokens", "integer", ">= 0", "-1")),
     ({"max_tokens": "9"}, wrong_type("max_tokens", "an integer", "a string")),
     ({"max_completion_tokens": -1}, beyond("max_completion_tokens", "integer", ">= 0", "-1")),
-    ({"max_completion_tokens": 2.5}, wrong_type("max_completion_tokens", "an integer", "a decimal")),
+    (
+        {"max_completion_tokens": 2.5},
+        wrong_type("max_completion_tokens", "an integer", "a decimal"),
+    ),
     ({"stop": 5}, wrong_type("stop", "one of a string or array of strings", "an integer")),
     ({"stop": [5]}, wrong_type("stop[0]", "a string", "an integer")),
     ({"stop": ["a", "b", "c", "d", "e"]}, (None, "stop", "array_above_max_length")),
@@ -678,7 +784,10 @@ WRONG: list[tuple[dict[str, Any], tuple[str | None, str | None, str | None]]] = 
     ({"top_logprobs": 3, "logprobs": False}, (TOP, "top_logprobs", None)),
     ({"top_logprobs": 21, "logprobs": True}, beyond("top_logprobs", "integer", "<= 20", "21")),
     ({"stream": "yes"}, wrong_type("stream", "a boolean", "a string")),
-    ({"stream": True, "stream_options": True}, wrong_type("stream_options", "an object", "a boolean")),
+    (
+        {"stream": True, "stream_options": True},
+        wrong_type("stream_options", "an object", "a boolean"),
+    ),
     (
         {"stream": True, "stream_options": {"include_usage": 1}},
         wrong_type("stream_options.include_usage", "a boolean", "an integer"),
@@ -706,7 +815,10 @@ WRONG: list[tuple[dict[str, Any], tuple[str | None, str | None, str | None]]] = 
     ({"user": 5}, wrong_type("user", "a string", "an integer")),
     ({"metadata": "x"}, wrong_type("metadata", "an object", "a string")),
     ({"metadata": {"a": 1}}, wrong_type("metadata.a", "a string", "an integer")),
-    ({"metadata": {str(k): "v" for k in range(17)}}, (None, "metadata", "object_above_max_properties")),
+    (
+        {"metadata": {str(k): "v" for k in range(17)}},
+        (None, "metadata", "object_above_max_properties"),
+    ),
     ({"metadata": {"k" * 65: "v"}}, (None, "metadata", "string_above_max_length")),
     ({"metadata": {"k": "v" * 513}}, (None, "metadata.k", "string_above_max_length")),
     ({"store": "yes"}, wrong_type("store", "a boolean", "a string")),
@@ -717,21 +829,29 @@ def changed(change: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (ASKED | change).items() if value is not GONE}
 
 
-@pytest.mark.parametrize(("change", "told"), WRONG, ids=[f"{list(c)[-1]}-{i}" for i, (c, _) in enumerate(WRONG)])
-async def test_what_is_wrong_is_said_as_openai_says_it(change: dict[str, Any], told: tuple[str | None, ...]) -> None:
+@pytest.mark.parametrize(
+    ("change", "told"), WRONG, ids=[f"{list(c)[-1]}-{i}" for i, (c, _) in enumerate(WRONG)]
+)
+async def test_what_is_wrong_is_said_as_openai_says_it(
+    change: dict[str, Any], told: tuple[str | None, ...]
+) -> None:
     answer = await client().post(CHAT, json=changed(change))
     assert answer.status_code == 400
     message, param, code = told
     error = envelope(answer)
     assert error == {
-        "message": error["message"] if message is None else message,  # None: what OpenAI says was never recorded
+        "message": error["message"]
+        if message is None
+        else message,  # None: what OpenAI says was never recorded
         "type": "invalid_request_error",
         "param": param,
         "code": code,
     }
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"model": NaN}', b"Hi", b"[" * 5000, b'{"a": "\\ud800"}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"\xff", b'{"model": NaN}', b"Hi", b"[" * 5000, b'{"a": "\\ud800"}']
+)
 async def test_a_body_that_is_no_json_is_said_to_be_none(body: bytes) -> None:
     answer = await client().post(CHAT, content=body)
     assert answer.status_code == 400
@@ -749,25 +869,60 @@ async def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
 
 async def test_the_model_is_checked_first_then_the_messages_then_the_rest_by_name() -> None:
     wrong: dict[str, Any] = {"user": 5, "temperature": 9, "n": 0, "messages": [], "model": ""}
-    for param, mend in [(None, "model"), ("messages", "messages"), ("n", "n"), ("temperature", ""), ("user", "")]:
+    for param, mend in [
+        (None, "model"),
+        ("messages", "messages"),
+        ("n", "n"),
+        ("temperature", ""),
+        ("user", ""),
+    ]:
         assert envelope(await client().post(CHAT, json=wrong))["param"] == param
-        wrong = wrong | {mend: ASKED[mend]} if mend in ASKED else {k: v for k, v in wrong.items() if k != param}
+        wrong = (
+            wrong | {mend: ASKED[mend]}
+            if mend in ASKED
+            else {k: v for k, v in wrong.items() if k != param}
+        )
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 TURNS: list[list[dict[str, Any]]] = [
-    [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi", "name": "ann"}],
-    [{"role": "system", "content": [{"type": "text", "text": "Be brief."}]}, {"role": "user", "content": ""}],
-    [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}],
-    [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "input_audio", "input_audio": {}}]}],
+    [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": "Hi", "name": "ann"},
+    ],
+    [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        {"role": "user", "content": ""},
+    ],
+    [
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}],
+        }
+    ],
+    [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "a"}, {"type": "input_audio", "input_audio": {}}],
+        }
+    ],
     [
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "1", "content": "x"},
     ],
-    [{"role": "assistant", "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "1", "content": "x"}],
+    [
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "1", "content": "x"},
+    ],
     [{"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": ""}}],
-    [{"role": "function", "name": "f", "content": None}, {"role": "function", "name": "f", "content": "1"}],
-    [{"role": "function", "name": "f", "content": "1"}, {"role": "assistant", "content": None, "refusal": "No."}],
+    [
+        {"role": "function", "name": "f", "content": None},
+        {"role": "function", "name": "f", "content": "1"},
+    ],
+    [
+        {"role": "function", "name": "f", "content": "1"},
+        {"role": "assistant", "content": None, "refusal": "No."},
+    ],
 ]
 
 
@@ -778,7 +933,9 @@ async def test_conversations_as_clients_send_them_are_taken(messages: list[dict[
         ({"openai_api_base": API_BASE}, f"{API_BASE}/chat/completions"),
     ):
         router, _ = mocked(url, httpx.Response(200, json=openai_object({"content": "Yes."})))
-        answer = await client(rewrap(router, **settings)).post(CHAT, json=ASKED | {"messages": messages})
+        answer = await client(rewrap(router, **settings)).post(
+            CHAT, json=ASKED | {"messages": messages}
+        )
         assert text(answer) == "Yes."
     assert text(await client().post(CHAT, json=ASKED | {"messages": messages}))
 
@@ -817,7 +974,12 @@ EVERYTHING: dict[str, Any] = {
     "tool_choice": "none",
     "tools": [
         {
-            "function": {"name": "name", "description": "description", "parameters": {"foo": "bar"}, "strict": True},
+            "function": {
+                "name": "name",
+                "description": "description",
+                "parameters": {"foo": "bar"},
+                "strict": True,
+            },
             "type": "function",
         }
     ],
@@ -859,9 +1021,12 @@ async def test_an_unknown_url_is_404() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "allowed"), [("POST", "/v1/models", "GET"), ("PUT", CHAT, "POST"), ("PUT", "/models/x", "GET")]
+    ("method", "path", "allowed"),
+    [("POST", "/v1/models", "GET"), ("PUT", CHAT, "POST"), ("PUT", "/models/x", "GET")],
 )
-async def test_a_wrong_method_is_405_and_the_right_ones_are_told(method: str, path: str, allowed: str) -> None:
+async def test_a_wrong_method_is_405_and_the_right_ones_are_told(
+    method: str, path: str, allowed: str
+) -> None:
     answer = await client().request(method, path)
     assert answer.status_code == 405
     assert allowed in answer.headers["allow"]
@@ -904,7 +1069,9 @@ async def test_invalid_requests_are_422_where_it_is_set() -> None:
 
 
 @pytest.mark.logs_errors
-async def test_an_error_of_our_own_is_500_and_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_of_our_own_is_500_and_tells_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     some, _ = chat_url(RuntimeError("sk-boom"))
     for path in (CHAT, "/ask"):
         answer = await some.post(path, json=ASKED)
@@ -917,30 +1084,57 @@ async def test_an_error_of_our_own_is_500_and_tells_nothing(caplog: pytest.LogCa
 
 # Keys.
 
-TALKS = [("POST", CHAT), ("POST", "/chat/completions"), ("POST", "/ask"), ("GET", "/v1/models"), ("GET", "/models/x")]
+TALKS = [
+    ("POST", CHAT),
+    ("POST", "/chat/completions"),
+    ("POST", "/ask"),
+    ("GET", "/v1/models"),
+    ("GET", "/models/x"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), TALKS)
-async def test_where_something_talks_a_key_is_asked_for_before_the_payload_is_read(method: str, path: str) -> None:
+async def test_where_something_talks_a_key_is_asked_for_before_the_payload_is_read(
+    method: str, path: str
+) -> None:
     async def unread() -> AsyncIterator[bytes]:
         pytest.fail("the payload was read")
         yield b""
 
     some = client(api_keys=("sk-right-0123456789",))
-    for headers in ({}, {"authorization": ""}, {"authorization": "Bearer"}, {"authorization": "Basic c2s="}):
-        answer = await some.request(method, path, content=unread() if method == "POST" else None, headers=headers)
+    for headers in (
+        {},
+        {"authorization": ""},
+        {"authorization": "Bearer"},
+        {"authorization": "Basic c2s="},
+    ):
+        answer = await some.request(
+            method, path, content=unread() if method == "POST" else None, headers=headers
+        )
         assert answer.status_code == 401
         if path != "/ask":
             error = envelope(answer)
-            assert error["message"].startswith("You didn't provide an API key. You need to provide your API key in an")
-            assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, None)
-    answer = await some.request(method, path, headers={"authorization": "Bearer sk-wrong-0123456789"})
+            assert error["message"].startswith(
+                "You didn't provide an API key. You need to provide your API key in an"
+            )
+            assert (error["type"], error["param"], error["code"]) == (
+                "invalid_request_error",
+                None,
+                None,
+            )
+    answer = await some.request(
+        method, path, headers={"authorization": "Bearer sk-wrong-0123456789"}
+    )
     assert answer.status_code == 401
     assert "sk-wrong-0123456789" not in answer.text
     if path != "/ask":
         error = envelope(answer)
         assert error["message"].startswith("Incorrect API key provided: ")
-        assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", None, "invalid_api_key")
+        assert (error["type"], error["param"], error["code"]) == (
+            "invalid_request_error",
+            None,
+            "invalid_api_key",
+        )
 
 
 @pytest.mark.parametrize(
@@ -961,9 +1155,14 @@ async def test_any_of_the_keys_opens_in_either_header(headers: dict[str, str]) -
 async def test_each_change_of_one_character_of_a_key_is_refused() -> None:
     key = "sk-abcdef"
     some = client(api_keys=(key,))
-    wrong = [f"{key[:i]}{c}{key[i + 1 :]}" for i in range(len(key)) for c in ("", "X")] + [key + "X", key.upper()]
+    wrong = [f"{key[:i]}{c}{key[i + 1 :]}" for i in range(len(key)) for c in ("", "X")] + [
+        key + "X",
+        key.upper(),
+    ]
     for each in wrong:
-        assert (await some.get("/v1/models", headers={"authorization": f"Bearer {each}"})).status_code == 401
+        assert (
+            await some.get("/v1/models", headers={"authorization": f"Bearer {each}"})
+        ).status_code == 401
 
 
 async def test_without_keys_none_is_asked_for() -> None:
@@ -981,19 +1180,25 @@ PREFLIGHT = PAGE | {
 
 
 @pytest.mark.parametrize(("method", "path", "body"), EVERY_KIND[:-1])
-async def test_a_page_of_an_allowed_origin_may_read_every_answer(method: str, path: str, body: bytes) -> None:
+async def test_a_page_of_an_allowed_origin_may_read_every_answer(
+    method: str, path: str, body: bytes
+) -> None:
     some = client(allow_origins=("https://app.example", "https://b.example"), max_body_bytes=2000)
     answer = await some.request(method, path, content=body, headers=PAGE)
     assert answer.headers["access-control-allow-origin"] == "https://app.example"
     assert "x-request-id" in answer.headers["access-control-expose-headers"]
     assert "retry-after" in answer.headers["access-control-expose-headers"]
     assert "Origin" in answer.headers["vary"]
-    other = await some.request(method, path, content=body, headers={"origin": "https://evil.example"})
+    other = await some.request(
+        method, path, content=body, headers={"origin": "https://evil.example"}
+    )
     assert "access-control-allow-origin" not in other.headers
 
 
 async def test_errors_of_keys_and_upstreams_may_be_read_too() -> None:
-    some, _ = chat_url(httpx.ConnectError(""), allow_origins=("https://app.example",), api_keys=("k",))
+    some, _ = chat_url(
+        httpx.ConnectError(""), allow_origins=("https://app.example",), api_keys=("k",)
+    )
     for headers, status in ((PAGE, 401), (PAGE | {"authorization": "Bearer k"}, 502)):
         answer = await some.post(CHAT, json=ASKED, headers=headers)
         assert answer.status_code == status
@@ -1019,7 +1224,9 @@ async def test_a_preflight_of_another_origin_is_refused() -> None:
 
 @pytest.mark.parametrize("origins", [("*",), ("*", "https://app.example")])
 @pytest.mark.parametrize("cookie", [{}, {"cookie": "session=1"}])
-async def test_any_origin_and_credentials_never_come_together(origins: tuple[str, ...], cookie: dict[str, str]) -> None:
+async def test_any_origin_and_credentials_never_come_together(
+    origins: tuple[str, ...], cookie: dict[str, str]
+) -> None:
     some = client(allow_origins=origins)
     for answer in (
         await some.post(CHAT, json=ASKED, headers=PAGE | cookie),
@@ -1031,7 +1238,9 @@ async def test_any_origin_and_credentials_never_come_together(origins: tuple[str
 
 
 async def test_a_star_in_an_origin_stands_for_names_and_ports() -> None:
-    some = client(allow_origins=("https://*.app.example", "http://localhost:*", "https://one.example"))
+    some = client(
+        allow_origins=("https://*.app.example", "http://localhost:*", "https://one.example")
+    )
     for origin, may in {
         "https://a.app.example": True,
         "https://a.b.app.example": True,
@@ -1044,7 +1253,9 @@ async def test_a_star_in_an_origin_stands_for_names_and_ports() -> None:
         "https://evil.com/.app.example": False,
     }.items():
         answer = await some.post(CHAT, json=ASKED, headers={"origin": origin})
-        assert answer.headers.get("access-control-allow-origin") == (origin if may else None), origin
+        assert answer.headers.get("access-control-allow-origin") == (origin if may else None), (
+            origin
+        )
 
 
 async def test_without_origins_no_page_may_read() -> None:
@@ -1081,14 +1292,25 @@ async def test_a_chat_url_is_asked_for_what_the_client_asked() -> None:
         {"type": "text", "text": "two"},
     ]
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
-    asked = {"model": "gpt-4o", "messages": messages, "temperature": 0.5, "top_p": None, "my_field": {"a": [1]}}
-    answer = await some.post(CHAT, json=asked, headers={"authorization": "Bearer sk-client", "api-key": "sk-client"})
+    asked = {
+        "model": "gpt-4o",
+        "messages": messages,
+        "temperature": 0.5,
+        "top_p": None,
+        "my_field": {"a": [1]},
+    }
+    answer = await some.post(
+        CHAT, json=asked, headers={"authorization": "Bearer sk-client", "api-key": "sk-client"}
+    )
     assert text(answer) == "Hi"
     assert answer.json()["model"] == "gpt-4o"
     sent = route.calls.last.request
     assert json.loads(sent.content) == {
         "model": "gpt-4o",
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "one\ntwo"}],
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "one\ntwo"},
+        ],
         "temperature": 0.5,
         "my_field": {"a": [1]},
     }
@@ -1099,19 +1321,37 @@ async def test_a_chat_url_is_asked_for_what_the_client_asked() -> None:
 
 async def test_the_clients_key_never_goes_to_a_chat_url() -> None:
     some, route = chat_url(httpx.Response(200, json={"reply": "Hi"}))
-    await some.post(CHAT, json=ASKED, headers={"authorization": "Bearer sk-client", "api-key": "sk-client"})
+    await some.post(
+        CHAT, json=ASKED, headers={"authorization": "Bearer sk-client", "api-key": "sk-client"}
+    )
     assert "sk-client" not in str(route.calls.last.request.headers.raw)
 
 
 async def test_a_request_that_names_no_model_gets_the_default_one() -> None:
     some, route = chat_url(httpx.Response(200, json={"reply": "Hi"}), openai_model="bot-1")
     answer = await some.post(CHAT, json={"messages": ASKED["messages"]})
-    assert answer.json()["model"] == json.loads(route.calls.last.request.content)["model"] == "bot-1"
+    assert (
+        answer.json()["model"] == json.loads(route.calls.last.request.content)["model"] == "bot-1"
+    )
 
 
-NAMES = ["reply", "response", "answer", "message", "output", "text", "content", "generated_text", "result"]
+NAMES = [
+    "reply",
+    "response",
+    "answer",
+    "message",
+    "output",
+    "text",
+    "content",
+    "generated_text",
+    "result",
+]
 REPLIES: list[Any] = [{name: HARD} for name in NAMES]
-REPLIES += [{"status": "ok", "id": 7, wrapper: {name: HARD}} for wrapper in ("data", "result") for name in NAMES]
+REPLIES += [
+    {"status": "ok", "id": 7, wrapper: {name: HARD}}
+    for wrapper in ("data", "result")
+    for name in NAMES
+]
 REPLIES += [
     HARD,
     [HARD],
@@ -1129,7 +1369,9 @@ REPLIES += [
 @pytest.mark.parametrize("kind", ["application/json", "text/plain"])
 async def test_the_reply_is_found_in_whatever_json_comes_back(reply: Any, kind: str) -> None:
     content = json.dumps(reply, ensure_ascii=False).encode()
-    some, _ = chat_url(lambda request: httpx.Response(200, headers={"content-type": kind}, content=content))
+    some, _ = chat_url(
+        lambda request: httpx.Response(200, headers={"content-type": kind}, content=content)
+    )
     assert text(await some.post(CHAT, json=ASKED)) == HARD
     stream = await some.post(CHAT, json=ASKED | {"stream": True})
     assert text(stream) == HARD
@@ -1161,13 +1403,24 @@ def cut(content: bytes, size: int = 7) -> list[bytes]:
 PIECES = [HARD[at : at + 5] for at in range(0, len(HARD), 5)]
 LINES = {
     "sse-json": (b"".join(data({"reply": piece}) for piece in PIECES), "text/event-stream"),
-    "sse-json-done": (b"".join(map(data, [*({"text": piece} for piece in PIECES), "[DONE]"])), "text/event-stream"),
-    "sse-strings": (b"".join(data(json.dumps(piece)) for piece in PIECES), "text/event-stream"),
-    "sse-openai": (
-        b"".join(map(data, [*(chunk({"content": piece}) for piece in PIECES), chunk({}, "stop"), "[DONE]"])),
+    "sse-json-done": (
+        b"".join(map(data, [*({"text": piece} for piece in PIECES), "[DONE]"])),
         "text/event-stream",
     ),
-    "ndjson": (b"".join(json.dumps({"response": piece}).encode() + b"\n" for piece in PIECES), "application/x-ndjson"),
+    "sse-strings": (b"".join(data(json.dumps(piece)) for piece in PIECES), "text/event-stream"),
+    "sse-openai": (
+        b"".join(
+            map(
+                data,
+                [*(chunk({"content": piece}) for piece in PIECES), chunk({}, "stop"), "[DONE]"],
+            )
+        ),
+        "text/event-stream",
+    ),
+    "ndjson": (
+        b"".join(json.dumps({"response": piece}).encode() + b"\n" for piece in PIECES),
+        "application/x-ndjson",
+    ),
     "text": (HARD.encode(), "text/plain; charset=utf-8"),
 }
 
@@ -1203,7 +1456,10 @@ async def test_events_are_read_by_the_standard(end: bytes) -> None:
 PIECEWISE = {
     "sse-json": ([data({"reply": "One "}), data({"reply": "two."})], "text/event-stream"),
     "sse-text": ([data("One "), data("two.")], "text/event-stream"),
-    "sse-openai": ([data(chunk({"content": "One "})), data(chunk({"content": "two."}, "stop"))], "text/event-stream"),
+    "sse-openai": (
+        [data(chunk({"content": "One "})), data(chunk({"content": "two."}, "stop"))],
+        "text/event-stream",
+    ),
     "ndjson": ([b'{"reply": "One "}\n', b'{"reply": "two."}\n'], "application/x-ndjson"),
     "ndjson-as-json": ([b'{"reply": "One "}\n', b'{"reply": "two."}\n'], "application/json"),
     "text": ([b"One ", b"two."], "text/plain"),
@@ -1212,7 +1468,9 @@ PIECEWISE = {
 
 @pytest.mark.parametrize("kind", PIECEWISE)
 @pytest.mark.parametrize("path", [CHAT, "/ask"])
-async def test_a_piece_reaches_the_client_while_the_upstream_is_still_at_it(kind: str, path: str) -> None:
+async def test_a_piece_reaches_the_client_while_the_upstream_is_still_at_it(
+    kind: str, path: str
+) -> None:
     (one, two), media = PIECEWISE[kind]
     gate = asyncio.Event()
 
@@ -1221,7 +1479,9 @@ async def test_a_piece_reaches_the_client_while_the_upstream_is_still_at_it(kind
         await gate.wait()
         yield two
 
-    router, _ = mocked(CHAT_URL, httpx.Response(200, headers={"content-type": media}, content=content()))
+    router, _ = mocked(
+        CHAT_URL, httpx.Response(200, headers={"content-type": media}, content=content())
+    )
     wire = Wire(rewrap(router, chat_url=CHAT_URL), path, ASKED | {"stream": True})
     assert b"two." not in await wire.until(b"One ")
     gate.set()
@@ -1262,9 +1522,16 @@ async def test_tool_calls_of_a_chat_url_go_through() -> None:
 
 
 async def test_streamed_tool_calls_are_put_together_for_who_waits_for_json() -> None:
-    begin = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}
+    begin = {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "f", "arguments": ""},
+    }
     pieces = [{"index": 0, "function": {"arguments": piece}} for piece in ('{"lo', 'ng": 1}')]
-    rows = [chunk({"role": "assistant", "content": None})] + [chunk({"tool_calls": [row]}) for row in (begin, *pieces)]
+    rows = [chunk({"role": "assistant", "content": None})] + [
+        chunk({"tool_calls": [row]}) for row in (begin, *pieces)
+    ]
     content = b"".join(map(data, [*rows, chunk({}, "tool_calls"), "[DONE]"]))
     some, _ = chat_url(lambda request: streamed(content))
     choice = (await some.post(CHAT, json=ASKED)).json()["choices"][0]
@@ -1287,9 +1554,13 @@ async def test_reasoning_of_a_chat_url_goes_through_before_the_text() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("store", [False, True])
-async def test_a_reply_that_is_nested_too_deeply_is_a_failure_of_the_upstream(stream: bool, store: bool) -> None:
+async def test_a_reply_that_is_nested_too_deeply_is_a_failure_of_the_upstream(
+    stream: bool, store: bool
+) -> None:
     body = b'{"reply": "Hi", "figure": {"data": %b}}' % (b"[" * 250 + b"]" * 250)
-    some, _ = chat_url(httpx.Response(200, content=body, headers={"content-type": "application/json"}))
+    some, _ = chat_url(
+        httpx.Response(200, content=body, headers={"content-type": "application/json"})
+    )
     answer = await some.post(CHAT, json=ASKED | {"stream": stream, "store": store})
     assert answer.status_code == 502
     assert envelope(answer)["code"] == "bad_gateway"
@@ -1316,13 +1587,18 @@ async def test_on_an_open_server_a_stored_chat_belongs_to_the_key_that_was_sent(
 
 
 async def test_logprobs_of_a_chat_url_go_through_once() -> None:
-    logprobs = {"content": [{"token": "Yes", "logprob": -0.1, "bytes": None, "top_logprobs": []}], "refusal": None}
+    logprobs = {
+        "content": [{"token": "Yes", "logprob": -0.1, "bytes": None, "top_logprobs": []}],
+        "refusal": None,
+    }
     body = openai_object({"content": "Yes and no."})
     body["choices"][0]["logprobs"] = logprobs
     some, _ = chat_url(httpx.Response(200, json=body))
     assert (await some.post(CHAT, json=ASKED)).json()["choices"][0]["logprobs"] == logprobs
     rows = chunks(await some.post(CHAT, json=ASKED | {"stream": True}))
-    assert [row["choices"][0]["logprobs"] for row in rows if row["choices"][0]["logprobs"]] == [logprobs]
+    assert [row["choices"][0]["logprobs"] for row in rows if row["choices"][0]["logprobs"]] == [
+        logprobs
+    ]
 
 
 async def test_an_answer_of_a_megabyte_is_the_same_in_every_form() -> None:
@@ -1348,7 +1624,9 @@ ODD_SSE = [
 
 
 async def test_a_request_and_its_answer_pass_through_byte_for_byte() -> None:
-    some, route = openai(httpx.Response(200, headers={"content-type": "application/json"}, content=ODD_JSON))
+    some, route = openai(
+        httpx.Response(200, headers={"content-type": "application/json"}, content=ODD_JSON)
+    )
     body = b' {"messages":[{"role":"user","content":"Hi \\u00fc"}] ,"model":"m","temperature":1e0,"my":{"k":[null]}}'
     answer = await some.post(CHAT, content=body)
     assert answer.status_code == 200
@@ -1367,9 +1645,13 @@ async def test_a_stream_passes_through_byte_for_byte(size: int, end: bytes) -> N
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_behind_an_alias_the_models_name_alone_is_another(stream: bool, tmp_path: Path) -> None:
+async def test_behind_an_alias_the_models_name_alone_is_another(
+    stream: bool, tmp_path: Path
+) -> None:
     config = tmp_path / "backends.toml"
-    config.write_text(f'[[backend]]\nname = "a"\nkind = "openai"\nurl = "{API_BASE}"\nmodel = "small-2026"\n')
+    config.write_text(
+        f'[[backend]]\nname = "a"\nkind = "openai"\nurl = "{API_BASE}"\nmodel = "small-2026"\n'
+    )
     spoken = r'"object":"x", "model" : "small-2026-01-\"01", "my":[1.0,1e2], '
     said = r'"message":{"content":"\"model\": \"small-2026\""}'
     body = f'{{{spoken}"choices":[{{"index":0,{said},"finish_reason":"stop"}}]}}'
@@ -1408,7 +1690,12 @@ async def test_ask_in_front_of_an_openai_upstream_is_text() -> None:
 async def test_a_stream_is_made_of_an_upstreams_json_and_json_of_its_stream() -> None:
     some, _ = openai(httpx.Response(200, json=openai_object({"content": "One two."})))
     assert text(await some.post(CHAT, json=ASKED | {"stream": True})) == "One two."
-    rows = [chunk({"role": "assistant"}), chunk({"content": "One "}), chunk({"content": "two."}), chunk({}, "stop")]
+    rows = [
+        chunk({"role": "assistant"}),
+        chunk({"content": "One "}),
+        chunk({"content": "two."}),
+        chunk({}, "stop"),
+    ]
     some, _ = openai(streamed(b"".join(map(data, [*rows, "[DONE]"]))))
     assert text(await some.post(CHAT, json=ASKED)) == "One two."
 
@@ -1436,13 +1723,17 @@ KEYS += [({"api_keys": ("sk-client",), "openai_api_key": "sk-server"}, "Bearer s
 
 
 @pytest.mark.parametrize(("settings", "sent"), KEYS)
-async def test_the_clients_key_goes_along_only_where_the_server_has_none(settings: Any, sent: str | None) -> None:
+async def test_the_clients_key_goes_along_only_where_the_server_has_none(
+    settings: Any, sent: str | None
+) -> None:
     router, route = mocked(f"{API_BASE}/chat/completions", httpx.Response(200, content=ODD_JSON))
     models = router.get(f"{API_BASE}/models").respond(json={"data": [{"id": "m"}]})
     some = client(rewrap(router, openai_api_base=API_BASE, **settings))
     for call in (some.post(CHAT, json=ASKED, headers={"authorization": "Bearer sk-client"}),):
         assert (await call).status_code == 200
-    assert (await some.get("/v1/models", headers={"authorization": "Bearer sk-client"})).status_code == 200
+    assert (
+        await some.get("/v1/models", headers={"authorization": "Bearer sk-client"})
+    ).status_code == 200
     for request in (route.calls.last.request, models.calls.last.request):
         assert request.headers.get("authorization") == sent
 
@@ -1450,7 +1741,9 @@ async def test_the_clients_key_goes_along_only_where_the_server_has_none(setting
 async def test_what_one_clients_key_may_see_is_not_shown_to_the_next() -> None:
     router = respx.MockRouter()
     route = router.get(f"{API_BASE}/models").mock(
-        side_effect=lambda request: httpx.Response(200, json={"data": [{"id": request.headers["authorization"]}]})
+        side_effect=lambda request: httpx.Response(
+            200, json={"data": [{"id": request.headers["authorization"]}]}
+        )
     )
     some = client(rewrap(router, openai_api_base=API_BASE))
     for key in ("Bearer a", "Bearer b"):
@@ -1475,7 +1768,9 @@ async def test_of_an_upstreams_headers_only_those_that_clients_use_go_on() -> No
             answer = await some.post(CHAT, json=ASKED | {"stream": stream})
             assert answer.headers["openai-processing-ms"] == "12"
             assert answer.headers["x-ratelimit-remaining-requests"] == "9"
-            assert not {"set-cookie", "server", "access-control-allow-origin", "x-internal"} & set(answer.headers)
+            assert not {"set-cookie", "server", "access-control-allow-origin", "x-internal"} & set(
+                answer.headers
+            )
             assert "req_theirs" not in answer.headers["x-request-id"]
 
 
@@ -1484,18 +1779,30 @@ async def test_of_an_upstreams_headers_only_those_that_clients_use_go_on() -> No
 LEAK = "sk-upstream-0123456789 at http://bot.internal/ Traceback (most recent call last)"
 FAILURES: dict[str, tuple[httpx.Response | Exception, int]] = {
     "500": (httpx.Response(500, text=LEAK), 502),
-    "500-envelope": (httpx.Response(500, json={"error": {"message": LEAK, "type": "x", "code": "y"}}), 502),
+    "500-envelope": (
+        httpx.Response(500, json={"error": {"message": LEAK, "type": "x", "code": "y"}}),
+        502,
+    ),
     "401": (httpx.Response(401, json={"error": {"message": LEAK, "code": "invalid_api_key"}}), 502),
     "redirect": (httpx.Response(307, headers={"location": "https://elsewhere.example/"}), 502),
-    "not-json": (httpx.Response(200, headers={"content-type": "application/json"}, text=f"<html>{LEAK}"), 502),
+    "not-json": (
+        httpx.Response(200, headers={"content-type": "application/json"}, text=f"<html>{LEAK}"),
+        502,
+    ),
     "html": (httpx.Response(200, headers={"content-type": "text/html"}, text=f"<html>{LEAK}"), 502),
-    "cut-json": (httpx.Response(200, headers={"content-type": "application/json"}, text='{"reply": "Hi'), 502),
+    "cut-json": (
+        httpx.Response(200, headers={"content-type": "application/json"}, text='{"reply": "Hi'),
+        502,
+    ),
     "empty": (httpx.Response(200), 502),
     "no-reply": (httpx.Response(200, json={"status": LEAK}), 502),
     "no-choices": (httpx.Response(200, json={"choices": []}), 502),
     "null": (httpx.Response(200, json={"reply": None}), 502),
     "wrong-type": (httpx.Response(200, json={"reply": 42}), 502),
-    "wrong-choices": (httpx.Response(200, json={"choices": [{"message": {"content": {"a": 1}}}]}), 502),
+    "wrong-choices": (
+        httpx.Response(200, json={"choices": [{"message": {"content": {"a": 1}}}]}),
+        502,
+    ),
     "number": (httpx.Response(200, json=42), 502),
     "error-in-200": (httpx.Response(200, json={"error": {"message": LEAK}}), 502),
     "refused": (httpx.ConnectError(LEAK), 502),
@@ -1511,7 +1818,11 @@ async def test_an_upstreams_failure_before_the_first_byte_has_its_own_status(
     case: str, stream: bool, make: Any
 ) -> None:
     failed, status = FAILURES[case]
-    headers = {"chat_headers": {"Authorization": "Bearer sk-upstream-0123456789"}} if make is chat_url else {}
+    headers = (
+        {"chat_headers": {"Authorization": "Bearer sk-upstream-0123456789"}}
+        if make is chat_url
+        else {}
+    )
     key = {"openai_api_key": "sk-upstream-0123456789"} if make is openai else {}
     some, route = make(failed, **headers, **key)
     answer = await some.post(CHAT, json=ASKED | {"stream": stream})
@@ -1543,7 +1854,9 @@ async def test_an_upstreams_failure_is_500_where_it_is_set(stream: bool, make: A
 
 @pytest.mark.parametrize("make", [chat_url, openai])
 @pytest.mark.parametrize("status", [400, 404, 413, 422, 429, 503])
-async def test_what_concerns_the_request_keeps_its_status_and_openais_words(status: int, make: Any) -> None:
+async def test_what_concerns_the_request_keeps_its_status_and_openais_words(
+    status: int, make: Any
+) -> None:
     told = {
         "message": "This is too long.",
         "type": "some_error",
@@ -1574,13 +1887,19 @@ async def test_no_other_status_of_an_upstream_is_the_clients(status: int, make: 
 
 @pytest.mark.parametrize("make", [chat_url, openai])
 async def test_why_there_is_no_more_quota_is_for_the_client_to_know(make: Any) -> None:
-    some, _ = make(httpx.Response(429, json={"error": {"message": "Pay.", "code": "insufficient_quota"}}))
+    some, _ = make(
+        httpx.Response(429, json={"error": {"message": "Pay.", "code": "insufficient_quota"}})
+    )
     assert envelope(await some.post(CHAT, json=ASKED))["code"] == "insufficient_quota"
 
 
 @pytest.mark.parametrize("make", [chat_url, openai])
-@pytest.mark.parametrize(("code", "status"), [("context_length_exceeded", 400), ("rate_limit_exceeded", 429)])
-async def test_an_error_that_comes_with_200_has_the_status_of_its_code(code: str, status: int, make: Any) -> None:
+@pytest.mark.parametrize(
+    ("code", "status"), [("context_length_exceeded", 400), ("rate_limit_exceeded", 429)]
+)
+async def test_an_error_that_comes_with_200_has_the_status_of_its_code(
+    code: str, status: int, make: Any
+) -> None:
     error = {"error": {"message": "No.", "type": "some_error", "param": None, "code": code}}
     for failed, stream in ((httpx.Response(200, json=error), False), (streamed(data(error)), True)):
         some, _ = make(failed)
@@ -1591,7 +1910,9 @@ async def test_an_error_that_comes_with_200_has_the_status_of_its_code(code: str
 @pytest.mark.parametrize("make", [chat_url, openai])
 async def test_an_upstreams_words_go_on_without_our_secrets(make: Any) -> None:
     own = (
-        {"chat_headers": {"X-Bot-Key": "hunter2hunter2"}} if make is chat_url else {"openai_api_key": "hunter2hunter2"}
+        {"chat_headers": {"X-Bot-Key": "hunter2hunter2"}}
+        if make is chat_url
+        else {"openai_api_key": "hunter2hunter2"}
     )
     told = f"Too long for hunter2hunter2 at {CHAT_URL} or {API_BASE}, host bot.internal:9000, llm.internal:8080."
     some, _ = make(httpx.Response(400, json={"error": {"message": told}}), **own)
@@ -1602,9 +1923,13 @@ async def test_an_upstreams_words_go_on_without_our_secrets(make: Any) -> None:
 
 
 async def test_a_refused_key_is_told_to_the_client_whose_it_was() -> None:
-    refusal = httpx.Response(401, json={"error": {"message": "Incorrect API key provided: sk-client-0123456789."}})
+    refusal = httpx.Response(
+        401, json={"error": {"message": "Incorrect API key provided: sk-client-0123456789."}}
+    )
     some, _ = openai(refusal)
-    answer = await some.post(CHAT, json=ASKED, headers={"authorization": "Bearer sk-client-0123456789"})
+    answer = await some.post(
+        CHAT, json=ASKED, headers={"authorization": "Bearer sk-client-0123456789"}
+    )
     assert answer.status_code == 401
     assert envelope(answer)["message"].startswith("Incorrect API key provided")
     assert "sk-client-0123456789" not in answer.text
@@ -1615,14 +1940,20 @@ ENDINGS = {
     "reset": [BEGUN, httpx.ReadError(LEAK)],
     "cut": [BEGUN],
     "cut-in-an-event": [BEGUN, b'data: {"choices":[{"index":0,"delta":{"content":"tw'],
-    "error-event": [BEGUN, data({"error": {"message": LEAK, "type": "server_error", "code": None}}), data("[DONE]")],
+    "error-event": [
+        BEGUN,
+        data({"error": {"message": LEAK, "type": "server_error", "code": None}}),
+        data("[DONE]"),
+    ],
     "not-json": [BEGUN, b"data: {oops}\n\n", data("[DONE]")],
 }
 
 
 @pytest.mark.parametrize("make", [chat_url, openai])
 @pytest.mark.parametrize("ending", [e for e in ENDINGS if e != "not-json"])
-async def test_a_failure_after_the_first_byte_is_an_event_and_no_done(ending: str, make: Any) -> None:
+async def test_a_failure_after_the_first_byte_is_an_event_and_no_done(
+    ending: str, make: Any
+) -> None:
     some, _ = make(lambda request: streamed(*ENDINGS[ending]))
     answer = await some.post(CHAT, json=ASKED | {"stream": True})
     error = failure(answer)
@@ -1687,7 +2018,9 @@ async def test_an_upstream_that_stalls_is_too_slow_even_if_it_pings(make: Any) -
 @pytest.mark.parametrize("make", [chat_url, openai])
 async def test_an_answer_that_drips_ends_at_the_total_time(make: Any) -> None:
     body = json.dumps(openai_object({"content": "x" * 200})).encode()
-    some, _ = make(streamed(*cut(body, 2), kind="application/json", pause=0.02), total_timeout_seconds=0.1)
+    some, _ = make(
+        streamed(*cut(body, 2), kind="application/json", pause=0.02), total_timeout_seconds=0.1
+    )
     answer = await some.post(CHAT, json=ASKED)
     assert answer.status_code == 504
     assert envelope(answer)["code"] == "timeout"
@@ -1704,7 +2037,9 @@ async def test_an_answer_or_an_event_that_is_too_large_is_a_failure(make: Any) -
 
 
 async def test_what_can_be_read_but_not_written_is_a_bad_request() -> None:
-    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "deep": %b}' % (b"[" * 300 + b"]" * 300)
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "deep": %b}' % (
+        b"[" * 300 + b"]" * 300
+    )
     some, _ = chat_url(httpx.Response(200, json={"reply": "Hi"}))
     answer = await some.post(CHAT, content=body)
     assert answer.status_code == 400
@@ -1787,8 +2122,19 @@ def test_a_bad_setting_is_named_in_one_line(env: pytest.MonkeyPatch, name: str, 
     assert "hunter2" not in str(caught.value)
 
 
-GOOD_URLS = ["HTTP://Bot", "http://my_bot:65535/x", "http://localhost.", "https://münchen.de/ü x", "http://[::1]:80/x"]
-GOOD_URLS += ["http://user:p@ss:word@bot/", "http://bot/{model}?k={v}#f", "http://127.0.0.1:/", "http://[fe80::1%lo]/"]
+GOOD_URLS = [
+    "HTTP://Bot",
+    "http://my_bot:65535/x",
+    "http://localhost.",
+    "https://münchen.de/ü x",
+    "http://[::1]:80/x",
+]
+GOOD_URLS += [
+    "http://user:p@ss:word@bot/",
+    "http://bot/{model}?k={v}#f",
+    "http://127.0.0.1:/",
+    "http://[fe80::1%lo]/",
+]
 
 
 @pytest.mark.parametrize("url", [*GOOD_URLS, "https://xn--ls8h.example/"])
@@ -1802,7 +2148,10 @@ AT_ODDS = [
     ({"chat_shape": "ollama"}, "CHAT_SHAPE is set, and CHAT_URL is not"),
     ({"chat_key": "hunter2"}, "CHAT_KEY is set, and CHAT_URL is not"),
     ({"chat_headers": {"X-Key": "hunter2"}}, "CHAT_HEADERS is set, and CHAT_URL is not"),
-    ({"chat_shape": "ollama", "openai_api_base": API_BASE}, "CHAT_SHAPE is set, and CHAT_URL is not"),
+    (
+        {"chat_shape": "ollama", "openai_api_base": API_BASE},
+        "CHAT_SHAPE is set, and CHAT_URL is not",
+    ),
     ({"chat_url": "http://[::1/x"}, "CHAT_URL: "),
     ({"chat_url": CHAT_URL, "chat_key": "hunter2\n"}, "CHAT_URL: "),
     ({"chat_url": CHAT_URL, "chat_headers": {"X-Key": "hunter2€"}}, "CHAT_URL: "),
@@ -1815,7 +2164,9 @@ AT_ODDS = [
 
 
 @pytest.mark.parametrize(("settings", "says"), AT_ODDS)
-def test_settings_that_cannot_be_stop_the_start_with_one_line(settings: dict[str, Any], says: str) -> None:
+def test_settings_that_cannot_be_stop_the_start_with_one_line(
+    settings: dict[str, Any], says: str
+) -> None:
     with pytest.raises(ValueError, match=f"^{says}") as caught:
         create_app(Settings(**settings))
     assert "\n" not in str(caught.value)
@@ -1833,12 +2184,20 @@ async def test_a_key_is_revoked_by_its_id_or_whole() -> None:
     good = sign("a secret", "ada")
     for entry in (REVOKED, REVOKED.split(".")[0][-16:], REVOKED.split(".")[0][-16:].upper()):
         some = client(rewrap(secret_key=("a secret",), revoked_keys=(entry,)))
-        answers = [await some.post(CHAT, json=ASKED, headers={"api-key": key}) for key in (REVOKED, good)]
+        answers = [
+            await some.post(CHAT, json=ASKED, headers={"api-key": key}) for key in (REVOKED, good)
+        ]
         assert [answer.status_code for answer in answers] == [401, 200]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("PORT", "abc"), ("CHAT_URL", "http://[::1/x"), ("CHAT_SHAPE", "ollama"), ("REVOKED_KEYS", "x")]
+    ("name", "value"),
+    [
+        ("PORT", "abc"),
+        ("CHAT_URL", "http://[::1/x"),
+        ("CHAT_SHAPE", "ollama"),
+        ("REVOKED_KEYS", "x"),
+    ],
 )
 def test_a_bad_setting_stops_the_start_with_one_line(name: str, value: str) -> None:
     run = subprocess.run(
@@ -1861,7 +2220,9 @@ def test_without_settings_the_mock_serves_on_loopback_without_keys(env: pytest.M
     assert (settings.invalid_request_status, settings.upstream_failure_status) == (400, 502)
 
 
-def test_settings_come_from_the_env_file_and_the_environment_wins(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_settings_come_from_the_env_file_and_the_environment_wins(
+    env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / ".env"
     file.write_text(
         "# a comment\nPORT=9001\nHOST = 0.0.0.0\nAPI_KEYS=a, b,\nUSE_MOCK_API=Yes\nLOG_LEVEL=DEBUG\nOPENAI_MODEL=\n"
@@ -1875,8 +2236,15 @@ def test_settings_come_from_the_env_file_and_the_environment_wins(env: pytest.Mo
         ("a", "b"),
         True,
     )
-    assert (settings.log_level, settings.openai_model, settings.stall_timeout_seconds) == ("debug", "", 1.5)
-    assert (settings.chat_headers, settings.chat_url) == ({"Authorization": "Bearer x"}, "http://bot.example/chat")
+    assert (settings.log_level, settings.openai_model, settings.stall_timeout_seconds) == (
+        "debug",
+        "",
+        1.5,
+    )
+    assert (settings.chat_headers, settings.chat_url) == (
+        {"Authorization": "Bearer x"},
+        "http://bot.example/chat",
+    )
 
 
 @pytest.mark.parametrize(
@@ -1910,12 +2278,16 @@ def test_lines_of_the_env_file_mean_what_they_do_elsewhere(
 
 
 @pytest.mark.parametrize("end", ["", " # mine", ' # {"not": "this"'])
-def test_headers_in_the_env_file_may_have_a_hash(env: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
+def test_headers_in_the_env_file_may_have_a_hash(
+    env: pytest.MonkeyPatch, tmp_path: Path, end: str
+) -> None:
     (tmp_path / ".env").write_text('CHAT_HEADERS={"X-A": "b # c", "X-D": "e"}' + end)
     assert Settings.load(str(tmp_path / ".env")).chat_headers == {"X-A": "b # c", "X-D": "e"}
 
 
-def test_an_env_file_that_cannot_be_read_is_named_in_one_line(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_env_file_that_cannot_be_read_is_named_in_one_line(
+    env: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / ".env"
     file.write_bytes(b"OPENAI_MODEL=caf\xe9\n")
     for load in (Settings.load, variables):
@@ -1936,7 +2308,9 @@ def test_an_env_file_that_cannot_be_read_is_named_in_one_line(env: pytest.Monkey
         ("*", "*"),
     ],
 )
-def test_an_origin_is_taken_as_browsers_write_it(env: pytest.MonkeyPatch, given: str, origin: str) -> None:
+def test_an_origin_is_taken_as_browsers_write_it(
+    env: pytest.MonkeyPatch, given: str, origin: str
+) -> None:
     env.setenv("ALLOW_ORIGINS", f"https://a.example,{given}")
     assert Settings.load(NO_FILE).allow_origins == ("https://a.example", origin)
 
@@ -1999,7 +2373,10 @@ async def logged(
     async with app.router.lifespan_context(app):
         caplog.clear()
         some = client(app)
-        return [await some.request(method, f"http://proxy{path}", json=body) for method, path, body in requests]
+        return [
+            await some.request(method, f"http://proxy{path}", json=body)
+            for method, path, body in requests
+        ]
 
 
 def access_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -2008,9 +2385,15 @@ def access_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
 @pytest.mark.parametrize("apart", [False, True], ids=["in one read", "in a read each"])
-async def test_an_upstreams_tokens_are_logged(way: str, apart: bool, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_upstreams_tokens_are_logged(
+    way: str, apart: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     counts = {"prompt_tokens": 11, "completion_tokens": 22, "total_tokens": 33}
-    events = [data(chunk({"content": "Hi"})), data(chunk({}, "stop")), data({"choices": [], "usage": counts})]
+    events = [
+        data(chunk({"content": "Hi"})),
+        data(chunk({}, "stop")),
+        data({"choices": [], "usage": counts}),
+    ]
     events = [*events, data("[DONE]")] if apart else [b"".join([*events, data("[DONE]")])]
 
     def answers(request: httpx.Request) -> httpx.Response:
@@ -2021,12 +2404,18 @@ async def test_an_upstreams_tokens_are_logged(way: str, apart: bool, caplog: pyt
     router = respx.MockRouter()
     router.post(url__regex=".*").mock(side_effect=answers)
     app = rewrap(router, **{way: API_BASE})
-    await logged(caplog, app, *(("POST", CHAT, ASKED | {"stream": stream}) for stream in (False, True)))
+    await logged(
+        caplog, app, *(("POST", CHAT, ASKED | {"stream": stream}) for stream in (False, True))
+    )
     assert [" tokens=11+22 " in line for line in access_lines(caplog)] == [True, True], caplog.text
 
 
 async def test_a_request_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    requests = [("POST", CHAT, ASKED), ("POST", CHAT, ASKED | {"stream": True}), ("GET", "/v1/nothing", None)]
+    requests = [
+        ("POST", CHAT, ASKED),
+        ("POST", CHAT, ASKED | {"stream": True}),
+        ("GET", "/v1/nothing", None),
+    ]
     requests += [("POST", "/ask", ASKED), ("POST", CHAT, ASKED | {"n": 0})]
     answers = await logged(caplog, rewrap(), *requests)
     lines = access_lines(caplog)
@@ -2038,12 +2427,17 @@ async def test_a_request_is_logged_in_one_line(caplog: pytest.LogCaptureFixture)
         assert "Greet" not in line
     counts = answers[0].json()["usage"]
     for line in lines[:2]:
-        assert f" model=gpt-4o backend=mock tokens={counts['prompt_tokens']}+{counts['completion_tokens']}" in line
+        assert (
+            f" model=gpt-4o backend=mock tokens={counts['prompt_tokens']}+{counts['completion_tokens']}"
+            in line
+        )
     assert "backend=mock" in lines[3]
     assert "model" not in lines[2]
 
 
-async def test_a_failure_is_logged_with_its_reason_and_without_secrets(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_failure_is_logged_with_its_reason_and_without_secrets(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     router, _ = mocked(CHAT_URL, httpx.Response(500, text=LEAK))
     app = rewrap(router, chat_url=CHAT_URL, chat_headers={"X": "sk-upstream-0123456789"})
     await logged(caplog, app, ("POST", CHAT, ASKED))
@@ -2053,8 +2447,16 @@ async def test_a_failure_is_logged_with_its_reason_and_without_secrets(caplog: p
     assert "sk-" not in line
 
 
-async def test_payloads_are_logged_at_debug_alone_with_keys_masked(caplog: pytest.LogCaptureFixture) -> None:
-    keys = ["sk-abcdefghijkl", "my-own-key", "AIzaSyA-0123456789", "hunter2hunter2", "plain-upstream-key"]
+async def test_payloads_are_logged_at_debug_alone_with_keys_masked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys = [
+        "sk-abcdefghijkl",
+        "my-own-key",
+        "AIzaSyA-0123456789",
+        "hunter2hunter2",
+        "plain-upstream-key",
+    ]
     content = f"Greet {keys[0]}, {keys[1]}, {keys[4]} and Authorization: Bearer {keys[2]}."
     asked = {"model": "m", "messages": [{"role": "user", "content": content}], "api_key": keys[3]}
     body = json.dumps(asked).encode()
@@ -2062,14 +2464,23 @@ async def test_payloads_are_logged_at_debug_alone_with_keys_masked(caplog: pytes
         app = rewrap(log_level=level, api_keys=(keys[1],), openai_api_key=keys[4])
         async with app.router.lifespan_context(app):
             caplog.clear()
-            await client(app).post(CHAT, content=body, headers={"authorization": f"Bearer {keys[1]}"})
+            await client(app).post(
+                CHAT, content=body, headers={"authorization": f"Bearer {keys[1]}"}
+            )
         assert ("Greet" in caplog.text) is (level == "debug")
         assert [key for key in keys if key in caplog.text] == []
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])
-async def test_keys_in_the_arguments_of_tools_are_masked(caplog: pytest.LogCaptureFixture, depth: int) -> None:
-    told: Any = {"api_key": "SECRET123456", "password": "hunter2222", "Authorization": "Bearer abc.def", "city": "Rome"}
+async def test_keys_in_the_arguments_of_tools_are_masked(
+    caplog: pytest.LogCaptureFixture, depth: int
+) -> None:
+    told: Any = {
+        "api_key": "SECRET123456",
+        "password": "hunter2222",
+        "Authorization": "Bearer abc.def",
+        "city": "Rome",
+    }
     for _ in range(depth):
         told = json.dumps({"arguments": json.dumps(told)})
     app = rewrap(log_level="debug")
@@ -2120,51 +2531,77 @@ def test_the_example_of_settings_is_one(env: pytest.MonkeyPatch, tmp_path: Path)
     named = re.findall(r"^#? ?([A-Z][A-Z_]+)=", ENV_EXAMPLE.read_text(), re.MULTILINE)
     assert set(named) <= {spec.name.upper() for spec in fields(Settings)} | {"ALLOWED_ORIGIN"}
     file = tmp_path / ".env"
-    file.write_text(re.sub(r"^# ?(?=[A-Z][A-Z_]+=)", "", ENV_EXAMPLE.read_text(), flags=re.MULTILINE))
+    file.write_text(
+        re.sub(r"^# ?(?=[A-Z][A-Z_]+=)", "", ENV_EXAMPLE.read_text(), flags=re.MULTILINE)
+    )
     Settings.load(str(file))
 
 
 def test_every_route_is_documented() -> None:
     document = README.read_text()
     paths = {re.sub(r":\w+}", "}", route.path) for route in rewrap().routes}  # type: ignore[attr-defined]
-    missing = [path for path in paths if not documented(path, document) and not documented(f"/v1{path}", document)]
+    missing = [
+        path
+        for path in paths
+        if not documented(path, document) and not documented(f"/v1{path}", document)
+    ]
     assert missing == []
 
 
-OURS = {"main", "backends", "extras"}
+ROOMS = ("api", "server", "upstream", "mock", "storage", "config", "web")
+DOORS = ("__init__", "__main__", "probe", "pytest_plugin")  # they start the app or a command
+ALSO_ALLOWED = {"api": {"storage"}}  # rooms that a room may import beside itself
 
 
 def imports_of(file: Path) -> set[str]:
-    """What a file imports, wherever in it."""
+    """The project's modules that a file imports anywhere in it, by name: "rewrap.api.chat"."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            module = ("extras." if node.level else "") + (node.module or "")
-            found |= (
-                {f"{module}.{a.name}".strip(".") for a in node.names} if module in ("extras", "extras.") else {module}
-            )
-    return found
+            assert node.level == 0, f"{file}: a relative import"
+            module = node.module or ""
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            found |= {name for name in names if is_module(name)} or {module}
+    return {name for name in found if name.split(".")[0] in ("rewrap", "main", "backends")}
 
 
-def ours(modules: Iterable[str]) -> set[str]:
-    return {module for module in modules if module.split(".")[0] in OURS}
+def is_module(name: str) -> bool:
+    path = ROOT.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def is_leaf(name: str) -> bool:
+    """Whether a module is a file of its own in rewrap/, and not a door."""
+    parts = name.split(".")
+    if parts == ["rewrap"]:
+        return True  # its version
+    return len(parts) == 2 and parts[1] not in (*ROOMS, *DOORS, "main", "backends")
 
 
 def test_imports_run_one_way() -> None:
-    assert ours(imports_of(ROOT / "backends.py")) == {"extras.calls", "extras.framing", "extras.redaction"}
-    for leaf in ("extras/calls.py", "extras/framing.py", "extras/config.py", "extras/redaction.py"):
-        assert ours(imports_of(ROOT / leaf)) == set(), leaf
-    assert {module.split(".")[0] for module in ours(imports_of(ROOT / "main.py"))} == {"backends", "extras"}
-    for file in {*(ROOT / "extras").glob("*.py")} - {ROOT / "extras/factory.py"}:  # that one puts others together
-        assert ours(imports_of(file)) <= {"backends", "extras.framing", "extras.config"}, file.name
-    assert "main" not in imports_of(ROOT / "extras/factory.py")
+    for room in ROOMS:
+        allowed = {room} | ALSO_ALLOWED.get(room, set())
+        for file in (ROOT / "rewrap" / room).glob("*.py"):
+            for name in imports_of(file):
+                inside = name.split(".")[1:2] and name.split(".")[1] in allowed
+                assert inside or is_leaf(name), f"{room}/{file.name} imports {name}"
+    for file in (ROOT / "rewrap").glob("*.py"):
+        if file.stem not in DOORS:
+            for name in imports_of(file):
+                assert is_leaf(name), f"{file.name} imports {name}"
 
 
-def test_backends_know_nothing_of_the_server_and_nothing_wraps_streams() -> None:
-    assert not [name for name in imports_of(ROOT / "backends.py") if name.startswith(("starlette", "uvicorn"))]
-    for file in [ROOT / "main.py", *(ROOT / "extras").glob("*.py")]:
+def test_backends_import_neither_the_server_nor_the_apis() -> None:
+    for name in imports_of(ROOT / "backends.py"):
+        room = name.split(".")[1]
+        assert room in ("upstream", "config", "mock") or is_leaf(name), name
+    assert "starlette" not in (ROOT / "backends.py").read_text().replace("never Starlette", "")
+
+
+def test_no_file_wraps_streams_in_base_http_middleware() -> None:
+    for file in [ROOT / "main.py", *(ROOT / "rewrap").rglob("*.py")]:
         assert "BaseHTTPMiddleware" not in file.read_text(), file.name
 
 

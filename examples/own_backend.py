@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from backends import Chat, text_of
-from main import create_app
+from rewrap.main import create_app
+
+from rewrap.types import ChatRequest, text_of
 
 
-async def backwards(chat: Chat) -> AsyncIterator[str]:
+async def backwards(chat: ChatRequest) -> AsyncIterator[str]:
     """Says every word backwards, piece by piece; a plain function that returns a text would do as well."""
     for word in text_of(chat.messages[-1].get("content")).split():
         await asyncio.sleep(0.01)

@@ -25,7 +25,9 @@ TRACE = re.compile(
 )
 MAX_FIGURES = 100  # of one message: a hostile one could have a table every ten characters
 MAX_COLUMNS = 20  # every series repeats the labels: this bounds the figure by 20 times its table
-FENCE = re.compile(r"\s*+(`{3,}+(?=[^`]*$)|~{3,}+)(.*)")  # ```inline``` is no fence; possessive: nothing is tried twice
+FENCE = re.compile(
+    r"\s*+(`{3,}+(?=[^`]*$)|~{3,}+)(.*)"
+)  # ```inline``` is no fence; possessive: nothing is tried twice
 PIPE = re.compile(r"(?<!\\)\|")
 RULE = re.compile(r":?-+:?")
 DATE = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01])([T ][0-9:.]{4,15}Z?)?)?")
@@ -42,7 +44,9 @@ def figures(message: dict[str, Any]) -> list[Figure]:
     given = [message.get("figure"), *(sent if isinstance(sent, list) else [])]
     content = message.get("content")
     if isinstance(content, list):
-        content = "\n".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        content = "\n".join(
+            str(part.get("text") or "") for part in content if isinstance(part, dict)
+        )
     found = chain(map(figure, given), drawn(content) if isinstance(content, str) else ())
     return list(islice(filter(None, found), MAX_FIGURES))
 
@@ -99,7 +103,11 @@ def header(line: str, rule: str) -> list[str] | None:
     if "|" not in line or "-" not in rule or not set(rule) <= set("|-: \t\r"):
         return None
     names, rules = cells(line), cells(rule)
-    return names if 2 <= len(names) == len(rules) <= MAX_COLUMNS and all(map(RULE.fullmatch, rules)) else None
+    return (
+        names
+        if 2 <= len(names) == len(rules) <= MAX_COLUMNS and all(map(RULE.fullmatch, rules))
+        else None
+    )
 
 
 def cells(row: str) -> list[str]:
@@ -121,7 +129,9 @@ def chart(names: list[str], rows: list[list[str]]) -> Figure | None:
     kind = "linear" if over else "date" if all(map(DATE.fullmatch, labels)) else "category"
     trace = {"type": "bar"} if kind == "category" else {"type": "scatter", "mode": "lines+markers"}
     x = over or list(labels)
-    data = [{**trace, "name": name, "x": x, "y": y} for name, y in zip(names[1:], series, strict=True)]
+    data = [
+        {**trace, "name": name, "x": x, "y": y} for name, y in zip(names[1:], series, strict=True)
+    ]
     yaxis = {"yaxis": {"title": {"text": names[1]}}} if len(data) == 1 else {}
     return {"data": data, "layout": {"xaxis": {"title": {"text": names[0]}, "type": kind}, **yaxis}}
 
@@ -135,8 +145,16 @@ def numbers(column: tuple[str, ...]) -> list[int | float | None] | None:
 
 def number(cell: str) -> int | float | None:
     """`-1,234.50`, `$5`, `5 €`, `12%`, `1e6`: as a number; None for anything else (a comma must part thousands)."""
-    found = NUMBER.fullmatch(cell.replace("−", "-").replace("\xa0", " ")) if len(cell) < 40 else None
+    found = (
+        NUMBER.fullmatch(cell.replace("−", "-").replace("\xa0", " ")) if len(cell) < 40 else None
+    )
     if not found or (found[1] and found[2]):
         return None
     value = float(found[1] + found[2] + found[3].replace(",", ""))
-    return int(value) if value.is_integer() and abs(value) < 2**53 else value if math.isfinite(value) else None
+    return (
+        int(value)
+        if value.is_integer() and abs(value) < 2**53
+        else value
+        if math.isfinite(value)
+        else None
+    )

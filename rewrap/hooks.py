@@ -1,13 +1,12 @@
-"""Hooks: functions of your own, before a chat goes to its backend and after its completion is finished.
+"""Hooks: the user's functions that see a chat before its backend, and a completion after its end.
 
     HOOKS=mymodule:before,mymodule:after_logging
 
-A function whose name starts with `before` is called as `before(chat)`, with `chat.model`, `chat.messages` and
-`chat.payload`: it may change the messages, or put others in their place. One whose name starts with `after` is called as
-`after(chat, completion)` with the finished completion (a dict): what it changes there reaches a client that waits for
-JSON; of a stream it only sees what has been sent. Plain functions run in the event loop, so one that waits for
-something should be `async`. What a hook returns is ignored; what it raises is not caught here. Hooks run one after the
-other, in the order of the setting.
+A function whose name starts with `before` is called as `before(chat)` with a HookedChat. It may change the messages or
+replace them. A function whose name starts with `after` is called as `after(chat, completion)` with the finished completion (a
+dict). Its changes reach a client that waits for JSON; a stream is already sent. Plain functions run in the event loop, so a
+function that waits should be `async`. Return values are ignored, and exceptions are not caught here. Hooks run one after
+another, in the order of the setting. Imports types alone.
 """
 
 import importlib
@@ -15,34 +14,58 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from rewrap.types import ChatRequest, JSONObject
 
 Hook = Callable[..., object]
 
 
-def load_hooks(spec: str) -> tuple[list[Hook], list[Hook]]:
-    """The before hooks and the after hooks that `module:function,module:function` names; two empty lists for "".
+@dataclass(slots=True)
+class HookedChat:
+    """A chat as hooks see it. `payload` is the client's whole JSON object."""
 
-    Modules are looked for in the working directory first, as uvicorn does. Raises ValueError, in one line: no such
-    module or function, the module fails, or the name does not say whether to call it before or after.
+    model: str
+    messages: list[JSONObject]
+    payload: JSONObject
+    stream: bool
+
+    @classmethod
+    def of(cls, request: ChatRequest) -> "HookedChat":
+        return cls(request.model, request.messages, request.payload, request.stream)
+
+
+def load_hooks(setting: str) -> tuple[list[Hook], list[Hook]]:
+    """The before hooks and the after hooks of `module:function,module:function`; two empty lists for "".
+
+    Modules are looked up in the working directory first, as uvicorn does. Raises ValueError, in one line: there is no such
+    module or function, the module fails, or the name starts with neither before nor after.
     """
     before: list[Hook] = []
     after: list[Hook] = []
-    for item in filter(None, map(str.strip, spec.split(","))):
+    for item in setting.split(","):
+        item = item.strip()
+        if not item:
+            continue
         module, _, name = item.partition(":")
-        if not module or not name.startswith(("before", "after")):
+        if module and name.startswith("before"):
+            before.append(load(module, name))
+        elif module and name.startswith("after"):
+            after.append(load(module, name))
+        else:
             raise ValueError(
-                f"HOOKS: {item!r} is not module:before… or module:after…, so nobody knows when to call it."
+                f"HOOKS: {item!r} must be module:before... or module:after...: the name says when the function is called."
             )
-        (before if name.startswith("before") else after).append(load(module, name))
     return before, after
 
 
 def load(module: str, name: str) -> Hook:
+    """One function. Raises ValueError."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
         hook: Hook | None = getattr(importlib.import_module(module), name, None)
-    except Exception as exc:  # a module of somebody else's can fail in any way
+    except Exception as exc:  # the user's module can fail in any way
         reason = " ".join(f"{type(exc).__name__}: {exc}".split())
         raise ValueError(f"HOOKS: the module {module!r} cannot be imported ({reason}).") from exc
     if not callable(hook):
@@ -50,7 +73,7 @@ def load(module: str, name: str) -> Hook:
     return hook
 
 
-async def run(hooks: Iterable[Hook], *args: object) -> None:
+async def run_hooks(hooks: Iterable[Hook], *args: object) -> None:
     """Call each hook with the same arguments, and wait for those that are async."""
     for hook in hooks:
         result = hook(*args)

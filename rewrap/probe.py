@@ -17,14 +17,25 @@ from typing import Any
 import httpx
 import orjson
 
-from backends import APIError, Chat, ChatURL, Client, Delta, Limits, Shape
-from extras.framing import Events, Lines
+from rewrap.backends import ChatURL
+from rewrap.types import APIError, ChatRequest, Delta, Limits, ResponseInfo, Shape
+from rewrap.upstream.auto import AutoShape
+from rewrap.upstream.client import Client
+from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder
+from rewrap.upstream.shapes import known_shapes, shape_from
 
 Table = Mapping[str, Any]  # a shape, as in shapes.toml
 Try = tuple[str, str, Table]  # name of a shape, URL, table; "" and {}: the shape of any URL
 PROMPT, MODEL, MOST_REQUESTS = "Say OK.", "gpt-4o-mini", 28
 ANY_REQUEST = {name: f"{{{name}}}" for name in ("model", "messages", "temperature", "max_tokens")}
-KEPT = {"key", "headers", "roles", "message", "turn", "request"}  # what a mapping takes over from a shape
+KEPT = {
+    "key",
+    "headers",
+    "roles",
+    "message",
+    "turn",
+    "request",
+}  # what a mapping takes over from a shape
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 SLOT = re.compile(r"\{\w+\}")
 SECRET = re.compile(  # what looks like one; the first group stays
@@ -36,17 +47,19 @@ NO_REPLY = re.compile(  # names of members that hold no reply, or cannot stand i
     r"|version|urls?|lang\w*|trace|code|finish\w*|user|sender|session|event|usage|question|prompt|query|inputs?|request"
     r"|object|success|level|source|method|path|host|origin))|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
 )
-FAILED = re.compile(r"(?i)(?:is_?)?errors?_?(?:message|msg|text)?")  # names of members that are empty when all is well
+FAILED = re.compile(
+    r"(?i)(?:is_?)?errors?_?(?:message|msg|text)?"
+)  # names of members that are empty when all is well
 
 
 @dataclass
 class Probe:
-    """A chat URL in question. `shapes` are those of the file, by name; `shape_of` compiles a table for backends."""
+    """A chat URL in question. `shapes` are those of the file, by name; `shape_from` compiles a table for backends."""
 
     url: str
     shapes: Mapping[str, Any]
     anyshape: Shape
-    shape_of: Callable[[Table, str], Shape]
+    shape_from: Callable[[Table, str], Shape]
     headers: Mapping[str, str]
     key: str = ""
     model: str = MODEL
@@ -61,9 +74,13 @@ class Probe:
         self.client = Client(httpx.AsyncHTTPTransport(), self.timeout_seconds)
         self.client.event_hooks = {"response": [self.keep]}
         async with self.client:
-            for name, url, table in islice(chain(tries(self.url, self.shapes), later), MOST_REQUESTS):
+            for name, url, table in islice(
+                chain(tries(self.url, self.shapes), later), MOST_REQUESTS
+            ):
                 if said := await self.ask(url, table):
-                    self.tell(f"A reply{' as ' * bool(name)}{name}: {self.shown(''.join(d.content for d in said))}")
+                    self.tell(
+                        f"A reply{' as ' * bool(name)}{name}: {self.shown(''.join(d.content for d in said))}"
+                    )
                     await self.configure(name, url, table)
                     return True
                 self.tell(f"No reply as {name or 'any chat URL'}.")
@@ -74,7 +91,9 @@ class Probe:
                 if "reply" not in table and (path := self.place()):
                     known = self.shapes[name].table if name else {"request": ANY_REQUEST}
                     later.append((name, url, mapping(known, path)))
-        self.write("Nothing answers. If its path has an id in it, give the whole URL; if it wants a model, --model.")
+        self.write(
+            "Nothing answers. If its path has an id in it, give the whole URL; if it wants a model, --model."
+        )
         return False
 
     async def keep(self, response: httpx.Response) -> None:
@@ -84,13 +103,22 @@ class Probe:
     async def ask(self, url: str, table: Table, stream: bool = False) -> list[Delta]:
         """The Deltas of a reply; none, and `why`, if there is no text."""
         messages = [{"role": "user", "content": PROMPT}]
-        payload = {"model": self.model, "messages": messages, **({"stream": True} if stream else {})}
-        chat = Chat(self.model, messages, payload, stream=stream)
-        shape, limits = self.shape_of(table, "probe") if table else self.anyshape, Limits(self.timeout_seconds)
+        payload = {
+            "model": self.model,
+            "messages": messages,
+            **({"stream": True} if stream else {}),
+        }
+        chat = ChatRequest(self.model, messages, payload, stream=stream)
+        shape, limits = (
+            self.shape_from(table, "probe") if table else self.anyshape,
+            Limits(self.timeout_seconds),
+        )
         self.got, self.why = None, "no text"
         try:
-            backend = ChatURL(self.client, url, shape, key=self.key, headers=self.headers, limits=limits)
-            deltas = [delta async for delta in backend.stream(chat)]
+            backend = ChatURL(
+                self.client, url, shape, key=self.key, headers=self.headers, limits=limits
+            )
+            deltas = [delta async for delta in backend.stream(chat, ResponseInfo())]
         except (APIError, ValueError) as error:
             self.why = error.reason if isinstance(error, APIError) else str(error)
             return []
@@ -99,13 +127,19 @@ class Probe:
 
     def place(self) -> str | None:
         """Where in what came last the reply is, if it can be found."""
-        return reply_path(self.got.content, self.got.request.content) if self.got and self.got.is_success else None
+        return (
+            reply_path(self.got.content, self.got.request.content)
+            if self.got and self.got.is_success
+            else None
+        )
 
     def tell(self, outcome: str) -> None:
         """What was sent, and what came back."""
         sent = self.got.request if self.got else None
         own = "".join(f", {name}: ***" for name in [*self.headers, *["key"][: len(self.key)]])
-        lines = [f"  sent  {self.shown(f'{sent.url} {sent.content.decode()}')}{own}"] if sent else []
+        lines = (
+            [f"  sent  {self.shown(f'{sent.url} {sent.content.decode()}')}{own}"] if sent else []
+        )
         self.write("\n".join([outcome, *lines, f"  got   {self.came()}"]))
 
     def came(self) -> str:
@@ -114,11 +148,17 @@ class Probe:
             return self.why
         headers = self.got.headers
         where = f" to {headers['location']}" if "location" in headers else ""
-        return self.shown(f"{self.got.status_code} {headers.get('content-type', 'of no type')}{where}: {self.got.text}")
+        return self.shown(
+            f"{self.got.status_code} {headers.get('content-type', 'of no type')}{where}: {self.got.text}"
+        )
 
     def shown(self, text: str, most: int = 300) -> str:
         """A text for the terminal: no secrets, on one line, shortened."""
-        values = {self.key, *self.headers.values(), *(v.split()[-1] for v in self.headers.values() if v.strip())}
+        values = {
+            self.key,
+            *self.headers.values(),
+            *(v.split()[-1] for v in self.headers.values() if v.strip()),
+        }
         for secret in sorted(values, key=len, reverse=True):
             text = text.replace(secret, "***") if len(secret) > 3 else text
         text = SECRET.sub(lambda match: f"{match[1] or ''}***", text)
@@ -129,10 +169,22 @@ class Probe:
         """Why it is of no use to go on, if it is none; `before` is what came before."""
         status = self.got.status_code if self.got else 0
         if "Connect" in self.why or status == 429:
-            return "It has had enough of requests: try again later." if status else "It cannot be reached."
-        if status in (401, 403) and before.startswith(str(status)) and not (self.key or self.headers):
+            return (
+                "It has had enough of requests: try again later."
+                if status
+                else "It cannot be reached."
+            )
+        if (
+            status in (401, 403)
+            and before.startswith(str(status))
+            and not (self.key or self.headers)
+        ):
             return "It wants a key: --key KEY, or --header 'Name: value'."
-        return "It is too slow: --timeout SECONDS." if "Timeout" in self.why and "Timeout" in before else ""
+        return (
+            "It is too slow: --timeout SECONDS."
+            if "Timeout" in self.why and "Timeout" in before
+            else ""
+        )
 
     async def configure(self, name: str, url: str, table: Table) -> None:
         """Whether it streams, and the lines to paste; where a secret was, a name in capitals."""
@@ -141,17 +193,30 @@ class Probe:
             table = {**table, "stream": {**table["stream"], "reply": path}}
             pieces = await self.ask(url, table, stream=True)
         how = "the reply comes whole" if pieces else f"asked for a stream, it fails: {self.came()}"
-        sized = self.got is not None and "content-length" in self.got.headers  # then one piece alone is all there is
+        sized = (
+            self.got is not None and "content-length" in self.got.headers
+        )  # then one piece alone is all there is
         streams = sum(bool(delta.content) and not delta.whole for delta in pieces) > sized
         self.write(f"  streams: {'yes' if streams else how}\n")
-        base, found, _ = str(self.got.request.url if self.got else "").partition("/chat/completions")
+        base, found, _ = str(self.got.request.url if self.got else "").partition(
+            "/chat/completions"
+        )
         url, key = self.shown(url, 9999), "YOUR-KEY" if self.key else ""
         headers = dict.fromkeys(self.headers, "YOUR-VALUE")
-        env = {"CHAT_URL": url, "CHAT_SHAPE": name, "CHAT_KEY": key, "CHAT_HEADERS": headers and json.dumps(headers)}
+        env = {
+            "CHAT_URL": url,
+            "CHAT_SHAPE": name,
+            "CHAT_KEY": key,
+            "CHAT_HEADERS": headers and json.dumps(headers),
+        }
         where = "Into .env:\n"
         if "reply" in table:
             mine = {"name": "mine", "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
-            rows = ["[[backend]]", *(f"{k} = {toml(v)}" for k, v in mine.items() if v), "[backend.mapping]"]
+            rows = [
+                "[[backend]]",
+                *(f"{k} = {toml(v)}" for k, v in mine.items() if v),
+                "[backend.mapping]",
+            ]
             rows += [f"{k} = {toml(v)}" for k, v in table.items() if k != "stream" or streams]
             self.write("\n".join(["Into backends.toml:\n", *rows, ""]))
             env, where = {"CONFIG": "backends.toml", "CHAT_KEY": key}, "Into the environment:\n"
@@ -199,7 +264,9 @@ def reply_path(body: bytes, sent: bytes = b"") -> str | None:
             if text not in ours:
                 found[path] = found.get(path, "") + text
         early = early or {*found}  # the places in the first event that has any
-    likely = [path for path, text in found.items() if re.search(r"\bok\b", text, re.I)] or list(found)
+    likely = [path for path, text in found.items() if re.search(r"\bok\b", text, re.I)] or list(
+        found
+    )
     likely = [path for path in likely if path in early] or likely
     return likely[0] if len(likely) == 1 and not any(map(is_failure, values)) else None
 
@@ -208,7 +275,10 @@ def json_values(body: bytes) -> list[Any]:
     """A body that is JSON, or that of its events or lines which are."""
     with suppress(orjson.JSONDecodeError):
         return [orjson.loads(body)]
-    values, events = list[Any](), (Events if re.search(rb"^data:", body, re.M) else Lines)(len(body))
+    values, events = (
+        list[Any](),
+        (SSEDecoder if re.search(rb"^data:", body, re.M) else NDJSONDecoder)(len(body)),
+    )
     for _, data in chain(events.feed(body), events.close()):
         with suppress(orjson.JSONDecodeError):
             values.append(orjson.loads(data))
@@ -219,7 +289,11 @@ def is_failure(value: Any) -> bool:
     """Whether this JSON says that it is an error, whatever its status."""
     if not isinstance(value, dict):
         return False
-    if value.get("ok") is False or value.get("success") is False or value.get("status") in ("error", "fail", "failed"):
+    if (
+        value.get("ok") is False
+        or value.get("success") is False
+        or value.get("status") in ("error", "fail", "failed")
+    ):
         return True
     return any(inner and FAILED.fullmatch(name) for name, inner in value.items())
 
@@ -228,18 +302,25 @@ def mapping(known: Table, path: str) -> Table:
     """A mapping that asks as a known shape does, with the reply at a place of its own; `stream` is yet to be tried."""
     kept = {name: value for name, value in known.items() if name in KEPT}
     asks = {**known.get("stream", {}).get("request", {}), "stream": True}
-    return kept | {"reply": path, "stream": {} if isinstance(kept.get("request"), str) else {"request": asks}}
+    return kept | {
+        "reply": path,
+        "stream": {} if isinstance(kept.get("request"), str) else {"request": asks},
+    }
 
 
 def toml(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()) + " }"
+        return (
+            "{ "
+            + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items())
+            + " }"
+        )
     return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
 
 
-def run(argv: list[str], shapes: Mapping[str, Any], anyshape: Shape, shape_of: Callable[[Table, str], Shape]) -> int:
+def probe_command(argv: list[str]) -> int:
     """The command; its exit status."""
-    parser = argparse.ArgumentParser("python main.py probe", description="Find out what a chat URL speaks.")
+    parser = argparse.ArgumentParser("rewrap probe", description="Find out what a chat URL speaks.")
     parser.add_argument("url", metavar="URL")
     parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
     for name, default in {"--key": "", "--model": MODEL, "--timeout": 30.0}.items():
@@ -249,7 +330,16 @@ def run(argv: list[str], shapes: Mapping[str, Any], anyshape: Shape, shape_of: C
     if not re.match(r"https?://[^/\s]", told.url) or not all(pairs):
         parser.error("a URL begins with http:// or https://, a header is 'Name: value'")
     headers = {pair[1]: pair[2] for pair in pairs if pair}
-    probe = Probe(told.url, shapes, anyshape, shape_of, headers, told.key, told.model, told.timeout)
+    probe = Probe(
+        told.url,
+        known_shapes(),
+        AutoShape(),
+        shape_from,
+        headers,
+        told.key,
+        told.model,
+        told.timeout,
+    )
     try:
         if (httpx.URL(told.url).port or 0) > 65535:
             raise httpx.InvalidURL("there is no such port")

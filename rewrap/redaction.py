@@ -15,11 +15,22 @@ def secrets_in(url: str, key: str, headers: Mapping[str, str]) -> list[str]:
     """What an upstream might repeat, and no client may see: keys, parts of headers, the address and what stands in it."""
     address = httpx.URL(url)
     user = unquote_to_bytes(address.userinfo)
-    known = [url, key, address.netloc.decode(), address.raw_path.decode(), address.password, address.userinfo.decode()]
+    known = [
+        url,
+        key,
+        address.netloc.decode(),
+        address.raw_path.decode(),
+        address.password,
+        address.userinfo.decode(),
+    ]
     known += [b64encode(user).decode(), *(value for _, value in address.params.multi_items())]
     known += [part for value in headers.values() for part in (value, *re.split(r"[\s;=,]+", value))]
-    known += [b64encode(text.encode()).decode().rstrip("=") for text in known] + [quote(text, "") for text in known]
-    return sorted({text for text in known if len(text) > 5 or (key and text == key)}, key=len, reverse=True)
+    known += [b64encode(text.encode()).decode().rstrip("=") for text in known] + [
+        quote(text, "") for text in known
+    ]
+    return sorted(
+        {text for text in known if len(text) > 5 or (key and text == key)}, key=len, reverse=True
+    )
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:

@@ -67,15 +67,26 @@ def framed(content: str) -> bytes:
 ANSWER = """{"id":"chatcmpl-B9MBs8CjcvOU2jLn4n57","object":"%s","created":1760000000,"model":"gpt-4o-mini",\
 "system_fingerprint":null,"choices":[{"index":0,%s,"logprobs":null,"finish_reason":%s}]%s}"""
 USAGE = ',"usage":{"prompt_tokens":200,"completion_tokens":60,"total_tokens":260,"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0}}'
-MESSAGE = f'"message":{{"role":"assistant","content":"{words(60)}","refusal":null,"annotations":[]}}'
+MESSAGE = (
+    f'"message":{{"role":"assistant","content":"{words(60)}","refusal":null,"annotations":[]}}'
+)
 COMPLETION = ANSWER % ("chat.completion", MESSAGE, '"stop"', USAGE)
-JSON, MODELS = response(COMPLETION), response('{"object":"list","data":[{"id":"gpt-4o-mini","object":"model"}]}')
+JSON, MODELS = (
+    response(COMPLETION),
+    response('{"object":"list","data":[{"id":"gpt-4o-mini","object":"model"}]}'),
+)
 REPLIES = {count: response(f'{{"reply":"{words(count)}"}}') for count in (60, 100)}
 
 WORD = ANSWER % ("chat.completion.chunk", '"delta":{"content":"%s"}', "null", "")
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-ROLE = framed(ANSWER % ("chat.completion.chunk", '"delta":{"role":"assistant","content":""}', "null", ""))
-FINISH = framed(ANSWER % ("chat.completion.chunk", '"delta":{}', '"stop"', "")) + framed("[DONE]") + b"0\r\n\r\n"
+ROLE = framed(
+    ANSWER % ("chat.completion.chunk", '"delta":{"role":"assistant","content":""}', "null", "")
+)
+FINISH = (
+    framed(ANSWER % ("chat.completion.chunk", '"delta":{}', '"stop"', ""))
+    + framed("[DONE]")
+    + b"0\r\n\r\n"
+)
 STREAM = [HEAD, ROLE, *(framed(WORD % f"word{i:03} ") for i in range(100)), FINISH]
 STAMP = re.compile(rb'"t(\d+) "')  # the content of a paced chunk: when it was sent, in nanoseconds
 
@@ -86,7 +97,12 @@ def question(say: str, stream: bool, max_tokens: int) -> bytes:
         {"role": "system", "content": "You are terse. " * 11},
         {"role": "user", "content": f"{say} {words(99)}"},
     ]
-    payload = {"model": "gpt-4o-mini", "messages": messages, "max_tokens": max_tokens, "stream": stream}
+    payload = {
+        "model": "gpt-4o-mini",
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "stream": stream,
+    }
     return json.dumps(payload, separators=(",", ":")).encode()
 
 
@@ -183,7 +199,9 @@ class Run:
         self.request, self.expected, self.again = request(body), (words, chunks), again
         self.times: list[float] = []  # seconds from a question to its whole answer
         self.firsts: list[float] = []  # ... to the first byte of the body
-        self.delays: list[int] = []  # nanoseconds from the upstream's write of a chunk to our reading of it
+        self.delays: list[
+            int
+        ] = []  # nanoseconds from the upstream's write of a chunk to our reading of it
         self.answer = (0, 0)  # words and chunks of the last answer that was parsed
         self.clients: list[Client] = []
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -207,9 +225,13 @@ class Run:
             if self.failed.done():
                 self.failed.result()
 
-    async def connect(self, port: int, protocol: type["Client"], count: int, apart: float = 0) -> None:
+    async def connect(
+        self, port: int, protocol: type["Client"], count: int, apart: float = 0
+    ) -> None:
         for _ in range(count):
-            await asyncio.get_running_loop().create_connection(lambda: protocol(self), "127.0.0.1", port)
+            await asyncio.get_running_loop().create_connection(
+                lambda: protocol(self), "127.0.0.1", port
+            )
             await self.wait(apart)
 
     async def finish(self) -> None:
@@ -254,7 +276,12 @@ class Client(asyncio.Protocol):
         self.run.times.append(time.perf_counter() - self.asked)
         self.waiting, body = False, b"".join(self.pieces)
         # Parsing each answer would make the load the bottleneck: one that has the shape of a parsed one passes.
-        shape = (self.parser.get_status_code(), body.count(b" "), body.count(b"data:"), body.count(b"[DONE]"))
+        shape = (
+            self.parser.get_status_code(),
+            body.count(b" "),
+            body.count(b"data:"),
+            body.count(b"[DONE]"),
+        )
         if shape != self.checked:
             self.run.check(shape[0], body)
             self.checked = shape
@@ -286,13 +313,17 @@ class Server:
     """A running server. Its session is its own, so all of its processes can be found and ended."""
 
     port: int
-    process: subprocess.Popen[bytes] | None = None  # None: the upstream itself, for the times with no proxy
+    process: subprocess.Popen[bytes] | None = (
+        None  # None: the upstream itself, for the times with no proxy
+    )
     ready: dict[str, float] = field(default_factory=dict)  # seconds from start to the first 200
     stats: list[Path] = field(default_factory=list)  # /proc/PID/stat of each process
 
     def sum(self, first: int, last: int) -> int:
         """Of these fields of /proc/PID/stat, over all processes; numbered as in its manual page."""
-        found = (path.read_text().rpartition(")")[2].split()[first - 3 : last - 2] for path in self.stats)
+        found = (
+            path.read_text().rpartition(")")[2].split()[first - 3 : last - 2] for path in self.stats
+        )
         return sum(int(number) for numbers in found for number in numbers)
 
     def cpu(self) -> float:
@@ -307,7 +338,10 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
             connection.request(
-                method, path, body, {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"}
+                method,
+                path,
+                body,
+                {"Content-Type": "application/json", "Authorization": "Bearer sk-bench"},
             )
             return connection.getresponse().status
         except (OSError, http.client.HTTPException):
@@ -317,7 +351,10 @@ class Server:
 
     def answers(self, process: subprocess.Popen[bytes], began: float) -> bool:
         """Wait for the first answered chat: False after a minute, or when the process has ended."""
-        asks = [("/health", "GET", b""), (PATH, "POST", question("words=60", stream=False, max_tokens=60))]
+        asks = [
+            ("/health", "GET", b""),
+            (PATH, "POST", question("words=60", stream=False, max_tokens=60)),
+        ]
         while PATH not in self.ready:
             if process.poll() is not None or time.perf_counter() > began + 60:
                 return False
@@ -360,7 +397,11 @@ http {{
     }}
 }}"""
 PROXY = 'proxy_pass http://up{}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;'
-LOCATIONS = {"relay": PROXY.format(""), "chat": PROXY.format("/chat"), "mock": f"return 200 '{COMPLETION}';"}
+LOCATIONS = {
+    "relay": PROXY.format(""),
+    "chat": PROXY.format("/chat"),
+    "mock": f"return 200 '{COMPLETION}';",
+}
 SETTINGS = "HOST=127.0.0.1 PORT={port} LOG_LEVEL=info OPENAI_API_BASE= OPENAI_API_KEY= CHAT_URL= USE_MOCK_API=false "
 MODES = {  # what answers behind the server
     "relay": "OPENAI_API_BASE={upstream}/v1 OPENAI_API_KEY=sk-bench",
@@ -384,20 +425,33 @@ class Target:
         if self.name == DIRECT:
             yield Server(upstream)
             return
-        with tempfile.TemporaryDirectory(prefix="bench-") as folder, open(f"{folder}/log", "w") as log:
+        with (
+            tempfile.TemporaryDirectory(prefix="bench-") as folder,
+            open(f"{folder}/log", "w") as log,
+        ):
             with socket.create_server(("127.0.0.1", 0)) as free:
                 port = free.getsockname()[1]
-            conf = NGINX_CONF.format(dir=folder, port=port, upstream=upstream, location=LOCATIONS[mode])
+            conf = NGINX_CONF.format(
+                dir=folder, port=port, upstream=upstream, location=LOCATIONS[mode]
+            )
             Path(folder, "nginx.conf").write_text(conf)
-            text = f"{SETTINGS} {MODES[mode]}\n{self.command}".replace("{port}", str(port)).replace("{folder}", folder)
-            settings, command = text.replace("{upstream}", f"http://127.0.0.1:{upstream}").split("\n", 1)
+            text = f"{SETTINGS} {MODES[mode]}\n{self.command}".replace("{port}", str(port)).replace(
+                "{folder}", folder
+            )
+            settings, command = text.replace("{upstream}", f"http://127.0.0.1:{upstream}").split(
+                "\n", 1
+            )
             env = os.environ | dict(setting.split("=", 1) for setting in settings.split())
             began, cwd = time.perf_counter(), self.cwd or folder
-            process = spawn(shlex.split(command), SERVER_CORE, cwd=cwd, env=env, stdout=log, stderr=log)
+            process = spawn(
+                shlex.split(command), SERVER_CORE, cwd=cwd, env=env, stdout=log, stderr=log
+            )
             try:
                 server = Server(port, process)
                 if not server.answers(process, began):
-                    raise Wrong(f"did not start: {Path(log.name).read_text(errors='replace')[-600:].strip()}")
+                    raise Wrong(
+                        f"did not start: {Path(log.name).read_text(errors='replace')[-600:].strip()}"
+                    )
                 yield server
             finally:
                 end(process)
@@ -430,28 +484,54 @@ class Scenario:
     def suits(self, target: Target) -> bool:
         if target.name == DIRECT:
             return any("added" in key for key in self.goals)
-        return self.mode in target.modes and not (target.name == NGINX and self.stream and self.mode != "relay")
+        return self.mode in target.modes and not (
+            target.name == NGINX and self.stream and self.mode != "relay"
+        )
 
     def measure(self, target: Target, upstream: int, seconds: float) -> Figures:
         with target.started(self.mode, upstream) as server:
             if not self.say:
                 return {f"s to {path}": seconds for path, seconds in server.ready.items()}
-            figures = uvloop.run(self.paced(server, seconds) if self.pace else self.closed_loop(server, seconds))
-            return figures if server.process else {key: figures[key] for key in figures if "added" in key}
+            figures = uvloop.run(
+                self.paced(server, seconds) if self.pace else self.closed_loop(server, seconds)
+            )
+            return (
+                figures
+                if server.process
+                else {key: figures[key] for key in figures if "added" in key}
+            )
 
     async def closed_loop(self, server: Server, seconds: float) -> Figures:
         """Every connection asks again as soon as it has its answer."""
         words = 0 if self.mode == "mock" else self.words  # another mock says what it likes
-        run = Run(question(self.say, self.stream, max(self.words, 60)), words, self.chunks, again=True)
+        run = Run(
+            question(self.say, self.stream, max(self.words, 60)), words, self.chunks, again=True
+        )
         await run.connect(server.port, Client, self.connections)
         await run.wait(max(0.5, seconds / 4))
-        cpu, began, start, start_first = server.cpu(), time.perf_counter(), len(run.times), len(run.firsts)
+        cpu, began, start, start_first = (
+            server.cpu(),
+            time.perf_counter(),
+            len(run.times),
+            len(run.firsts),
+        )
         await run.wait(seconds)
-        cpu, elapsed, times, firsts = server.cpu() - cpu, time.perf_counter() - began, run.times[start:], run.firsts
+        cpu, elapsed, times, firsts = (
+            server.cpu() - cpu,
+            time.perf_counter() - began,
+            run.times[start:],
+            run.firsts,
+        )
         await run.finish()
-        figures: Figures = {f"p{percent} ms": percentile(times, percent) * 1000 for percent in (50, 99)}
+        figures: Figures = {
+            f"p{percent} ms": percentile(times, percent) * 1000 for percent in (50, 99)
+        }
         figures["added ms, p50"] = percentile(firsts[start_first:], 50) * 1000
-        figures |= {"CPU-µs": cpu * 1e6 / len(times), "requests/s": len(times) / elapsed, "words": run.answer[0]}
+        figures |= {
+            "CPU-µs": cpu * 1e6 / len(times),
+            "requests/s": len(times) / elapsed,
+            "words": run.answer[0],
+        }
         if chunks := run.answer[1] * len(times):
             figures |= {"chunks/s": chunks / elapsed, "CPU-µs a chunk": cpu * 1e6 / chunks}
         return figures
@@ -461,7 +541,10 @@ class Scenario:
         warm = Run(question("pace=2x5", True, 60), 5, 7, again=False)
         await warm.connect(server.port, Listener, 1)
         await warm.finish()
-        memory, count = server.memory(), int((seconds + 0.8 + self.connections * 0.003) * 1000 / self.pace)
+        memory, count = (
+            server.memory(),
+            int((seconds + 0.8 + self.connections * 0.003) * 1000 / self.pace),
+        )
         run = Run(question(f"pace={self.pace}x{count}", True, count), count, count + 2, again=False)
         await run.connect(server.port, Listener, self.connections, apart=0.001)
         await run.wait(0.3)
@@ -470,9 +553,13 @@ class Scenario:
         cpu, elapsed, delays = server.cpu() - cpu, time.perf_counter() - began, run.delays[start:]
         memory = server.memory() - memory
         if run.times:
-            raise Wrong("some streams ended before all were open: the machine is too slow for this many")
+            raise Wrong(
+                "some streams ended before all were open: the machine is too slow for this many"
+            )
         await run.finish()
-        figures: Figures = {f"added ms, p{percent}": percentile(delays, percent) / 1e6 for percent in (50, 99)}
+        figures: Figures = {
+            f"added ms, p{percent}": percentile(delays, percent) / 1e6 for percent in (50, 99)
+        }
         figures |= {"CPU-µs a chunk": cpu * 1e6 / len(delays), "chunks/s": len(delays) / elapsed}
         return figures | {"kB a stream": memory / 1000 / self.connections}
 
@@ -499,7 +586,9 @@ class Listing(Scenario):
                 os.environ["STORE_URL"] = f"sqlite:///{stored(size)}"
                 servers.append(stack.enter_context(target.started(self.mode, upstream)))
             medians = uvloop.run(self.listed(servers, seconds))
-        figures = {f"p50 ms, of {size:,}": value for size, value in zip(SIZES, medians, strict=True)}
+        figures = {
+            f"p50 ms, of {size:,}": value for size, value in zip(SIZES, medians, strict=True)
+        }
         return figures | {"times as long": medians[1] / medians[0]}
 
     async def listed(self, servers: list[Server], seconds: float) -> list[float]:
@@ -516,11 +605,13 @@ class Listing(Scenario):
         return [percentile(run.times, 50) * 1000 for run in runs]
 
 
-LIST = f"GET {PATH}?metadata[topic]=3&limit=20&order=desc HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+LIST = (
+    f"GET {PATH}?metadata[topic]=3&limit=20&order=desc HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+)
 SIZES = (100, 100_000)
 FILL = """
 import asyncio, sys
-from extras import store
+from rewrap.storage import sqlite as store
 store.GROUP = 5_000  # writes to a transaction
 async def fill(path, size, body):
     kept = store.open_store(f"sqlite:///{path}")
@@ -544,7 +635,11 @@ def stored(size: int) -> Path:
     """A store of so many completions, a fifth of them of each topic; it goes with the benchmark."""
     path = Path(stores().name, f"{size}.db")
     print(f"storing {size:,} completions", file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-c", FILL, path, str(size), repr(json.loads(COMPLETION))], cwd=ROOT, check=True)
+    subprocess.run(
+        [sys.executable, "-c", FILL, path, str(size), repr(json.loads(COMPLETION))],
+        cwd=ROOT,
+        check=True,
+    )
     return path
 
 
@@ -557,19 +652,54 @@ THOUSAND: Goals = {
 }
 LISTED: Goals = {**{f"p50 ms, of {size:,}": () for size in SIZES}, "times as long": (1.5,)}
 SCENARIOS = [
-    Scenario("JSON through an OpenAI-compatible upstream", "relay", {"CPU-µs": (200, 8), **LOOP}, words=60),
-    Scenario("JSON through CHAT_URL", "chat", {"CPU-µs": (300,), **LOOP}, "words=60", words=60),
-    Scenario("stream of 102 chunks, relayed", "relay", {"CPU-µs": (700, 1.6), **CHUNKED}, "-", True, 100, 102),
-    Scenario("100 words of one reply, as chunks", "chat", {"CPU-µs": (900,), **CHUNKED}, "words=100", True, 100),
-    Scenario("mock, JSON of 60 words", "mock", {"CPU-µs": (100,), **LOOP, "words": ()}, words=60),
-    Scenario("mock, 100 words streamed", "mock", {"CPU-µs": (500,), **CHUNKED, "words": ()}, "-", True, 100),
-    Scenario("first byte, 1 connection", "relay", {"added ms, p50": (0.25,)}, "short", True, 1, 3, 1),
     Scenario(
-        "one stream, a chunk each 2 ms", "relay", {"added ms, p50": (0.15,), "added ms, p99": ()}, connections=1, pace=2
+        "JSON through an OpenAI-compatible upstream",
+        "relay",
+        {"CPU-µs": (200, 8), **LOOP},
+        words=60,
+    ),
+    Scenario("JSON through CHAT_URL", "chat", {"CPU-µs": (300,), **LOOP}, "words=60", words=60),
+    Scenario(
+        "stream of 102 chunks, relayed",
+        "relay",
+        {"CPU-µs": (700, 1.6), **CHUNKED},
+        "-",
+        True,
+        100,
+        102,
+    ),
+    Scenario(
+        "100 words of one reply, as chunks",
+        "chat",
+        {"CPU-µs": (900,), **CHUNKED},
+        "words=100",
+        True,
+        100,
+    ),
+    Scenario("mock, JSON of 60 words", "mock", {"CPU-µs": (100,), **LOOP, "words": ()}, words=60),
+    Scenario(
+        "mock, 100 words streamed",
+        "mock",
+        {"CPU-µs": (500,), **CHUNKED, "words": ()},
+        "-",
+        True,
+        100,
+    ),
+    Scenario(
+        "first byte, 1 connection", "relay", {"added ms, p50": (0.25,)}, "short", True, 1, 3, 1
+    ),
+    Scenario(
+        "one stream, a chunk each 2 ms",
+        "relay",
+        {"added ms, p50": (0.15,), "added ms, p99": ()},
+        connections=1,
+        pace=2,
     ),
     Scenario("1,000 streams of 10 chunks/s", "relay", THOUSAND, connections=1000, pace=100),
     Listing("list 20 stored, by metadata", "mock", LISTED, connections=1),
-    Scenario("start to first answer", "relay", {"s to /health": (0.5,), f"s to {PATH}": (0.5,)}, say=""),
+    Scenario(
+        "start to first answer", "relay", {"s to /health": (0.5,), f"s to {PATH}": (0.5,)}, say=""
+    ),
 ]
 INSTALLED: Goals = {"MB": (25,), "packages": (15,)}
 
@@ -588,12 +718,18 @@ def installed() -> Figures:
 Rounds = dict[str, list[Figures]]  # target: its figures, round by round; {} where it failed
 
 
-def measured(scenario: Scenario, targets: list[Target], port: int, count: int, seconds: float) -> Rounds:
+def measured(
+    scenario: Scenario, targets: list[Target], port: int, count: int, seconds: float
+) -> Rounds:
     targets = [target for target in targets if scenario.suits(target)]
     rounds: Rounds = {target.name: [] for target in targets}
     for number in range(1, count + 1):
         for target in targets:
-            print(f"{scenario.name}: round {number} of {count}, {target.name}", file=sys.stderr, flush=True)
+            print(
+                f"{scenario.name}: round {number} of {count}, {target.name}",
+                file=sys.stderr,
+                flush=True,
+            )
             figures: Figures = {}
             try:
                 if {} not in rounds[target.name]:  # what failed once is not tried again
@@ -605,7 +741,13 @@ def measured(scenario: Scenario, targets: list[Target], port: int, count: int, s
 
 
 def figure(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+    return (
+        f"{value:,.0f}"
+        if abs(value) >= 100
+        else f"{value:.1f}"
+        if abs(value) >= 10
+        else f"{value:.2f}"
+    )
 
 
 def cell(key: str, target: str, rounds: Rounds, goal: tuple[float, ...]) -> str:
@@ -617,12 +759,22 @@ def cell(key: str, target: str, rounds: Rounds, goal: tuple[float, ...]) -> str:
 
     relative = "added" in key and target != DIRECT
     values = [a - b for a, b in pairs(DIRECT)] if relative else [a for a, _ in pairs(target)]
-    ratios = [a / b for a, b in pairs(NGINX) if b > 0 and "added" not in key and key != "words" and target != NGINX]
+    ratios = [
+        a / b
+        for a, b in pairs(NGINX)
+        if b > 0 and "added" not in key and key != "words" and target != NGINX
+    ]
     if not values:
         return "failed" if {} in rounds.get(target, []) else ""
     medians = [median(found) for found in (values, ratios) if found]
-    missed = target == OURS and any(value > most for value, most in zip(medians, goal, strict=False))
-    return figure(medians[0]) + (f" ({figure(medians[1])} ×)" if ratios else "") + (" ✗" if missed else "")
+    missed = target == OURS and any(
+        value > most for value, most in zip(medians, goal, strict=False)
+    )
+    return (
+        figure(medians[0])
+        + (f" ({figure(medians[1])} ×)" if ratios else "")
+        + (" ✗" if missed else "")
+    )
 
 
 def rows(name: str, goals: Goals, rounds: Rounds, columns: list[str]) -> Iterator[list[str]]:
@@ -634,7 +786,9 @@ def rows(name: str, goals: Goals, rounds: Rounds, columns: list[str]) -> Iterato
 
 def table(lines: list[list[str]], markdown: bool) -> str:
     if markdown:
-        return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]])
+        return "\n".join(
+            f"| {' | '.join(line)} |" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+        )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
@@ -659,13 +813,25 @@ def beside(text: str) -> Target:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement; 1,000 streams: at least 5")
-    parser.add_argument("--only", default="", metavar="TEXT", help="the scenarios whose name contains it")
-    parser.add_argument("--beside", type=beside, action="append", default=[], metavar="NAME=COMMAND")
-    parser.add_argument("--quick", action="store_true", help="one round of one second: only to see that all works")
-    parser.add_argument("--markdown", action="store_true", help="the table as it stands in the README")
     parser.add_argument(
-        "--installed", action="store_true", help="also install what requirements.txt needs to serve, for its size"
+        "--seconds", type=float, default=3, help="of each measurement; 1,000 streams: at least 5"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="the scenarios whose name contains it"
+    )
+    parser.add_argument(
+        "--beside", type=beside, action="append", default=[], metavar="NAME=COMMAND"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one round of one second: only to see that all works"
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="the table as it stands in the README"
+    )
+    parser.add_argument(
+        "--installed",
+        action="store_true",
+        help="also install what requirements.txt needs to serve, for its size",
     )
     args = parser.parse_args()
     args.rounds, args.seconds = (
@@ -694,10 +860,19 @@ def main() -> None:
             if args.only.lower() not in scenario.name.lower():
                 continue
             # One connection's way between the cores must be as long with a proxy as without: then the upstream sits beside it.
-            os.sched_setaffinity(process.pid, {SERVER_CORE if scenario.connections == 1 else UPSTREAM_CORE})
-            seconds = max(args.seconds, 5) if scenario.connections > 100 and not args.quick else args.seconds
+            os.sched_setaffinity(
+                process.pid, {SERVER_CORE if scenario.connections == 1 else UPSTREAM_CORE}
+            )
+            seconds = (
+                max(args.seconds, 5)
+                if scenario.connections > 100 and not args.quick
+                else args.seconds
+            )
             lines += rows(
-                scenario.name, scenario.goals, measured(scenario, targets, port, args.rounds, seconds), columns
+                scenario.name,
+                scenario.goals,
+                measured(scenario, targets, port, args.rounds, seconds),
+                columns,
             )
             gc.collect()
     finally:

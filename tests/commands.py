@@ -81,14 +81,18 @@ class Command(Process):
         said = len(self.lines)
         self.signal(signal.SIGUSR1)
         async with asyncio.timeout(5):
-            while not (lines := [line for line in self.lines[said:] if line.startswith('{"tasks"')]):
+            while not (
+                lines := [line for line in self.lines[said:] if line.startswith('{"tasks"')]
+            ):
                 await asyncio.sleep(0.01)
         counts: dict[str, int] = json.loads(lines[0])
         return counts | {"descriptors": len(self.descriptors()), "memory": self.memory()}
 
     def memory(self) -> int:
         """Bytes in RAM."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
 
 
 def children(pid: int) -> list[int]:
@@ -96,7 +100,9 @@ def children(pid: int) -> list[int]:
 
 
 @asynccontextmanager
-async def running(command: list[str] | None = None, /, **environment: str) -> AsyncIterator[Command]:
+async def running(
+    command: list[str] | None = None, /, **environment: str
+) -> AsyncIterator[Command]:
     """A Command, ended with the test whatever became of it, its children too."""
     process = await asyncio.to_thread(Command, command or PYTHON, **environment)
     try:

@@ -54,6 +54,8 @@ def collected() -> Iterator[None]:
     gc.collect()
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     for line in config.stash.get(LINES, []):
         terminalreporter.write_line(line)

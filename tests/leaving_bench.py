@@ -24,7 +24,9 @@ from upstreams import FAULTS, TEXT, Handler, Upstream, chunk, closed_port, hold,
 GOAL = 0.1  # seconds, p99
 STREAM = make("sse_openai", TEXT, gate=GATE())
 HALF = sends(lambda request: [*FIRST_HALF, chunk(b'{"choices": [{"mess')], hold)
-MOMENTS: dict[str, tuple[str, bool, Handler, bytes]] = {  # path, stream, the upstream, what is read before leaving
+MOMENTS: dict[
+    str, tuple[str, bool, Handler, bytes]
+] = {  # path, stream, the upstream, what is read before leaving
     "in mid-stream": (CHAT, True, STREAM, TEXT[:4].encode()),
     "before the first byte": (CHAT, True, FAULTS["hang"], b""),
     "no stream, before the head": (CHAT, False, FAULTS["hang"], b""),
@@ -53,9 +55,13 @@ async def nginx(upstream: int) -> AsyncIterator[str]:
     """Its address, before the same upstream; ended by its pid."""
     with tempfile.TemporaryDirectory(prefix="leaving-") as folder:
         port = closed_port()
-        conf = NGINX_CONF.format(dir=folder, port=port, upstream=upstream, location=LOCATIONS["relay"])
+        conf = NGINX_CONF.format(
+            dir=folder, port=port, upstream=upstream, location=LOCATIONS["relay"]
+        )
         await asyncio.to_thread(Path(folder, "nginx.conf").write_text, conf)
-        process = await asyncio.create_subprocess_exec("nginx", "-p", folder, "-c", "nginx.conf", "-e", "error.log")
+        process = await asyncio.create_subprocess_exec(
+            "nginx", "-p", folder, "-c", "nginx.conf", "-e", "error.log"
+        )
         try:
             for _ in range(200):
                 try:
@@ -93,21 +99,35 @@ async def compare(tries: int) -> dict[str, float]:
                         for name, url in servers.items():
                             lags[name].append(await lag(up, url, moment, rudely))
                     label = f"{moment}, {'RST' if rudely else 'FIN'}"
-                    row = [[1e3 * percentile(found, p) for p in (50, 99, 100)] for found in lags.values()]
+                    row = [
+                        [1e3 * percentile(found, p) for p in (50, 99, 100)]
+                        for found in lags.values()
+                    ]
                     print(
-                        f"{label:38}" + "".join(f"{a:10.1f} / {b:.1f} / {c:.1f}".rjust(24) for a, b, c in row),
+                        f"{label:38}"
+                        + "".join(f"{a:10.1f} / {b:.1f} / {c:.1f}".rjust(24) for a, b, c in row),
                         flush=True,
                     )
-                    worst |= {f"{name}, {label}": percentile(lags[name], 99) for name in servers if name != "nginx"}
+                    worst |= {
+                        f"{name}, {label}": percentile(lags[name], 99)
+                        for name in servers
+                        if name != "nginx"
+                    }
     return worst
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="How soon the upstream is closed after a client has left.")
+    parser = argparse.ArgumentParser(
+        description="How soon the upstream is closed after a client has left."
+    )
     parser.add_argument("--tries", type=int, default=100)
     worst = asyncio.run(compare(parser.parse_args().tries))
     late = [f"{name}: {seconds * 1e3:.0f} ms" for name, seconds in worst.items() if seconds > GOAL]
-    print(f"p99 within {GOAL * 1e3:.0f} ms: {len(worst) - len(late)} of {len(worst)} ways", *late, sep="\n")
+    print(
+        f"p99 within {GOAL * 1e3:.0f} ms: {len(worst) - len(late)} of {len(worst)} ways",
+        *late,
+        sep="\n",
+    )
     return 1 if late else 0
 
 

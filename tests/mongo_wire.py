@@ -27,7 +27,9 @@ class MongoWire:
 
     def __init__(self, folder: Path) -> None:
         if importlib.util.find_spec("secantus") is None:
-            raise RuntimeError("tests of MongoDB need its wire server: pip install SecantusDB==0.7.0b3")
+            raise RuntimeError(
+                "tests of MongoDB need its wire server: pip install SecantusDB==0.7.0b3"
+            )
         self.folder = folder
         self.port = 0
         self.process: subprocess.Popen[str] | None = None

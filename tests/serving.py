@@ -13,12 +13,12 @@ from threading import Thread
 from typing import Any
 
 import uvicorn
+from rewrap.main import create_app
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from extras.server import Protocol
-from extras.settings import Settings
-from main import create_app
+from rewrap.config.settings import Settings
+from rewrap.server.serve import Protocol
 
 ROOT = Path(__file__).absolute().parent.parent
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
@@ -48,10 +48,17 @@ def served(prefix: str = "", **settings: Any) -> Iterator[str]:
 
     With a `prefix`, below it in another app; what is beside it is 404.
     """
-    app: Starlette = create_app(Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings))
+    app: Starlette = create_app(
+        Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings)
+    )
     if prefix:
         app = Starlette(routes=[Mount(prefix, app)])
-    options: dict[str, Any] = {"log_level": "critical", "access_log": False, "server_header": False, "ws": "none"}
+    options: dict[str, Any] = {
+        "log_level": "critical",
+        "access_log": False,
+        "server_header": False,
+        "ws": "none",
+    }
     server = Server(uvicorn.Config(app, port=0, http=Protocol, **options))
     thread = Thread(target=server.run, daemon=True)
     thread.start()
@@ -70,7 +77,9 @@ class Process:
     """`python main.py` with PORT=0, and nothing but `environment`: its `url`, its `pid`, and the `log` so far."""
 
     def __init__(self, **environment: str) -> None:
-        kept = {name: os.environ[name] for name in ("PATH", "LANG", "SYSTEMROOT") if name in os.environ}
+        kept = {
+            name: os.environ[name] for name in ("PATH", "LANG", "SYSTEMROOT") if name in os.environ
+        }
         self.child = subprocess.Popen(
             [sys.executable, str(ROOT / "main.py")],
             cwd=ROOT / "tests",  # no .env lies here

@@ -50,7 +50,9 @@ def only(body: Body, known: str) -> bool:
 
 def spoken(messages: Any, roles: str, key: str = "content") -> bool:
     """Are these messages as the product wants them: its own role names, and a text each?"""
-    return isinstance(messages, list) and all(m["role"] in roles.split() and isinstance(m[key], str) for m in messages)
+    return isinstance(messages, list) and all(
+        m["role"] in roles.split() and isinstance(m[key], str) for m in messages
+    )
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,16 @@ class Wire:
     valid: Callable[[Body], bool]
     answer: Any
     refused: Any
-    stream: list[bytes] = field(default_factory=list)  # the first one that has text is stream[first]
+    stream: list[bytes] = field(
+        default_factory=list
+    )  # the first one that has text is stream[first]
     first: int = 0
     broken: list[bytes] = field(default_factory=list)
     failed: Any = None  # an error that comes with HTTP 200, instead of the answer
     stream_path: str = ""
-    asks: Callable[[Body, dict[str, str]], bool] = lambda body, headers: bool(body.get("stream"))  # for a stream?
+    asks: Callable[[Body, dict[str, str]], bool] = lambda body, headers: bool(
+        body.get("stream")
+    )  # for a stream?
     content_type: str = "text/event-stream; charset=utf-8"
     headers: tuple[str, ...] = ()  # without these: refused
     error: str = "it broke"  # what `refused`, `broken` and `failed` say
@@ -105,7 +111,13 @@ def completion(usage: Body) -> Body:
 
 
 def ollama(key: str, said: Callable[[str], Any]) -> tuple[Any, list[bytes]]:
-    counts = {"done": True, "done_reason": "stop", "total_duration": 5, "prompt_eval_count": 11, "eval_count": 2}
+    counts = {
+        "done": True,
+        "done_reason": "stop",
+        "total_duration": 5,
+        "prompt_eval_count": 11,
+        "eval_count": 2,
+    }
 
     def one(piece: str) -> Body:
         return {"model": "m", "created_at": "2026-11-20T00:00:00Z", key: said(piece), "done": False}
@@ -140,14 +152,24 @@ def gemini(piece: str, **more: Any) -> Body:
 
 
 def langflow_result(said: str) -> Body:
-    return {"session_id": "s", "outputs": [{"inputs": {}, "outputs": [{"results": {"message": {"text": said}}}]}]}
+    return {
+        "session_id": "s",
+        "outputs": [{"inputs": {}, "outputs": [{"results": {"message": {"text": said}}}]}],
+    }
 
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 2, "total_tokens": 13}
-OPENAI_ERROR = {"error": {"message": "it broke", "type": "server_error", "param": None, "code": None}}
+OPENAI_ERROR = {
+    "error": {"message": "it broke", "type": "server_error", "param": None, "code": None}
+}
 OLLAMA, OLLAMA_STREAM = ollama("message", lambda piece: {"role": "assistant", "content": piece})
 GENERATE, GENERATE_STREAM = ollama("response", str)
-GEMINI_USAGE = {"promptTokenCount": 11, "candidatesTokenCount": 1, "thoughtsTokenCount": 1, "totalTokenCount": 13}
+GEMINI_USAGE = {
+    "promptTokenCount": 11,
+    "candidatesTokenCount": 1,
+    "thoughtsTokenCount": 1,
+    "totalTokenCount": 13,
+}
 GEMINI_ERROR = {"error": {"code": 503, "message": "it broke", "status": "UNAVAILABLE"}}
 CLAUDE_ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "it broke"}}
 CLAUDE_START = claude(
@@ -223,10 +245,18 @@ WIRES: dict[str, Wire] = {
     ),
     "tgi": Wire(
         path="/generate",
-        valid=lambda b: isinstance(b["inputs"], str) and isinstance(b["parameters"].get("stop", []), list),
+        valid=lambda b: (
+            isinstance(b["inputs"], str) and isinstance(b["parameters"].get("stop", []), list)
+        ),
         answer={
             "generated_text": "Hello world!",
-            "details": {"finish_reason": "eos_token", "generated_tokens": 2, "seed": None, "prefill": [], "tokens": []},
+            "details": {
+                "finish_reason": "eos_token",
+                "generated_tokens": 2,
+                "seed": None,
+                "prefill": [],
+                "tokens": [],
+            },
         },
         refused={"error": "it broke", "error_type": "generation"},
         stream_path="/generate_stream",
@@ -238,7 +268,12 @@ WIRES: dict[str, Wire] = {
                 "</s>",
                 True,
                 generated_text="Hello world!",
-                details={"finish_reason": "eos_token", "generated_tokens": 2, "input_length": 11, "seed": None},
+                details={
+                    "finish_reason": "eos_token",
+                    "generated_tokens": 2,
+                    "input_length": 11,
+                    "seed": None,
+                },
             ),
         ),
         broken=sse({"error": "it broke", "error_type": "generation"}),
@@ -261,7 +296,10 @@ WIRES: dict[str, Wire] = {
         asks=always,
         failed={"error": "it broke"},
         stream=sse(
-            *({"model_name": "m", "model_version": "1", "text_output": piece} for piece in ("Hello", " world!"))
+            *(
+                {"model_name": "m", "model_version": "1", "text_output": piece}
+                for piece in ("Hello", " world!")
+            )
         ),
         broken=sse({"error": "it broke"}),
     ),
@@ -273,7 +311,13 @@ WIRES: dict[str, Wire] = {
             {"recipient_id": "s", "image": "i.png"},
             {"recipient_id": "s", "text": "world!"},
         ],
-        refused={"version": "3", "status": "failure", "message": "it broke", "reason": "NotAuthenticated", "code": 401},
+        refused={
+            "version": "3",
+            "status": "failure",
+            "message": "it broke",
+            "reason": "NotAuthenticated",
+            "code": 401,
+        },
         failed=[],
         stream_path=r"/webhooks/rest/webhook\?stream=true",
         asks=always,
@@ -287,7 +331,10 @@ WIRES: dict[str, Wire] = {
     ),
     "dify": Wire(
         path="/v1/chat-messages",
-        valid=lambda b: has(query=str, inputs=dict, user=str)(b) and b["response_mode"] in ("blocking", "streaming"),
+        valid=lambda b: (
+            has(query=str, inputs=dict, user=str)(b)
+            and b["response_mode"] in ("blocking", "streaming")
+        ),
         answer={
             "event": "message",
             "id": "1",
@@ -314,8 +361,16 @@ WIRES: dict[str, Wire] = {
     ),
     "flowise": Wire(
         path="/api/v1/prediction/[^/]+",
-        valid=lambda b: isinstance(b["question"], str) and spoken(b["history"], "userMessage apiMessage"),
-        answer={"text": "Hello world!", "question": "hi", "chatId": "c", "chatMessageId": "m", "sessionId": "c"},
+        valid=lambda b: (
+            isinstance(b["question"], str) and spoken(b["history"], "userMessage apiMessage")
+        ),
+        answer={
+            "text": "Hello world!",
+            "question": "hi",
+            "chatId": "c",
+            "chatMessageId": "m",
+            "sessionId": "c",
+        },
         refused={"statusCode": 500, "success": False, "message": "it broke", "stack": {}},
         stream=[
             b"message:\n" + e
@@ -334,7 +389,8 @@ WIRES: dict[str, Wire] = {
         ],
         first=1,
         broken=[
-            b"message\n" + e for e in sse({"event": "error", "data": "it broke"}, {"event": "end", "data": "[DONE]"})
+            b"message\n" + e
+            for e in sse({"event": "error", "data": "it broke"}, {"event": "end", "data": "[DONE]"})
         ],
         asks=lambda b, h: b.get("streaming") is True,
     ),
@@ -400,11 +456,24 @@ WIRES: dict[str, Wire] = {
             "errors": [],
             "messages": [],
         },
-        refused={"result": None, "success": False, "errors": [{"code": 7009, "message": "it broke"}], "messages": []},
-        failed={"result": None, "success": False, "errors": [{"code": 7009, "message": "it broke"}], "messages": []},
+        refused={
+            "result": None,
+            "success": False,
+            "errors": [{"code": 7009, "message": "it broke"}],
+            "messages": [],
+        },
+        failed={
+            "result": None,
+            "success": False,
+            "errors": [{"code": 7009, "message": "it broke"}],
+            "messages": [],
+        },
         stream=sse(
             {"response": "Hello", "p": "abcd"},
-            {"choices": [{"index": 0, "delta": {"content": " world!"}, "finish_reason": None}], "p": "a"},
+            {
+                "choices": [{"index": 0, "delta": {"content": " world!"}, "finish_reason": None}],
+                "p": "a",
+            },
             {"response": "", "usage": USAGE},
             "[DONE]",
         ),
@@ -414,7 +483,9 @@ WIRES: dict[str, Wire] = {
     "cohere": Wire(
         path="/v2/chat",
         valid=lambda b: (
-            isinstance(b["model"], str) and spoken(b["messages"], "system user assistant tool") and only(b, COHERE)
+            isinstance(b["model"], str)
+            and spoken(b["messages"], "system user assistant tool")
+            and only(b, COHERE)
         ),
         refused={"id": "1", "message": "it broke"},
         answer={
@@ -422,24 +493,46 @@ WIRES: dict[str, Wire] = {
             "finish_reason": "COMPLETE",
             "message": {
                 "role": "assistant",
-                "content": [{"type": "thinking", "thinking": "hm"}, {"type": "text", "text": "Hello world!"}],
+                "content": [
+                    {"type": "thinking", "thinking": "hm"},
+                    {"type": "text", "text": "Hello world!"},
+                ],
             },
-            "usage": {"billed_units": {"input_tokens": 1}, "tokens": {"input_tokens": 11, "output_tokens": 2}},
+            "usage": {
+                "billed_units": {"input_tokens": 1},
+                "tokens": {"input_tokens": 11, "output_tokens": 2},
+            },
         },
         stream=typed(
-            {"type": "message-start", "id": "1", "delta": {"message": {"role": "assistant", "content": []}}},
-            {"type": "content-start", "index": 0, "delta": {"message": {"content": {"type": "text", "text": ""}}}},
+            {
+                "type": "message-start",
+                "id": "1",
+                "delta": {"message": {"role": "assistant", "content": []}},
+            },
+            {
+                "type": "content-start",
+                "index": 0,
+                "delta": {"message": {"content": {"type": "text", "text": ""}}},
+            },
             cohere({"thinking": "hm"}),
             cohere({"text": "Hello"}),
             cohere({"text": " world!"}),
             {"type": "content-end", "index": 0},
             {
                 "type": "message-end",
-                "delta": {"finish_reason": "COMPLETE", "usage": {"tokens": {"input_tokens": 11, "output_tokens": 2}}},
+                "delta": {
+                    "finish_reason": "COMPLETE",
+                    "usage": {"tokens": {"input_tokens": 11, "output_tokens": 2}},
+                },
             },
         ),
         first=3,
-        broken=typed({"type": "message-end", "delta": {"finish_reason": "ERROR", "usage": {}, "error": "it broke"}}),
+        broken=typed(
+            {
+                "type": "message-end",
+                "delta": {"finish_reason": "ERROR", "usage": {}, "error": "it broke"},
+            }
+        ),
         usage=(11, 2),
         finish="stop",
     ),
@@ -466,9 +559,13 @@ WIRES: dict[str, Wire] = {
         },
         stream=typed(
             CLAUDE_START,
-            claude("content_block_start", index=0, content_block={"type": "thinking", "thinking": ""}),
+            claude(
+                "content_block_start", index=0, content_block={"type": "thinking", "thinking": ""}
+            ),
             claude("ping"),
-            claude("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "hm"}),
+            claude(
+                "content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "hm"}
+            ),
             claude("content_block_delta", index=1, delta={"type": "text_delta", "text": "Hello"}),
             claude("content_block_delta", index=1, delta={"type": "text_delta", "text": " world!"}),
             claude("content_block_stop", index=1),
@@ -486,13 +583,19 @@ WIRES: dict[str, Wire] = {
         path="/v1beta/models/[^/:]+:generateContent",
         valid=lambda b: (
             not set(b) - {"contents", "systemInstruction", "generationConfig"}
-            and all(c["role"] in ("user", "model") and isinstance(c["parts"][0]["text"], str) for c in b["contents"])
+            and all(
+                c["role"] in ("user", "model") and isinstance(c["parts"][0]["text"], str)
+                for c in b["contents"]
+            )
         ),
         refused=GEMINI_ERROR,
         answer=gemini("Hello world!", finishReason="STOP") | {"usageMetadata": GEMINI_USAGE},
         stream_path=r"/v1beta/models/[^/:]+:streamGenerateContent\?alt=sse",
         asks=always,
-        stream=sse(gemini("Hello"), gemini(" world!", finishReason="STOP") | {"usageMetadata": GEMINI_USAGE}),
+        stream=sse(
+            gemini("Hello"),
+            gemini(" world!", finishReason="STOP") | {"usageMetadata": GEMINI_USAGE},
+        ),
         broken=sse(GEMINI_ERROR),
         error_status=503,
         usage=(11, 2),
@@ -502,7 +605,10 @@ WIRES: dict[str, Wire] = {
         path="/serving-endpoints/[^/]+/invocations",
         valid=has(messages=list),
         answer={
-            "messages": [{"role": "assistant", "content": "no"}, {"role": "assistant", "content": "Hello world!"}],
+            "messages": [
+                {"role": "assistant", "content": "no"},
+                {"role": "assistant", "content": "Hello world!"},
+            ],
             "finish_reason": "stop",
             "usage": USAGE,
         },
@@ -521,7 +627,10 @@ WIRES: dict[str, Wire] = {
         path="/score",
         valid=lambda b: (
             isinstance(b["question"], str)
-            and all(isinstance(t["inputs"]["question"] + t["outputs"]["answer"], str) for t in b["chat_history"])
+            and all(
+                isinstance(t["inputs"]["question"] + t["outputs"]["answer"], str)
+                for t in b["chat_history"]
+            )
         ),
         answer={"answer": "Hello world!"},
         refused={"error": {"code": "UserError", "message": "it broke"}},
@@ -562,7 +671,10 @@ WIRES: dict[str, Wire] = {
         path="/api/v1/bots/[^/]+/converse/[^/]+",
         valid=lambda b: b["type"] == "text" and isinstance(b["text"], str),
         answer={
-            "responses": [{"type": "typing", "value": True}, {"type": "text", "markdown": True, "text": "Hello world!"}]
+            "responses": [
+                {"type": "typing", "value": True},
+                {"type": "text", "markdown": True, "text": "Hello world!"},
+            ]
         },
         refused={"statusCode": 500, "errorCode": "BP_0000", "type": "Error", "message": "it broke"},
         failed={"responses": []},
@@ -588,8 +700,12 @@ class ShapeServer:
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             start, *rest = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in rest if line)}
-            body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"null")
+            headers = {
+                k.lower(): v.strip() for k, _, v in (line.partition(":") for line in rest if line)
+            }
+            body = json.loads(
+                await reader.readexactly(int(headers.get("content-length", 0))) or b"null"
+            )
             target = start.split(" ")[1]
             self.requests.append((target, headers, body))
             await self.reply(writer, start.split(" ")[0], target, headers, body)
@@ -599,7 +715,12 @@ class ShapeServer:
             writer.close()
 
     async def reply(
-        self, writer: asyncio.StreamWriter, method: str, target: str, headers: dict[str, str], body: Any
+        self,
+        writer: asyncio.StreamWriter,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        body: Any,
     ) -> None:
         wire = self.wire
         streamed = bool(wire.stream and re.fullmatch(wire.stream_path or wire.path, target))
@@ -615,7 +736,9 @@ class ShapeServer:
             await whole(writer, 200, wire.failed if failing else wire.answer)
             return
         writer.write(head(200, wire.content_type, "transfer-encoding: chunked"))
-        rest = {"ok": wire.stream[wire.first + 1 :], "error": wire.broken, "cut": [], "short": []}[str(self.mode)]
+        rest = {"ok": wire.stream[wire.first + 1 :], "error": wire.broken, "cut": [], "short": []}[
+            str(self.mode)
+        ]
         for number, piece in enumerate([*wire.stream[: wire.first + 1], *rest]):
             if number == wire.first + 1:
                 await self.gate.wait()
@@ -633,7 +756,14 @@ class ShapeServer:
 
 def head(status: int, content_type: str, *more: str) -> bytes:
     return "\r\n".join(
-        [f"HTTP/1.1 {status} X", f"content-type: {content_type}", "connection: close", *more, "", ""]
+        [
+            f"HTTP/1.1 {status} X",
+            f"content-type: {content_type}",
+            "connection: close",
+            *more,
+            "",
+            "",
+        ]
     ).encode()
 
 

@@ -23,7 +23,19 @@ sys.path[:0] = [str(Path(__file__).absolute().parent.parent)]
 import httpx
 from commands import Command
 from serving import ASKED
-from test_faults import ASK, CHAT, FORMS, HEAVY, LIMITS, WAYS, Case, both, by_model, expected, no_canary
+from test_faults import (
+    ASK,
+    CHAT,
+    FORMS,
+    HEAVY,
+    LIMITS,
+    WAYS,
+    Case,
+    both,
+    by_model,
+    expected,
+    no_canary,
+)
 from upstreams import FAULTS, Upstream
 
 LONG = 1800.0  # seconds from which on the slope of the memory counts
@@ -61,21 +73,35 @@ class Soak:
 
     async def good(self, way: str) -> None:
         form = self.dice.choice(FORMS)
-        if (found := await Case(self.up, "good", way, form).found(self.ways[way][1], "good")) != "text":
+        if (
+            found := await Case(self.up, "good", way, form).found(self.ways[way][1], "good")
+        ) != "text":
             self.wrong.append(f"good, {way}, {form}: {found!r}")
 
     async def faulty(self, way: str) -> None:
-        names = [name for name in FAULTS if name not in HEAVY and (name not in SLOW or self.dice.random() < 0.1)]
+        names = [
+            name
+            for name in FAULTS
+            if name not in HEAVY and (name not in SLOW or self.dice.random() < 0.1)
+        ]
         name, form = self.dice.choice(names), self.dice.choice(FORMS)
-        wanted, found = expected(name, way, form), await Case(self.up, name, way, form).found(self.ways[way][1], name)
+        wanted, found = (
+            expected(name, way, form),
+            await Case(self.up, name, way, form).found(self.ways[way][1], name),
+        )
         if found not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             self.wrong.append(f"{name}, {way}, {form}: {found!r} instead of {wanted!r}")
 
     async def leaving(self, way: str) -> None:
-        name, form = self.dice.choice(["hang", "slow_good", "drip", "good", "endless"]), self.dice.choice(FORMS)
+        name, form = (
+            self.dice.choice(["hang", "slow_good", "drip", "good", "endless"]),
+            self.dice.choice(FORMS),
+        )
         # A client of its own: httpx's pool forgets a cancelled request's connection open, and nobody reads from it any more.
         url = self.ways[way][0].url
-        async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=8) as client:
+        async with httpx.AsyncClient(
+            base_url=url, trust_env=False, verify=False, timeout=8
+        ) as client:
             asking = asyncio.create_task(Case(self.up, name, way, form).found(client, name))
             await asyncio.sleep(self.dice.random() * 0.2)
             asking.cancel()
@@ -85,10 +111,18 @@ class Soak:
         method, path, body, statuses = self.dice.choice(BAD)
         response = await self.ways[way][1].request(method, path, content=body)
         if response.status_code not in statuses or not ({"error"} & set(response.json())):
-            self.wrong.append(f"{method} {path} {body!r}: {response.status_code} {response.text[:100]}")
+            self.wrong.append(
+                f"{method} {path} {body!r}: {response.status_code} {response.text[:100]}"
+            )
 
     async def work(self, end: float, pause: float) -> None:
-        kinds: list[Callable[[str], Awaitable[None]]] = [self.good, self.good, self.faulty, self.leaving, self.bad]
+        kinds: list[Callable[[str], Awaitable[None]]] = [
+            self.good,
+            self.good,
+            self.faulty,
+            self.leaving,
+            self.bad,
+        ]
         while time.monotonic() < end:
             kind, way = self.dice.choice(kinds), self.dice.choice(list(WAYS))
             self.counts[kind.__name__] += 1
@@ -109,7 +143,9 @@ class Soak:
                 no_canary("".join(lines), self.up)
             del self.up.requests[:]
             if len(self.memory["CHAT_URL"]) % int(60 / SAMPLE) == 0:
-                sizes = ", ".join(f"{way} {rows[-1][1]:.1f} MB" for way, rows in self.memory.items())
+                sizes = ", ".join(
+                    f"{way} {rows[-1][1]:.1f} MB" for way, rows in self.memory.items()
+                )
                 print(
                     f"{now - started:6.0f} s: {self.counts.total()} requests, {len(self.wrong)} wrong, {sizes}",
                     flush=True,
@@ -145,7 +181,9 @@ async def soak(seconds: float, workers: int = 8, pause: float = 0.02) -> list[st
             tasks.create_task(run.watch(end))
             for _ in range(workers):
                 tasks.create_task(run.work(end, pause))
-        print(f"{run.counts.total()} requests: {', '.join(f'{n} {kind}' for kind, n in run.counts.items())}")
+        print(
+            f"{run.counts.total()} requests: {', '.join(f'{n} {kind}' for kind, n in run.counts.items())}"
+        )
         for _, client in ways.values():
             await client.aclose()
         await up.until(lambda: up.open == 0, 10)
@@ -177,7 +215,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="A long run of mixed requests.")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--pause", type=float, default=0.02, help="seconds between the requests of a worker")
+    parser.add_argument(
+        "--pause", type=float, default=0.02, help="seconds between the requests of a worker"
+    )
     arguments = parser.parse_args()
     wrong = asyncio.run(soak(arguments.minutes * 60, arguments.workers, arguments.pause))
     print(f"{len(wrong)} wrong", *wrong[:20], sep="\n")

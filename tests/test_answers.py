@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+from rewrap.main import create_app
 
-from extras.settings import Settings
-from main import create_app
+from rewrap.config.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
@@ -54,34 +54,59 @@ REPLIES: dict[str, tuple[Answer, str]] = {
     "pretty JSON": (pieces('{\n  "reply":\n', '"Hello"\n}\n', kind=TEXT), "Hello"),
     "JSON after blanks": (pieces(" ", "\n", '{"reply":"Hi"}'), "Hi"),
     "JSON after a BOM": (says(b'\xef\xbb\xbf{"reply":"Hi"}'), "Hi"),
-    "JSON in Latin-1": (says('{"reply":"Grüße"}'.encode("latin-1"), f"{JSON}; charset=iso-8859-1"), "Grüße"),
+    "JSON in Latin-1": (
+        says('{"reply":"Grüße"}'.encode("latin-1"), f"{JSON}; charset=iso-8859-1"),
+        "Grüße",
+    ),
     # texts that begin as something else does
     "blank first": (pieces("\n", "Hello", " there", kind=TEXT), "\nHello there"),
     "BOM": (says(b"\xef\xbb\xbfHi", TEXT), "Hi"),
     "Latin-1": (pieces("Gr", "üße".encode("latin-1"), kind=f"{TEXT}; charset=iso-8859-1"), "Grüße"),
     "no charset that is known": (says("Grüße", f"{TEXT}; charset=x-nothing"), "Grüße"),
-    "a page that was asked for": (says("<!DOCTYPE html>\n<html></html>", TEXT), "<!DOCTYPE html>\n<html></html>"),
+    "a page that was asked for": (
+        says("<!DOCTYPE html>\n<html></html>", TEXT),
+        "<!DOCTYPE html>\n<html></html>",
+    ),
     "HTML in pieces": (pieces("<div>", "hello", "</div>", kind=TEXT), "<div>hello</div>"),
     "id:": (says("id: 42 is your number.", TEXT), "id: 42 is your number."),
     "data:": (pieces("data: ", "the plural of datum", kind=TEXT), "data: the plural of datum"),
     "dat": (pieces("dat", "um", kind=TEXT), "datum"),
-    "a quotation": (pieces('"Yes"', " is what", " she said.", kind=TEXT), '"Yes" is what she said.'),
+    "a quotation": (
+        pieces('"Yes"', " is what", " she said.", kind=TEXT),
+        '"Yes" is what she said.',
+    ),
     "a footnote": (pieces("[1", "] See there.", kind=TEXT), "[1] See there."),
     # events
     "events as text": (pieces("da", 'ta: {"text":"Hi"}\n\n', kind=TEXT), "Hi"),
     "events as JSON": (pieces('data: {"text":"Hel"}\n\n', 'data: {"text":"lo"}\n\n'), "Hello"),
-    "events as text, a comment first": (pieces(": ping\n\n", 'data: {"text":"Hi"}\n\n', kind=TEXT), "Hi"),
-    "a greeting, then JSON": (pieces("data: Hello \n\n", 'data: {"text":"you"}\n\n', kind=SSE), "Hello you"),
+    "events as text, a comment first": (
+        pieces(": ping\n\n", 'data: {"text":"Hi"}\n\n', kind=TEXT),
+        "Hi",
+    ),
+    "a greeting, then JSON": (
+        pieces("data: Hello \n\n", 'data: {"text":"you"}\n\n', kind=SSE),
+        "Hello you",
+    ),
     "null, then JSON": (pieces("data: null\n\n", 'data: {"text":"Hi"}\n\n', kind=SSE), "Hi"),
-    "bare tokens of JSON": (pieces("data: {\n\n", 'data: "a"\n\n', "data: : 1}\n\n", kind=SSE), '{"a": 1}'),
+    "bare tokens of JSON": (
+        pieces("data: {\n\n", 'data: "a"\n\n', "data: : 1}\n\n", kind=SSE),
+        '{"a": 1}',
+    ),
     "bare tokens of Markdown": (pieces("data: [\n\n", "data: link](x)\n\n", kind=SSE), "[link](x)"),
     "bare tokens, a number first": (pieces("data: [1]\n\n", "data:  see\n\n", kind=SSE), "[1] see"),
-    "events, of mixed line ends": (pieces('data: {"text":"a"}\r\n\ndata: {"text":"b"}\r\n\n', kind=SSE), "ab"),
+    "events, of mixed line ends": (
+        pieces('data: {"text":"a"}\r\n\ndata: {"text":"b"}\r\n\n', kind=SSE),
+        "ab",
+    ),
     "an event called text": (pieces('event: text\ndata: {"text":"Hi"}\n\n', kind=SSE), "Hi"),
     "digits": (pieces('data: {"text":"$"}\n\n', 'data: {"text":5}\n\n', kind=SSE), "$5"),
     # where the reply stands
     "an empty text beside it, last": (
-        pieces('data: {"content":"Hi","answer":""}\n\n', 'data: {"content":"","answer":"Hi"}\n\n', kind=SSE),
+        pieces(
+            'data: {"content":"Hi","answer":""}\n\n',
+            'data: {"content":"","answer":"Hi"}\n\n',
+            kind=SSE,
+        ),
         "Hi",
     ),
     "an empty text before it": (says('{"response":"","text":"Hi"}'), "Hi"),
@@ -98,8 +123,14 @@ REPLIES: dict[str, tuple[Answer, str]] = {
         ),
         "A",
     ),
-    "OpenAI's newer form": (says('{"output":[{"type":"message","content":[{"type":"output_text","text":"A"}]}]}'), "A"),
-    "two messages of a bot": (says('[{"role":"assistant","text":"A"},{"role":"assistant","text":"B"}]'), "AB"),
+    "OpenAI's newer form": (
+        says('{"output":[{"type":"message","content":[{"type":"output_text","text":"A"}]}]}'),
+        "A",
+    ),
+    "two messages of a bot": (
+        says('[{"role":"assistant","text":"A"},{"role":"assistant","text":"B"}]'),
+        "AB",
+    ),
 }
 
 
@@ -120,13 +151,17 @@ def client(answer: Answer, way: str = "chat_url", **more: Any) -> httpx.AsyncCli
 
 
 async def reply(answer: Answer, stream: bool, way: str = "chat_url") -> str:
-    response = await client(answer, way).post("/v1/chat/completions", json=ASKED | {"stream": stream})
+    response = await client(answer, way).post(
+        "/v1/chat/completions", json=ASKED | {"stream": stream}
+    )
     assert response.status_code == 200, response.text
     if not stream:
         return str(response.json()["choices"][0]["message"]["content"])
     assert response.text.endswith("data: [DONE]\n\n")
     events = [json.loads(event[6:]) for event in response.text.split("\n\n")[:-2]]
-    return "".join(choice["delta"].get("content") or "" for event in events for choice in event["choices"])
+    return "".join(
+        choice["delta"].get("content") or "" for event in events for choice in event["choices"]
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
@@ -155,9 +190,17 @@ async def test_the_reply_is_found_however_it_is_cut(name: str, size: int, stream
         (JSON, ['{"reply":' + "[" * 600 + "]" * 600 + "}"]),
         (
             JSON,
-            ['{"reply":"x","usage":{"prompt_tokens":1,"completion_tokens":1,"x":' + "[" * 300 + "]" * 300 + "}}"],
+            [
+                '{"reply":"x","usage":{"prompt_tokens":1,"completion_tokens":1,"x":'
+                + "[" * 300
+                + "]" * 300
+                + "}}"
+            ],
         ),
-        (JSON, ['{"reply":"x","usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}']),
+        (
+            JSON,
+            ['{"reply":"x","usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1}}'],
+        ),
         (SSE, ['data: {"text":"Hel']),
         (SSE, ["event: error\ndata: boom\n\n"]),
     ],
@@ -178,14 +221,21 @@ async def streamed(answer: Answer, way: str = "chat_url", **more: Any) -> list[d
     asked = ASKED | {"stream": True} | more
     response = await client(answer, way, **settings).post("/v1/chat/completions", json=asked)
     assert response.status_code == 200, response.text
-    events = [json.loads(event[6:]) for event in response.text.split("\n\n") if event.startswith("data: {")]
+    events = [
+        json.loads(event[6:])
+        for event in response.text.split("\n\n")
+        if event.startswith("data: {")
+    ]
     return [choice for event in events for choice in event.get("choices", [event])]
 
 
 async def test_reasoning_has_two_names_and_is_said_once() -> None:
     body = json.dumps({"choices": [{"message": {"content": "T", "reasoning_content": "why"}}]})
     found = [choice["delta"] for choice in await streamed(says(body))]
-    assert "".join(delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in found) == "why"
+    assert (
+        "".join(delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in found)
+        == "why"
+    )
     assert {"reasoning_content": "why", "reasoning": "why"} in found
 
 
@@ -194,8 +244,18 @@ async def test_reasoning_comes_before_a_long_text_and_calls_of_tools_after_it() 
     message = {"content": "word " * 2000, "reasoning": "why", "tool_calls": [call]}
     said = says(json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}))
     found = [choice["delta"] for choice in await streamed(said)]
-    names = [name for name in ("reasoning", "content", "tool_calls") for delta in found if delta.get(name)]
-    in_order = [name for delta in found for name in ("reasoning", "content", "tool_calls") if delta.get(name)]
+    names = [
+        name
+        for name in ("reasoning", "content", "tool_calls")
+        for delta in found
+        if delta.get(name)
+    ]
+    in_order = [
+        name
+        for delta in found
+        for name in ("reasoning", "content", "tool_calls")
+        if delta.get(name)
+    ]
     assert in_order == names
     assert len({*names}) == 3
 
@@ -206,8 +266,13 @@ async def test_a_whole_answer_with_an_empty_reason_ends_with_one() -> None:
 
 
 @pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
-async def test_a_stream_with_an_empty_reason_in_each_chunk_is_cut_short_all_the_same(way: str) -> None:
-    half = pieces('data: {"choices":[{"index":0,"delta":{"content":"half"},"finish_reason":""}]}\n\n', kind=SSE)
+async def test_a_stream_with_an_empty_reason_in_each_chunk_is_cut_short_all_the_same(
+    way: str,
+) -> None:
+    half = pieces(
+        'data: {"choices":[{"index":0,"delta":{"content":"half"},"finish_reason":""}]}\n\n',
+        kind=SSE,
+    )
     assert "error" in (await streamed(half, way))[-1]
 
 
@@ -219,10 +284,14 @@ HALF = [
 
 async def test_of_two_choices_both_have_to_end() -> None:
     for way in ("chat_url", "openai_api_base"):
-        answer = await client(pieces(*HALF, kind=SSE), way).post("/v1/chat/completions", json=ASKED | {"n": 2})
+        answer = await client(pieces(*HALF, kind=SSE), way).post(
+            "/v1/chat/completions", json=ASKED | {"n": 2}
+        )
         assert answer.status_code == 502
         assert "error" in (await streamed(pieces(*HALF, kind=SSE), way, n=2))[-1]
-    ends = [c["finish_reason"] for c in await streamed(pieces(*HALF, "data: [DONE]\n\n", kind=SSE), n=2)]
+    ends = [
+        c["finish_reason"] for c in await streamed(pieces(*HALF, "data: [DONE]\n\n", kind=SSE), n=2)
+    ]
     assert [end for end in ends if end] == ["stop", "stop"]
 
 
@@ -253,12 +322,16 @@ CALLS = {
 async def test_calls_of_tools_come_through_however_they_are_numbered(
     name: str, finish: str | None, settings: dict[str, Any]
 ) -> None:
-    rows = [{"index": 0, "delta": {"tool_calls": calls}, "finish_reason": None} for calls in CALLS[name]]
+    rows = [
+        {"index": 0, "delta": {"tool_calls": calls}, "finish_reason": None} for calls in CALLS[name]
+    ]
     rows += [{"index": 0, "delta": {}, "finish_reason": finish}] * bool(finish)
     events = [f"data: {json.dumps({'choices': [row]})}\n\n" for row in rows]
     answer = pieces(*events, "data: [DONE]\n\n", kind=SSE)
     asked = ASKED | {"tools": [{"type": "function", "function": {"name": "f"}}]}
-    whole = (await client(answer, **settings).post("/v1/chat/completions", json=asked)).json()["choices"][0]
+    whole = (await client(answer, **settings).post("/v1/chat/completions", json=asked)).json()[
+        "choices"
+    ][0]
     found: dict[int, list[Any]] = {}
     choices = await streamed(answer, **settings)
     for piece in (piece for choice in choices for piece in choice["delta"].get("tool_calls", [])):
@@ -267,13 +340,17 @@ async def test_calls_of_tools_come_through_however_they_are_numbered(
     for calls in (whole["message"]["tool_calls"], [rows[0] for _, rows in sorted(found.items())]):
         assert [call["function"]["name"][0] for call in calls] == ["f", "g"]
         assert all(call["id"] and call["type"] == "function" for call in calls)
-    texts = ["".join(row["function"]["arguments"] for row in rows) for _, rows in sorted(found.items())]
+    texts = [
+        "".join(row["function"]["arguments"] for row in rows) for _, rows in sorted(found.items())
+    ]
     for said in (texts, [call["function"]["arguments"] for call in whole["message"]["tool_calls"]]):
         assert [json.loads(text) for text in said] == [{"x": 1}, {}]
 
 
 async def test_calls_of_tools_beside_a_message_are_not_lost() -> None:
-    said = says('{"message":{"content":"","tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]},"done":true}')
+    said = says(
+        '{"message":{"content":"","tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]},"done":true}'
+    )
     whole = (await client(said).post("/v1/chat/completions", json=ASKED)).json()["choices"][0]
     assert (whole["finish_reason"], whole["message"]["content"]) == ("tool_calls", None)
     assert whole["message"]["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a":1}'}
@@ -284,7 +361,9 @@ async def test_calls_that_are_none_are_a_failure() -> None:
     for calls in ('["f"]', '"f"', "[1]"):
         said = says(f'{{"choices":[{{"message":{{"content":"x","tool_calls":{calls}}}}}]}}')
         for stream in (False, True):
-            answer = await client(said).post("/v1/chat/completions", json=ASKED | {"stream": stream})
+            answer = await client(said).post(
+                "/v1/chat/completions", json=ASKED | {"stream": stream}
+            )
             assert answer.status_code == 502
 
 
@@ -303,12 +382,17 @@ async def test_no_tokens_logprobs_are_lost_where_it_has_no_text(stream: bool) ->
     else:
         whole = await client(answer).post("/v1/chat/completions", json=ASKED | {"logprobs": True})
         choices = whole.json()["choices"]
-    assert [token for choice in choices for token in (choice["logprobs"] or {}).get("content", [])] == tokens
+    assert [
+        token for choice in choices for token in (choice["logprobs"] or {}).get("content", [])
+    ] == tokens
 
 
 async def test_pieces_of_a_field_are_joined_but_for_what_each_repeats() -> None:
     rows = [{"index": 0, "type": "text", "format": "f-1", "text": text} for text in ("a", "b")]
-    events = [f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'details': [row]}}]})}\n\n" for row in rows]
+    events = [
+        f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'details': [row]}}]})}\n\n"
+        for row in rows
+    ]
     answer = await client(pieces(*events, END, kind=SSE)).post("/v1/chat/completions", json=ASKED)
     message = answer.json()["choices"][0]["message"]
     assert message["details"] == [{"index": 0, "type": "text", "format": "f-1", "text": "ab"}]
@@ -317,7 +401,11 @@ async def test_pieces_of_a_field_are_joined_but_for_what_each_repeats() -> None:
 async def test_an_upstream_that_gets_all_of_it_has_nothing_dropped() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     asked = ASKED | {"messages": [{"role": "user", "content": [image]}]}
-    good = says(json.dumps({"choices": [{"index": 0, "message": {"content": "A cat"}, "finish_reason": "stop"}]}))
+    good = says(
+        json.dumps(
+            {"choices": [{"index": 0, "message": {"content": "A cat"}, "finish_reason": "stop"}]}
+        )
+    )
     for way, dropped in (("chat_url", "messages.image_url"), ("openai_api_base", None)):
         answer = await client(good, way).post("/v1/chat/completions", json=asked)
         assert answer.headers.get("x-dropped-params") == dropped
@@ -325,9 +413,14 @@ async def test_an_upstream_that_gets_all_of_it_has_nothing_dropped() -> None:
 
 async def test_ask_says_the_first_of_several_choices_alone() -> None:
     rows = [(0, "one "), (1, "other "), (0, "two"), (1, "words")]
-    events = [f'data: {{"choices":[{{"index":{at},"delta":{{"content":"{text}"}}}}]}}\n\n' for at, text in rows]
+    events = [
+        f'data: {{"choices":[{{"index":{at},"delta":{{"content":"{text}"}}}}]}}\n\n'
+        for at, text in rows
+    ]
     for way in ("chat_url", "openai_api_base"):
-        answer = await client(pieces(*events, "data: [DONE]\n\n", kind=SSE), way).post("/ask", json=ASKED | {"n": 2})
+        answer = await client(pieces(*events, "data: [DONE]\n\n", kind=SSE), way).post(
+            "/ask", json=ASKED | {"n": 2}
+        )
         assert answer.text == "one two"
 
 
@@ -357,7 +450,10 @@ async def endless(
 
     settings = Settings(chat_url="http://bot/v1", store_url="sqlite://", **limits)
     app = create_app(settings, transport=httpx.MockTransport(upstream))
-    async with asyncio.timeout(5), httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://p") as some:
+    async with (
+        asyncio.timeout(5),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://p") as some,
+    ):
         return await some.post("/v1/chat/completions", json=ASKED | (asked or {}))
 
 
@@ -366,7 +462,10 @@ EVENT = b'data: {"text":"a"}\n\n'
 
 async def test_a_stream_that_is_gathered_ends_by_its_size() -> None:
     answer = await endless(EVENT, EVENT, max_reply_bytes=10_000)
-    assert (answer.status_code, answer.json()["error"]["message"]) == (502, "The chat backend's answer is too large.")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        502,
+        "The chat backend's answer is too large.",
+    )
 
 
 async def test_a_stream_that_is_gathered_ends_by_its_time() -> None:
@@ -403,9 +502,12 @@ async def test_a_stream_that_is_kept_ends_by_its_size(
     (tmp_path / "hooks_that_see.py").write_text("def after(chat, completion): pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     hooks = {} if more else {"hooks": "hooks_that_see:after"}
-    answer = await endless(EVENT, EVENT, asked={"stream": True} | more, max_reply_bytes=10_000, **hooks)
+    answer = await endless(
+        EVENT, EVENT, asked={"stream": True} | more, max_reply_bytes=10_000, **hooks
+    )
     assert (
-        json.loads(answer.text.split("\n\n")[-2][6:])["error"]["message"] == "The chat backend's answer is too large."
+        json.loads(answer.text.split("\n\n")[-2][6:])["error"]["message"]
+        == "The chat backend's answer is too large."
     )
 
 
@@ -415,9 +517,13 @@ async def test_a_stream_that_is_kept_ends_by_its_size(
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
 async def test_a_completion_without_a_text_may_have_its_reason(reason: str, stream: bool) -> None:
-    body = json.dumps({"choices": [{"index": 0, "message": {"content": None}, "finish_reason": reason}]})
+    body = json.dumps(
+        {"choices": [{"index": 0, "message": {"content": None}, "finish_reason": reason}]}
+    )
     for way in ("chat_url", "openai_api_base"):
-        answer = await client(says(body), way).post("/v1/chat/completions", json=ASKED | {"stream": stream})
+        answer = await client(says(body), way).post(
+            "/v1/chat/completions", json=ASKED | {"stream": stream}
+        )
         assert answer.status_code == 200
         assert f'"{reason}"' in answer.text
 
@@ -425,7 +531,9 @@ async def test_a_completion_without_a_text_may_have_its_reason(reason: str, stre
 async def test_text_is_no_completion() -> None:
     for kind, text in ((TEXT, "Traceback: sk-1"), (HTML, "Hello"), (TEXT, '{"oops"')):
         for more in ({}, {"stream": True}):
-            answer = await client(says(text, kind), "openai_api_base").post("/v1/chat/completions", json=ASKED | more)
+            answer = await client(says(text, kind), "openai_api_base").post(
+                "/v1/chat/completions", json=ASKED | more
+            )
             assert answer.status_code == 502
 
 
@@ -453,7 +561,9 @@ END = 'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata
 )
 async def test_a_relayed_event_that_is_no_chunk_is_a_failure(event: str, first: str) -> None:
     answer = pieces(first, event, END, kind=SSE)
-    response = await client(answer, "openai_api_base").post("/v1/chat/completions", json=ASKED | {"stream": True})
+    response = await client(answer, "openai_api_base").post(
+        "/v1/chat/completions", json=ASKED | {"stream": True}
+    )
     assert response.status_code == (200 if first else 502)
     assert "LEAK" not in response.text
     assert "[DONE]" not in response.text
@@ -476,5 +586,7 @@ async def test_a_large_event_that_comes_in_many_reads_is_relayed_as_it_is() -> N
 async def test_comments_blanks_and_fields_of_other_names_pass_through() -> None:
     text = f": ping\n\nid: 1\nretry: 3\n{GOOD}\n\n:\n\n{GOOD.replace('data: ', 'data:')}{END}"
     answer = pieces(text, kind=SSE)
-    response = await client(answer, "openai_api_base").post("/v1/chat/completions", json=ASKED | {"stream": True})
+    response = await client(answer, "openai_api_base").post(
+        "/v1/chat/completions", json=ASKED | {"stream": True}
+    )
     assert response.text == text

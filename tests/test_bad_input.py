@@ -19,17 +19,19 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rewrap.main import Rewrap, create_app
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import ASKED, Process, served, started
 
-from backends import APIError, Params, dumps
-from extras.anyshape import AnyShape
-from extras.checks import CHECKS, ROLES
-from extras.front import normal_path
-from extras.openapi import document
-from extras.settings import Settings
-from extras.shapes import known_shapes
-from main import Rewrap, create_app, parse_chat
+from rewrap.api.checks import CHECKS, ROLES
+from rewrap.api.openapi import document
+from rewrap.api.requests import parse_chat
+from rewrap.config.settings import Settings
+from rewrap.server.hosts import normal_path
+from rewrap.types import APIError, dumps
+from rewrap.upstream.auto import AutoShape
+from rewrap.upstream.params import Params
+from rewrap.upstream.shapes import known_shapes
 
 EXAMPLES = int(os.environ.get("REWRAP_EXAMPLES", "400"))
 CHAT, ASK, AZURE, ONE = (
@@ -130,7 +132,9 @@ def complaints(answer: Answer, path: str) -> str:
         kind = answer.headers[b"content-type"].partition(b";")[0]
         if kind == b"text/event-stream":
             *events, last = answer.body.decode().removesuffix("\n\n").split("\n\n")
-            broken = [event for event in events if "error" in json.loads(event.removeprefix("data: "))]
+            broken = [
+                event for event in events if "error" in json.loads(event.removeprefix("data: "))
+            ]
             return f"events: {broken}" if broken or last != "data: [DONE]" else ""
         if kind == b"application/json":
             json.loads(answer.body)
@@ -144,10 +148,18 @@ def wrong_envelope(body: Any, path: str) -> str:
         error, names = body.get("error"), ["message", "type", "param", "code"]
         if list(body) != ["error"]:
             return f"no envelope: {body}"
-    texts = [error.get(name) for name in names[:3]] if path == ASK else [error.get("message"), error.get("type")]
+    texts = (
+        [error.get(name) for name in names[:3]]
+        if path == ASK
+        else [error.get("message"), error.get("type")]
+    )
     rest = [error.get(name) for name in names[len(texts) :]]
     good = list(error) == names and all(isinstance(text, str) and text for text in texts)
-    return "" if good and all(isinstance(value, str | None) for value in rest) else f"not all members: {body}"
+    return (
+        ""
+        if good and all(isinstance(value, str | None) for value in rest)
+        else f"not all members: {body}"
+    )
 
 
 # What people send, and what they do not.
@@ -155,7 +167,11 @@ def wrong_envelope(body: Any, path: str) -> str:
 TEXT = st.text(max_size=8) | st.sampled_from(
     ["", "\x00", "\ud800", "\u2028", "😀", "user", "text", "data: [DONE]\n\n", "\r\nx: y"]
 )
-NUMBERS = st.integers() | st.floats() | st.sampled_from([0, -1, 2**53, 2**63, 2**64, 10**400, 1e308, -0.0])
+NUMBERS = (
+    st.integers()
+    | st.floats()
+    | st.sampled_from([0, -1, 2**53, 2**63, 2**64, 10**400, 1e308, -0.0])
+)
 LEAVES = st.none() | st.booleans() | NUMBERS | TEXT
 DEEP_ONES = st.integers(240, 300).map(
     lambda levels: json.loads("[" * levels + "]" * levels)
@@ -166,10 +182,13 @@ ANYTHING = st.recursive(
     max_leaves=8,
 )
 PARTS = st.fixed_dictionaries(
-    {"type": st.sampled_from(["text", "image_url", "file"]) | ANYTHING}, optional={"text": TEXT | ANYTHING}
+    {"type": st.sampled_from(["text", "image_url", "file"]) | ANYTHING},
+    optional={"text": TEXT | ANYTHING},
 )
 CONTENT = TEXT | st.lists(PARTS | ANYTHING, max_size=3) | ANYTHING
-CALLS = st.lists(st.fixed_dictionaries({"id": TEXT, "type": TEXT, "function": ANYTHING}) | ANYTHING, max_size=2)
+CALLS = st.lists(
+    st.fixed_dictionaries({"id": TEXT, "type": TEXT, "function": ANYTHING}) | ANYTHING, max_size=2
+)
 MESSAGE = st.fixed_dictionaries(
     {"role": st.sampled_from(ROLES) | ANYTHING, "content": CONTENT},
     optional={
@@ -189,14 +208,19 @@ GOOD = {
     "logprobs": st.booleans(),
     "top_logprobs": st.integers(0, 20),
     "stream": st.booleans(),
-    "stream_options": st.fixed_dictionaries({}, optional={"include_usage": st.booleans() | ANYTHING}),
+    "stream_options": st.fixed_dictionaries(
+        {}, optional={"include_usage": st.booleans() | ANYTHING}
+    ),
     "tools": st.lists(
-        st.fixed_dictionaries({"type": st.just("function"), "function": st.fixed_dictionaries({"name": TEXT})}),
+        st.fixed_dictionaries(
+            {"type": st.just("function"), "function": st.fixed_dictionaries({"name": TEXT})}
+        ),
         max_size=2,
     ),
     "tool_choice": st.sampled_from(["none", "auto", "required"]) | ANYTHING,
     "response_format": st.fixed_dictionaries(
-        {"type": st.sampled_from(["text", "json_object", "json_schema"]) | ANYTHING}, optional={"json_schema": ANYTHING}
+        {"type": st.sampled_from(["text", "json_object", "json_schema"]) | ANYTHING},
+        optional={"json_schema": ANYTHING},
     ),
     "seed": st.integers(-(2**63), 2**63 - 1),
     "metadata": st.dictionaries(TEXT, TEXT, max_size=3),
@@ -204,7 +228,10 @@ GOOD = {
 }
 FIELDS = {name: GOOD.get(name, LEAVES) | ANYTHING for name in CHECKS}
 PAYLOADS = st.fixed_dictionaries(
-    {"model": st.just("m") | TEXT | ANYTHING, "messages": st.lists(MESSAGE, min_size=1, max_size=3) | ANYTHING},
+    {
+        "model": st.just("m") | TEXT | ANYTHING,
+        "messages": st.lists(MESSAGE, min_size=1, max_size=3) | ANYTHING,
+    },
     optional={**FIELDS, "parts": ANYTHING, "figure": ANYTHING},
 )
 
@@ -214,7 +241,9 @@ def bodies(draw: Any) -> bytes:
     """A payload as JSON, as some program or other writes it; one in four broken on the way."""
     value = draw(st.one_of(PAYLOADS, PAYLOADS, ANYTHING))
     text = json.dumps(value, ensure_ascii=draw(st.booleans()))
-    body = text.encode(draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig"])), "surrogatepass")
+    body = text.encode(
+        draw(st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-16", "utf-8-sig"])), "surrogatepass"
+    )
     if draw(st.integers(0, 3)) == 0:
         cut = draw(st.integers(0, len(body)))
         body = body[:cut] + draw(st.binary(max_size=4)) + body[draw(st.integers(cut, len(body))) :]
@@ -224,7 +253,10 @@ def bodies(draw: Any) -> bytes:
 def tries(share: float = 1.0) -> Any:
     checks_off = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     return settings(
-        max_examples=max(20, int(EXAMPLES * share)), deadline=None, database=None, suppress_health_check=checks_off
+        max_examples=max(20, int(EXAMPLES * share)),
+        deadline=None,
+        database=None,
+        suppress_health_check=checks_off,
     )
 
 
@@ -235,13 +267,19 @@ def test_no_body_breaks_the_server(path: str, body: bytes) -> None:
 
 
 RIGHT_PART = st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}) | st.fixed_dictionaries(
-    {"type": st.sampled_from(["image_url", "input_audio", "file"])}, optional={"image_url": ANYTHING, "file": ANYTHING}
+    {"type": st.sampled_from(["image_url", "input_audio", "file"])},
+    optional={"image_url": ANYTHING, "file": ANYTHING},
 )
 RIGHT_MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "developer", "user", "assistant"]), "content": TEXT | st.lists(RIGHT_PART)},
+    {
+        "role": st.sampled_from(["system", "developer", "user", "assistant"]),
+        "content": TEXT | st.lists(RIGHT_PART),
+    },
     optional={
         "name": TEXT,
-        "tool_calls": st.lists(st.fixed_dictionaries({"id": TEXT, "function": ANYTHING}), max_size=2),
+        "tool_calls": st.lists(
+            st.fixed_dictionaries({"id": TEXT, "function": ANYTHING}), max_size=2
+        ),
     },
 )
 RIGHT = GOOD | {
@@ -255,15 +293,25 @@ RIGHT = GOOD | {
     "reasoning_effort": ANYTHING,
 }
 ASKED_RIGHTLY = st.fixed_dictionaries(
-    {"model": st.sampled_from(["m", "ü/😀", "a b"]), "messages": st.lists(RIGHT_MESSAGE, min_size=1, max_size=4)},
-    optional={name: values for name, values in RIGHT.items() if name not in ("store", "top_logprobs")},
+    {
+        "model": st.sampled_from(["m", "ü/😀", "a b"]),
+        "messages": st.lists(RIGHT_MESSAGE, min_size=1, max_size=4),
+    },
+    optional={
+        name: values for name, values in RIGHT.items() if name not in ("store", "top_logprobs")
+    },
 )
-PARAMS = Params(rename={"max_tokens": "most"}, defaults={"seed": 1}, drop=("n", "user"), roles={"developer": "system"})
+PARAMS = Params(
+    rename={"max_tokens": "most"},
+    defaults={"seed": 1},
+    drop=("n", "user"),
+    roles={"developer": "system"},
+)
 
 
 def test_what_is_right_is_taken_and_every_shape_can_say_it() -> None:
     """Most random bodies are refused at the door: half of these get in, and go through all shapes."""
-    shapes, tried, taken = [AnyShape(), *known_shapes().values()], 0, 0
+    shapes, tried, taken = [AutoShape(), *known_shapes().values()], 0, 0
 
     @tries(0.5)
     @given(ASKED_RIGHTLY)
@@ -333,21 +381,46 @@ TARGETS = st.lists(
         ]
     )
     | st.sampled_from(
-        ["%00", "%0d%0a", "%ff", "%", "%2f", "%zz", "%f0%9f%98%80", "x" * 5000, "-1", "x-99999999999999999999", "x-0"]
+        [
+            "%00",
+            "%0d%0a",
+            "%ff",
+            "%",
+            "%2f",
+            "%zz",
+            "%f0%9f%98%80",
+            "x" * 5000,
+            "-1",
+            "x-99999999999999999999",
+            "x-0",
+        ]
     )
-    | st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), max_size=5),
+    | st.text(
+        st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), max_size=5
+    ),
     max_size=12,
 ).map(lambda parts: "/" + "/".join(parts))
 QUERIES = st.lists(
     st.tuples(
         st.sampled_from(
-            ["limit", "after", "order", "model", "metadata[a]", "metadata[]", "metadata%5Ba%5D", "api-version"]
+            [
+                "limit",
+                "after",
+                "order",
+                "model",
+                "metadata[a]",
+                "metadata[]",
+                "metadata%5Ba%5D",
+                "api-version",
+            ]
         ),
         st.sampled_from(["", "0", "-1", "²", "%ff", "%00", "9" * 50, "asc", "null"]),
     ),
     max_size=4,
 ).map(lambda pairs: "&".join(f"{name}={value}" for name, value in pairs if value.isascii()))
-METHODS = st.sampled_from(["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", "TRACE", "get", "\x7f"])
+METHODS = st.sampled_from(
+    ["GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS", "TRACE", "get", "\x7f"]
+)
 
 
 @tries(0.5)
@@ -383,7 +456,9 @@ def live() -> Iterator[tuple[str, requests.Session]]:
 
 
 @pytest.mark.parametrize(
-    ("operation", "mode"), CASES, ids=[f"{operation.label}, {mode.value}" for operation, mode in CASES]
+    ("operation", "mode"),
+    CASES,
+    ids=[f"{operation.label}, {mode.value}" for operation, mode in CASES],
 )
 def test_every_operation_answers_as_the_document_says(
     operation: Any, mode: schemathesis.GenerationMode, live: Any
@@ -469,11 +544,15 @@ BODIES = {
     + b"]" * 900
     + b"}]}",
     "deep metadata": saying(b'"Hi"', b',"metadata":' + b'{"a":' * 300 + b"1" + b"}" * 300),
-    "many messages": b'{"model":"m","messages":[' + b",".join([b'{"role":"user","content":"Hi"}'] * 20_000) + b"]}",
+    "many messages": b'{"model":"m","messages":['
+    + b",".join([b'{"role":"user","content":"Hi"}'] * 20_000)
+    + b"]}",
     "a long model": json.dumps(ASKED | {"model": "m" * 100_000}).encode(),
     "a model with a line break": json.dumps(ASKED | {"model": "m\r\nset-cookie: a=b"}).encode(),
     "a model that is an object": json.dumps(ASKED | {"model": {}}).encode(),
-    "metadata with a NUL, stored": json.dumps(ASKED | {"store": True, "metadata": {"\x00": "\x00"}}).encode(),
+    "metadata with a NUL, stored": json.dumps(
+        ASKED | {"store": True, "metadata": {"\x00": "\x00"}}
+    ).encode(),
     "no role": b'{"model":"m","messages":[{}]}',
     "a role that is a list": b'{"model":"m","messages":[{"role":[],"content":"Hi"}]}',
     "a completion that is not stored": json.dumps(ASKED | {"completion_id": "x\x00/../y"}).encode(),
@@ -523,7 +602,9 @@ def request(method: bytes, target: bytes, body: bytes = b"", *headers: bytes) ->
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_no_nasty_body_is_too_nasty(server: Process, path: str, body: bytes) -> None:
-    status, answer = told(server, request(b"POST", path.encode(), body, b"content-type: application/json"))
+    status, answer = told(
+        server, request(b"POST", path.encode(), body, b"content-type: application/json")
+    )
     assert status < 500
     if status != 200:
         assert wrong_envelope(json.loads(answer), path) == ""
@@ -543,10 +624,16 @@ NASTY = {
     "another host's URL": request(b"GET", b"http://example.com/v1/nothing"),
     "a star": request(b"OPTIONS", b"*"),
     "a filter of NULs": request(b"GET", b"/v1/chat/completions?metadata[%00]=%00&limit=%ff"),
-    "many filters": request(b"GET", b"/v1/chat/completions?" + b"&".join(b"metadata[%d]=x" % n for n in range(500))),
+    "many filters": request(
+        b"GET", b"/v1/chat/completions?" + b"&".join(b"metadata[%d]=x" % n for n in range(500))
+    ),
     "a limit of digits that are no digits": request(b"GET", b"/v1/chat/completions?limit=%C2%B2"),
-    "a message that cannot be": request(b"GET", b"/v1/chat/completions/x/messages/x-99999999999999999999/plots"),
-    "a key of bytes": request(b"POST", b"/v1/chat/completions", b"{}", b"authorization: Bearer \xff\xfe"),
+    "a message that cannot be": request(
+        b"GET", b"/v1/chat/completions/x/messages/x-99999999999999999999/plots"
+    ),
+    "a key of bytes": request(
+        b"POST", b"/v1/chat/completions", b"{}", b"authorization: Bearer \xff\xfe"
+    ),
     "a length of digits that are no digits": b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: \xb2\r\n\r\n",
     "a length below nothing": b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
     "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n",

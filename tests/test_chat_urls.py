@@ -9,16 +9,30 @@ from typing import Any
 
 import httpx
 import pytest
+from rewrap.main import create_app
 from serving import ASKED, served
-from upstreams import DONE, FAULTS, KINDS, LEAK, TEXT, Handler, Upstream, closed_port, lf, make, only
+from upstreams import (
+    DONE,
+    FAULTS,
+    KINDS,
+    LEAK,
+    TEXT,
+    Handler,
+    Upstream,
+    closed_port,
+    lf,
+    make,
+    only,
+)
 
-from extras.settings import Settings
-from main import create_app
+from rewrap.config.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
 STREAMS = ["sse_json", "sse_json_text", "sse_openai", "sse_text", "ndjson", "plain_text"]
-ODD = "👋🏽 世界 \u2028\u2029\u0085 a\r\n\r\nb\n c  \t[DONE] data: {} \\u0041 \"quoted\" 'x' é 🇦🇹 end"
+ODD = (
+    "👋🏽 世界 \u2028\u2029\u0085 a\r\n\r\nb\n c  \t[DONE] data: {} \\u0041 \"quoted\" 'x' é 🇦🇹 end"
+)
 LONG = (("Überlänge-世界-👋-\u2028-" * 5 + "and so on.\r\n") * 12_000)[: 10**6]
 WAYS = ["chat_url", "openai_api_base"]
 
@@ -35,7 +49,9 @@ async def asked_at(url: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def forwarding(handler: Handler, way: str = "chat_url", **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+async def forwarding(
+    handler: Handler, way: str = "chat_url", **settings: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a server whose upstream is `handler`."""
     async with Upstream(handler) as up:
         with served(**{way: up.url + ("/chat" if way == "chat_url" else "/v1")}, **settings) as url:
@@ -114,7 +130,9 @@ async def test_json_and_stream_and_ask_say_the_same(kind: str, text: str) -> Non
 
 async def test_an_openai_upstream_says_the_same_in_json_and_stream_and_ask() -> None:
     def answer(request: Any, reader: Any, writer: Any) -> Any:
-        return make("sse_openai" if request.sse else "openai_json", ODD + LONG)(request, reader, writer)
+        return make("sse_openai" if request.sse else "openai_json", ODD + LONG)(
+            request, reader, writer
+        )
 
     async with forwarding(answer, "openai_api_base") as client:
         whole, streamed = await chat(client), await chat(client, stream=True)
@@ -130,7 +148,12 @@ async def test_an_answer_at_once_is_streamed_word_by_word(kind: str) -> None:
         chunks = events((await chat(client, stream=True)).text)
     deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks[:-1]]
     assert deltas[0] == {"role": "assistant", "content": "", "refusal": None}
-    assert [delta.get("content") for delta in deltas[1:]] == ["Hello ", "there,\n  ", "world ", None]
+    assert [delta.get("content") for delta in deltas[1:]] == [
+        "Hello ",
+        "there,\n  ",
+        "world ",
+        None,
+    ]
 
 
 async def test_an_event_of_very_many_lines_costs_no_more_than_its_bytes() -> None:
@@ -160,7 +183,9 @@ async def first_text(response: httpx.Response, pieces: AsyncIterator[bytes]) -> 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/ask"])
 @pytest.mark.parametrize("kind", STREAMS)
-async def test_the_first_piece_arrives_while_the_upstream_is_still_open(kind: str, path: str) -> None:
+async def test_the_first_piece_arrives_while_the_upstream_is_still_open(
+    kind: str, path: str
+) -> None:
     gate = asyncio.Event()
     async with forwarding(make(kind, "", ["One ", "two ", "three."], gate=gate)) as client:
         async with client.stream("POST", path, json=ASKED | {"stream": True}) as response:
@@ -172,7 +197,10 @@ async def test_the_first_piece_arrives_while_the_upstream_is_still_open(kind: st
         assert rest == "two three."
     else:
         assert (
-            "".join(json.loads(e)["choices"][0]["delta"].get("content", "") for e in events(rest)[:-1]) == "two three."
+            "".join(
+                json.loads(e)["choices"][0]["delta"].get("content", "") for e in events(rest)[:-1]
+            )
+            == "two three."
         )
 
 
@@ -180,7 +208,9 @@ async def test_the_first_chunk_of_an_openai_upstream_arrives_while_it_is_still_o
     gate = asyncio.Event()
     answer = make("sse_openai", "", ["One ", "two."], gate=gate)
     async with forwarding(answer, "openai_api_base") as client:
-        async with client.stream("POST", "/v1/chat/completions", json=ASKED | {"stream": True}) as response:
+        async with client.stream(
+            "POST", "/v1/chat/completions", json=ASKED | {"stream": True}
+        ) as response:
             pieces = response.aiter_raw()
             assert await first_text(response, pieces) == "One "
             gate.set()
@@ -189,7 +219,10 @@ async def test_the_first_chunk_of_an_openai_upstream_arrives_while_it_is_still_o
 
 # ---- the error cases
 
-BAD_REPLY = {"chat_url": {"reply": {"deep": 5}}, "openai_api_base": {"choices": [{"message": {"content": 5}}]}}
+BAD_REPLY = {
+    "chat_url": {"reply": {"deep": 5}},
+    "openai_api_base": {"choices": [{"message": {"content": 5}}]},
+}
 CASES: dict[str, tuple[int, str]] = {
     "500": (502, "bad_gateway"),
     "not JSON": (502, "bad_gateway"),
@@ -203,7 +236,13 @@ CASES: dict[str, tuple[int, str]] = {
 def bad(case: str, way: str) -> Handler:
     if case == "wrong type":
         return only(BAD_REPLY[way])
-    named = {"500": "500", "not JSON": "html_200", "no reply": "no_choices", "time-out": "hang", "refused": "hang"}
+    named = {
+        "500": "500",
+        "not JSON": "html_200",
+        "no reply": "no_choices",
+        "time-out": "hang",
+        "refused": "hang",
+    }
     return FAULTS[named[case]]
 
 
@@ -221,7 +260,9 @@ def check_envelope(response: httpx.Response, status: int, code: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("case", CASES)
-async def test_each_way_to_fail_has_its_status_and_the_envelope(case: str, stream: bool, way: str) -> None:
+async def test_each_way_to_fail_has_its_status_and_the_envelope(
+    case: str, stream: bool, way: str
+) -> None:
     async with Upstream(bad(case, way)) as up:
         port = closed_port() if case == "refused" else up.port
         base = f"http://127.0.0.1:{port}/" + ("chat" if way == "chat_url" else "v1")
@@ -240,7 +281,9 @@ async def test_each_way_to_fail_has_its_status_and_the_envelope(case: str, strea
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-@pytest.mark.parametrize("name", ["wrong_type", "empty_200", "204", "empty_choices", "null_content", "error_in_200"])
+@pytest.mark.parametrize(
+    "name", ["wrong_type", "empty_200", "204", "empty_choices", "null_content", "error_in_200"]
+)
 async def test_an_answer_that_says_nothing_is_no_reply(name: str, stream: bool, way: str) -> None:
     if (name, stream, way) == ("null_content", True, "openai_api_base"):
         return  # a stream with a finish_reason is whole, and goes through as it is
@@ -272,8 +315,12 @@ def check_broken_off(body: str) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["truncated_sse", "reset_mid", "cut_chunk", "cut_event", "error_event"])
-async def test_an_upstream_that_breaks_off_ends_with_an_error_event_and_no_done(name: str, way: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["truncated_sse", "reset_mid", "cut_chunk", "cut_event", "error_event"]
+)
+async def test_an_upstream_that_breaks_off_ends_with_an_error_event_and_no_done(
+    name: str, way: str
+) -> None:
     # of events in a form that has no end of its own, only HTTP tells that they are cut short
     path = "/v1/chat/completions" if name == "truncated_sse" and way == "chat_url" else "/chat"
     async with Upstream(FAULTS[name]) as up:
@@ -314,7 +361,9 @@ async def test_a_silent_upstream_ends_in_mid_stream_at_the_stall_time_out(way: s
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_drip_of_bytes_that_never_is_an_event_does_not_keep_a_stream_alive(way: str) -> None:
+async def test_a_drip_of_bytes_that_never_is_an_event_does_not_keep_a_stream_alive(
+    way: str,
+) -> None:
     async with forwarding(FAULTS["drip"], way, first_byte_timeout_seconds=0.3) as client:
         async with asyncio.timeout(2):
             check_envelope(await chat(client, stream=True), 504, "timeout")
@@ -329,7 +378,9 @@ async def test_a_json_answer_that_drips_ends_at_the_total_time_out(way: str) -> 
 
 async def test_a_host_of_ones_own_takes_the_place_of_the_addresss() -> None:
     async with Upstream(FAULTS["good"]) as up:
-        with served(chat_url=f"{up.url}/chat", chat_headers={"Host": "bot.example", "X-Own": "1"}) as url:
+        with served(
+            chat_url=f"{up.url}/chat", chat_headers={"Host": "bot.example", "X-Own": "1"}
+        ) as url:
             async with asked_at(url) as client:
                 assert (await chat(client, stream=False)).status_code == 200
         head = up.requests[0].headers
@@ -338,5 +389,7 @@ async def test_a_host_of_ones_own_takes_the_place_of_the_addresss() -> None:
 
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Connection"])
 def test_a_header_that_says_how_a_request_is_sent_stops_the_start(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^CHAT_URL: The header {name.lower()} is for this program to send"):
+    with pytest.raises(
+        ValueError, match=f"^CHAT_URL: The header {name.lower()} is for this program to send"
+    ):
         create_app(Settings(chat_url="http://bot/chat", chat_headers={name: "1"}))

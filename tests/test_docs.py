@@ -26,15 +26,16 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
+from rewrap.main import create_app
 from serving import served
 
-from extras.checks import CHECKS
-from extras.docs import REDOC, SWAGGER_UI
-from extras.front import EXPOSED, normal_path
-from extras.openapi import document
-from extras.server import HEAD_BYTES, TOO_LARGE, TOO_SLOW
-from extras.settings import Settings
-from main import create_app
+from rewrap.api.checks import CHECKS
+from rewrap.api.openapi import document
+from rewrap.config.settings import Settings
+from rewrap.server.edge import EXPOSED
+from rewrap.server.hosts import normal_path
+from rewrap.server.serve import HEAD_BYTES, TOO_LARGE, TOO_SLOW
+from rewrap.web.docs import REDOC, SWAGGER_UI
 
 DOCUMENT = document("0.0.0")
 REGISTRY: Any = Registry().with_resource("urn:document", DRAFT202012.create_resource(DOCUMENT))
@@ -44,7 +45,9 @@ STORE = {"store_url": "sqlite://"}
 
 # Swagger UI and Redoc, as npm has them, in a package that pip can fetch; what it needs (Django) is left out.
 ASSETS = "drf-spectacular-sidecar==2026.10.1"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 FLAGS = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 
 
@@ -57,7 +60,10 @@ def lacking(what: str) -> NoReturn:
 def errors(value: Any, pointer: str) -> list[str]:
     """What is wrong with a value, by the schema at this place of the document."""
     validator: Any = Draft202012Validator({"$ref": f"urn:document#{pointer}"}, registry=REGISTRY)
-    return [f"{pointer}: {error.json_path}: {error.message[:200]}" for error in validator.iter_errors(value)]
+    return [
+        f"{pointer}: {error.json_path}: {error.message[:200]}"
+        for error in validator.iter_errors(value)
+    ]
 
 
 def escaped(name: Any) -> str:
@@ -68,7 +74,13 @@ def walk(node: Any, pointer: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Every object of the document but what stands in examples, each with its JSON pointer."""
     if isinstance(node, dict):
         yield pointer, node
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    items = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for name, child in items:
         if name not in ("example", "examples"):
             yield from walk(child, f"{pointer}/{escaped(name)}")
@@ -90,14 +102,18 @@ def answer_errors(path: str, method: str, answer: httpx.Response) -> list[str]:
             header = DOCUMENT["components"]["headers"][name]
         assert name in answer.headers or not header.get("required"), name
     if kind != "text/event-stream":
-        return errors(answer.json() if kind == "application/json" else answer.text, f"{media}/schema")
+        return errors(
+            answer.json() if kind == "application/json" else answer.text, f"{media}/schema"
+        )
     return events_errors(answer.text, f"{media}/x-itemSchema")
 
 
 def events_errors(text: str, schema: str) -> list[str]:
     lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
     assert lines[-1] == "[DONE]" or "error" in json.loads(lines[-1])
-    return [error for line in lines if line != "[DONE]" for error in errors(json.loads(line), schema)]
+    return [
+        error for line in lines if line != "[DONE]" for error in errors(json.loads(line), schema)
+    ]
 
 
 # The document.
@@ -105,7 +121,8 @@ def events_errors(text: str, schema: str) -> list[str]:
 
 def test_the_document_is_valid_openapi_3_1() -> None:
     assert [
-        f"{list(e.absolute_path)}: {e.message[:200]}" for e in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()
+        f"{list(e.absolute_path)}: {e.message[:200]}"
+        for e in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()
     ] == []
 
 
@@ -114,9 +131,16 @@ def test_every_route_of_the_app_stands_in_the_document_and_every_path_of_it_is_a
         return "/".join("{}" if part.startswith("{") else part for part in path.split("/"))
 
     routes: Any = create_app(Settings(**STORE)).routes
-    app = {(shape(route.path), method.lower()) for route in routes for method in route.methods - {"HEAD"}}
+    app = {
+        (shape(route.path), method.lower())
+        for route in routes
+        for method in route.methods - {"HEAD"}
+    }
     documented = {
-        (shape(normal_path(path)), m) for path, item in DOCUMENT["paths"].items() for m in METHODS if m in item
+        (shape(normal_path(path)), m)
+        for path, item in DOCUMENT["paths"].items()
+        for m in METHODS
+        if m in item
     }
     assert documented == app
 
@@ -125,13 +149,19 @@ def test_every_example_fits_its_schema() -> None:
     wrong, count = [], 0
     for pointer, node in walk(DOCUMENT):
         named, single = node.get("examples", {}), [node["example"]] if "example" in node else []
-        examples = named if isinstance(named, list) else [example["value"] for example in named.values()] + single
+        examples = (
+            named
+            if isinstance(named, list)
+            else [example["value"] for example in named.values()] + single
+        )
         for example in examples:
             count += 1
             if "x-itemSchema" in node:
                 wrong += events_errors(example, f"{pointer}/x-itemSchema")
             else:
-                wrong += errors(example, pointer if isinstance(named, list) else f"{pointer}/schema")
+                wrong += errors(
+                    example, pointer if isinstance(named, list) else f"{pointer}/schema"
+                )
     assert wrong == []
     assert count > 50
 
@@ -143,12 +173,18 @@ def test_every_json_body_has_an_example() -> None:
             schema = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
         return "example" in node or "examples" in node or "examples" in schema
 
-    bodies = [(pointer, node) for pointer, node in walk(DOCUMENT) if pointer.endswith("/application~1json")]
+    bodies = [
+        (pointer, node)
+        for pointer, node in walk(DOCUMENT)
+        if pointer.endswith("/application~1json")
+    ]
     assert [pointer for pointer, node in bodies if not has_example(node)] == []
 
 
 def test_every_field_that_is_checked_stands_in_the_document() -> None:
-    assert {*CHECKS, "messages"} == set(DOCUMENT["components"]["schemas"]["ChatParameters"]["properties"])
+    assert {*CHECKS, "messages"} == set(
+        DOCUMENT["components"]["schemas"]["ChatParameters"]["properties"]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +195,9 @@ def api() -> Iterator[httpx.Client]:
 
 def test_every_example_of_a_question_is_answered_as_the_document_says(api: httpx.Client) -> None:
     for path in (CHAT, "/ask"):
-        for name, example in DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"][
-            "examples"
-        ].items():
+        for name, example in DOCUMENT["paths"][path]["post"]["requestBody"]["content"][
+            "application/json"
+        ]["examples"].items():
             answer = api.post(path, json=example["value"])
             assert answer.status_code == 200, (name, answer.text)
             assert answer_errors(path, "post", answer) == []
@@ -236,7 +272,10 @@ def test_every_header_of_an_answer_is_as_the_document_says() -> None:
             assert {*told} >= {name for name in headers if "ratelimit" in name}
             for name, value in told.items():
                 number = headers[name]["schema"].get("type") == "integer"
-                assert errors(int(value) if number else value, f"/components/headers/{name}/schema") == []
+                assert (
+                    errors(int(value) if number else value, f"/components/headers/{name}/schema")
+                    == []
+                )
 
 
 def test_what_is_refused_before_it_is_a_request_is_as_the_document_says() -> None:
@@ -244,7 +283,9 @@ def test_what_is_refused_before_it_is_a_request_is_as_the_document_says() -> Non
         answer = httpx.get(f"{url}/health", headers={"x": "y" * HEAD_BYTES})
     assert (answer.status_code, "x-request-id" in answer.headers) == (431, True)
     for (status, message), body in ((TOO_LARGE, answer.json()), (TOO_SLOW, None)):
-        example = DOCUMENT["components"]["responses"][str(status)]["content"]["application/json"]["example"]
+        example = DOCUMENT["components"]["responses"][str(status)]["content"]["application/json"][
+            "example"
+        ]
         assert example["error"]["message"] == message
         assert body in (example, None)
 
@@ -257,9 +298,10 @@ def test_health_is_for_every_host_in_the_document_too() -> None:
 
 def test_the_document_and_the_pages_are_to_be_had_without_a_key() -> None:
     with served(api_keys=("sk-one",), **STORE) as url:
-        assert [httpx.get(url + path).status_code for path in ("/openapi.json", "/docs", "/docs/", "/v1/redoc")] == [
-            200
-        ] * 4
+        assert [
+            httpx.get(url + path).status_code
+            for path in ("/openapi.json", "/docs", "/docs/", "/v1/redoc")
+        ] == [200] * 4
 
 
 # The pages. Their files come from a mirror of our own, over a setting.
@@ -289,7 +331,9 @@ def assets(pytestconfig: pytest.Config) -> dict[str, bytes]:
         lacking(f"the files of the pages are missing: pip download {ASSETS} failed")
     with ZipFile(wheels[0]) as wheel:
         return {
-            path: wheel.read(f"drf_spectacular_sidecar/static/drf_spectacular_sidecar/{unversioned(path)}")
+            path: wheel.read(
+                f"drf_spectacular_sidecar/static/drf_spectacular_sidecar/{unversioned(path)}"
+            )
             for path in SWAGGER_UI | REDOC
         }
 
@@ -308,7 +352,9 @@ def mirror(assets: dict[str, bytes]) -> Iterator[str]:
             body = assets.get(self.path.removeprefix("/npm/"))
             self.send_response(404 if body is None else 200)
             self.send_header("access-control-allow-origin", "*")
-            self.send_header("content-type", "text/css" if self.path.endswith(".css") else "text/javascript")
+            self.send_header(
+                "content-type", "text/css" if self.path.endswith(".css") else "text/javascript"
+            )
             self.send_header("content-length", str(len(body or b"")))
             self.end_headers()
             self.wfile.write(body or b"")
@@ -350,7 +396,9 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Open]:
             page = browser.new_page()
             page.set_default_timeout(15_000)
             page.complaints = []
-            page.on("console", lambda line: line.type == "error" and page.complaints.append(line.text))
+            page.on(
+                "console", lambda line: line.type == "error" and page.complaints.append(line.text)
+            )
             page.on("pageerror", lambda error: page.complaints.append(str(error)))
             page.goto(url)
             return page
@@ -366,10 +414,14 @@ def shot(page: Any, name: str) -> None:
 
 
 def test_the_files_have_the_hashes_that_the_pages_ask_for(assets: dict[str, bytes]) -> None:
-    assert {path: b64encode(sha384(body).digest()).decode() for path, body in assets.items()} == SWAGGER_UI | REDOC
+    assert {
+        path: b64encode(sha384(body).digest()).decode() for path, body in assets.items()
+    } == SWAGGER_UI | REDOC
 
 
-def test_execute_on_docs_asks_for_a_completion_and_shows_it(chromium: Open, assets: dict[str, bytes]) -> None:
+def test_execute_on_docs_asks_for_a_completion_and_shows_it(
+    chromium: Open, assets: dict[str, bytes]
+) -> None:
     with mirror(assets) as base, served(docs_assets_url=base, api_keys=("sk-one",), **STORE) as url:
         page = chromium(f"{url}/docs")
         page.click(".btn.authorize")
@@ -395,9 +447,12 @@ def test_execute_on_docs_asks_for_a_completion_and_shows_it(chromium: Open, asse
 
 
 @pytest.mark.parametrize(
-    ("prefix", "path"), [("/llm", "/docs"), ("/a/b", "/docs/"), ("/llm", "/v1/docs"), ("", "/v1/docs/")]
+    ("prefix", "path"),
+    [("/llm", "/docs"), ("/a/b", "/docs/"), ("/llm", "/v1/docs"), ("", "/v1/docs/")],
 )
-def test_below_a_prefix_execute_asks_there(chromium: Open, assets: dict[str, bytes], prefix: str, path: str) -> None:
+def test_below_a_prefix_execute_asks_there(
+    chromium: Open, assets: dict[str, bytes], prefix: str, path: str
+) -> None:
     with mirror(assets) as base, served(prefix, docs_assets_url=base, **STORE) as url:
         page = chromium(f"{url}{path}")
         ask = page.locator("#operations-Chat-createChatCompletion")
@@ -417,7 +472,9 @@ def test_redoc_shows_every_operation(chromium: Open, assets: dict[str, bytes], p
         page = chromium(f"{url}/redoc")
         page.get_by_role("heading", name="Create a chat completion", exact=False).first.wait_for()
         text = page.inner_text("#page")
-        summaries = [item[m]["summary"] for item in DOCUMENT["paths"].values() for m in METHODS if m in item]
+        summaries = [
+            item[m]["summary"] for item in DOCUMENT["paths"].values() for m in METHODS if m in item
+        ]
         assert [summary for summary in summaries if summary not in text] == []
         shot(page, "redoc")
         assert not page.is_visible("#missing")
@@ -428,7 +485,9 @@ def test_redoc_shows_every_operation(chromium: Open, assets: dict[str, bytes], p
 FAULTS = ["nothing listens", "other files", "no style sheet"]
 
 
-@pytest.mark.parametrize(("path", "fault"), [(path, fault) for path in ("/docs", "/redoc") for fault in FAULTS][:-1])
+@pytest.mark.parametrize(
+    ("path", "fault"), [(path, fault) for path in ("/docs", "/redoc") for fault in FAULTS][:-1]
+)
 def test_a_page_without_its_files_says_so_in_words(
     chromium: Open, assets: dict[str, bytes], path: str, fault: str
 ) -> None:

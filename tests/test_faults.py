@@ -54,7 +54,12 @@ STATUSES = {
     503: ["503_retry_after"],
     504: ["hang", "slow_head", "drip", "drip_json", "drip_mid", "pings_only", "blanks"],
 }
-SOON = ["hang", "slow_head", "pings_only", "blanks"]  # they end by the first deadline, not by that of the whole
+SOON = [
+    "hang",
+    "slow_head",
+    "pings_only",
+    "blanks",
+]  # they end by the first deadline, not by that of the whole
 BROKEN = [
     "reset_mid",
     "cut_chunk",
@@ -64,7 +69,11 @@ BROKEN = [
     "truncated_sse",
     "drip_mid",
 ]  # in mid-stream
-AS_IT_IS = {"nan_json": TEXT, "surrogate": "good, then \ud800", "deep_json": TEXT}  # where events go through unparsed
+AS_IT_IS = {
+    "nan_json": TEXT,
+    "surrogate": "good, then \ud800",
+    "deep_json": TEXT,
+}  # where events go through unparsed
 
 
 Found = str | int
@@ -76,7 +85,9 @@ def expected(name: str, way: str, form: str) -> Found | tuple[Found, ...]:
     if name == "done_then_open" and openai and form == "whole":
         return 504  # JSON has no end but HTTP's
     if name == "endless":
-        return "endless" if form != "whole" else (502, 504)  # too large, or too slow, whichever comes first
+        return (
+            "endless" if form != "whole" else (502, 504)
+        )  # too large, or too slow, whichever comes first
     if name == "invalid_utf8" and openai and form == "stream":
         return ("broken", 502)  # whether what comes before it has come by itself
     if name == "null_content" and openai and form != "whole":
@@ -111,7 +122,11 @@ class Case:
 
     async def found(self, client: httpx.AsyncClient, model: str) -> Found:
         path = ASK if self.form == "ask" else CHAT
-        body = ASKED | {"model": model, "stream": self.form != "whole", "user": f"{self.name}-{self.way}-{self.form}"}
+        body = ASKED | {
+            "model": model,
+            "stream": self.form != "whole",
+            "user": f"{self.name}-{self.way}-{self.form}",
+        }
         ending, began = "", time.monotonic()
         headers = {"authorization": f"Bearer {CLIENTS}", "accept-encoding": "gzip"}
         try:
@@ -129,7 +144,11 @@ class Case:
             return ending or response.status_code
         if self.form == "stream":
             return ending or self.streamed()
-        text = self.got.decode() if self.form == "ask" else json.loads(self.got)["choices"][0]["message"]["content"]
+        text = (
+            self.got.decode()
+            if self.form == "ask"
+            else json.loads(self.got)["choices"][0]["message"]["content"]
+        )
         return ending or self.word(text)
 
     def check_head(self, response: httpx.Response) -> None:
@@ -138,13 +157,29 @@ class Case:
         no_canary(f"{headers}", self.up)
         no_canary(self.got.decode(), self.up)
         assert headers["x-request-id"].startswith("req_")
-        private = {"set-cookie", "server", "x-internal", "x-injected", "x-folded", "keep-alive", "www-authenticate"}
-        private |= {"access-control-allow-origin", "content-encoding", "location", "link", "trailer"}
+        private = {
+            "set-cookie",
+            "server",
+            "x-internal",
+            "x-injected",
+            "x-folded",
+            "keep-alive",
+            "www-authenticate",
+        }
+        private |= {
+            "access-control-allow-origin",
+            "content-encoding",
+            "location",
+            "link",
+            "trailer",
+        }
         assert not private & set(headers), headers
         if response.status_code != 200:
             assert headers["content-type"] == "application/json"
             error = json.loads(self.got)
-            assert set(error) == ({"role", "content", "error", "details"} if self.form == "ask" else {"error"})
+            assert set(error) == (
+                {"role", "content", "error", "details"} if self.form == "ask" else {"error"}
+            )
             assert self.form == "ask" or set(error["error"]) == {"message", "type", "param", "code"}
             if "retry_after" in self.name:
                 assert headers["retry-after"] == ("7" if self.name.startswith("429") else "3")
@@ -159,12 +194,19 @@ class Case:
     def streamed(self) -> str:
         body = self.got.decode().replace("\r\n", "\n").replace("\r", "\n")
         assert body.endswith("\n\n")
-        rows = [[line[5:].strip() for line in e.split("\n") if line.startswith("data:")] for e in body.split("\n\n")]
+        rows = [
+            [line[5:].strip() for line in e.split("\n") if line.startswith("data:")]
+            for e in body.split("\n\n")
+        ]
         *datas, last = ["\n".join(row) for row in rows if row]
         assert DONE not in datas
         if self.name == "deep_json" and last == DONE:
-            return self.word("".join(re.findall(r'"content": "([^"]*)"', body)))  # no parser of ours goes so deep
-        text = "".join(c["delta"].get("content") or "" for data in datas for c in json.loads(data)["choices"])
+            return self.word(
+                "".join(re.findall(r'"content": "([^"]*)"', body))
+            )  # no parser of ours goes so deep
+        text = "".join(
+            c["delta"].get("content") or "" for data in datas for c in json.loads(data)["choices"]
+        )
         if last == DONE:
             return self.word(text)
         assert set(json.loads(last)["error"]) == {"message", "type", "param", "code"}
@@ -175,7 +217,13 @@ class Case:
     def word(self, text: str) -> str:
         if text == (TEXTS | AS_IT_IS).get(self.name):
             return "text"
-        return "nothing" if not text else "a part" if TEXT.startswith(text) else f"other text: {text[:50]}"
+        return (
+            "nothing"
+            if not text
+            else "a part"
+            if TEXT.startswith(text)
+            else f"other text: {text[:50]}"
+        )
 
 
 async def by_model(request: Request, reader: Any, writer: Any) -> None:
@@ -183,14 +231,20 @@ async def by_model(request: Request, reader: Any, writer: Any) -> None:
 
 
 @asynccontextmanager
-async def both(up: Upstream, **environment: str) -> AsyncIterator[dict[str, tuple[Command, httpx.AsyncClient]]]:
+async def both(
+    up: Upstream, **environment: str
+) -> AsyncIterator[dict[str, tuple[Command, httpx.AsyncClient]]]:
     """A process for each kind of upstream, and a client of it."""
     async with AsyncExitStack() as stack:
         found = {}
         for way, path in WAYS.items():
             settings = {way: up.url + path, **KEYS[way], **environment}
-            process = await stack.enter_async_context(running([sys.executable, "-c", COUNTED], **settings))
-            client = httpx.AsyncClient(base_url=process.url, trust_env=False, verify=False, timeout=8)
+            process = await stack.enter_async_context(
+                running([sys.executable, "-c", COUNTED], **settings)
+            )
+            client = httpx.AsyncClient(
+                base_url=process.url, trust_env=False, verify=False, timeout=8
+            )
             found[way] = process, await stack.enter_async_context(client)
             await found[way][1].get("/health")
         yield found
@@ -224,15 +278,23 @@ async def test_the_fault_table(told: list[str]) -> None:
             results = await asyncio.gather(*asking, return_exceptions=True)
         for case, found in zip(cases, results, strict=True):
             wanted = expected(name, case.way, case.form)
-            late = name in SOON and case.seconds > 4 and (case.way, case.form) != ("OPENAI_API_BASE", "whole")
+            late = (
+                name in SOON
+                and case.seconds > 4
+                and (case.way, case.form) != ("OPENAI_API_BASE", "whole")
+            )
             if found in (wanted if isinstance(wanted, tuple) else (wanted,)) and not late:
                 held += 1
             elif late:
-                wrong.append(f"{name}, {case.way}, {case.form}: {found!r} after {case.seconds:.1f} s")
+                wrong.append(
+                    f"{name}, {case.way}, {case.form}: {found!r} after {case.seconds:.1f} s"
+                )
             else:
                 wrong.append(f"{name}, {case.way}, {case.form}: {found!r} instead of {wanted!r}")
         for way in WAYS:
-            if (next_one := await Case(up, "good", way, "whole").found(ways[way][1], "good")) != "text":
+            if (
+                next_one := await Case(up, "good", way, "whole").found(ways[way][1], "good")
+            ) != "text":
                 wrong.append(f"good after {name}, {way}: {next_one!r}")
 
     async def few(names: list[str]) -> None:
@@ -258,11 +320,19 @@ async def test_the_fault_table(told: list[str]) -> None:
             assert request.path in ("/chat", CHAT), "a redirect was followed"
             assert CLIENTS not in str(request.headers)
         times = Counter(
-            request.asked["user"] for request in up.requests if not request.asked["user"].startswith("good")
+            request.asked["user"]
+            for request in up.requests
+            if not request.asked["user"].startswith("good")
         )
-        again = [user for user, count in times.items() if count > 1 + user.startswith(("keepalive_race", "reset-"))]
+        again = [
+            user
+            for user, count in times.items()
+            if count > 1 + user.startswith(("keepalive_race", "reset-"))
+        ]
         assert not again, "asked more than once"
-        assert {times[f"keepalive_race-{way}-{form}"] for way in WAYS for form in FORMS} == {2}, "there was no race"
+        assert {times[f"keepalive_race-{way}-{form}"] for way in WAYS for form in FORMS} == {2}, (
+            "there was no race"
+        )
     assert not wrong, "\n".join(wrong)
 
 
@@ -283,7 +353,11 @@ async def left_behind(way: str, process: Command, before: dict[str, int]) -> lis
             break
         await asyncio.sleep(0.05)
     most = {"descriptors": 0, "tasks": 0, "objects": 1500, "memory": 80_000_000}
-    return [f"{way}: {now[name] - before[name]} {name} left" for name in most if now[name] - before[name] > most[name]]
+    return [
+        f"{way}: {now[name] - before[name]} {name} left"
+        for name in most
+        if now[name] - before[name] > most[name]
+    ]
 
 
 # ---- whom it asks, and what it is made of
@@ -292,9 +366,17 @@ async def left_behind(way: str, process: Command, before: dict[str, int]) -> lis
 async def test_a_url_that_a_client_gives_is_not_asked() -> None:
     async with Upstream(FAULTS["good"]) as up, Upstream(FAULTS["good"]) as other, both(up) as ways:
         for _, client in ways.values():
-            fields = dict.fromkeys(["api_base", "base_url", "url", "api_key", "proxy"], f"{other.url}/v1")
-            headers = {"x-forwarded-host": other.url[7:], "forwarded": f"host={other.url[7:]}", "x-base-url": other.url}
-            assert (await client.post(CHAT, json=ASKED | fields, headers=headers)).status_code == 200
+            fields = dict.fromkeys(
+                ["api_base", "base_url", "url", "api_key", "proxy"], f"{other.url}/v1"
+            )
+            headers = {
+                "x-forwarded-host": other.url[7:],
+                "forwarded": f"host={other.url[7:]}",
+                "x-base-url": other.url,
+            }
+            assert (
+                await client.post(CHAT, json=ASKED | fields, headers=headers)
+            ).status_code == 200
             host, port = str(client.base_url)[7:].strip("/").split(":")
             reader, writer = await asyncio.open_connection(host, int(port))
             body = json.dumps(ASKED).encode()
@@ -320,7 +402,9 @@ def test_packages_are_pinned_and_none_is_older_than_its_last_hole() -> None:
     for name, floor in floors.items():
         assert tuple(map(int, version(name).split("."))) >= floor
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    packages = [line.split(";")[0].split() for line in lines if line and not line.startswith(("#", "-"))]
+    packages = [
+        line.split(";")[0].split() for line in lines if line and not line.startswith(("#", "-"))
+    ]
     assert packages
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", package[0]) for package in packages)
     assert "python-multipart" not in str(packages)
@@ -331,7 +415,9 @@ def test_the_image_runs_as_a_plain_user_and_hears_its_signals_itself() -> None:
     (user,) = [line.split()[1] for line in lines if line.startswith("USER ")]
     assert user.split(":")[0] not in ("0", "root")
     (command,) = [line for line in lines if line.startswith("CMD ")]
-    assert json.loads(command.removeprefix("CMD "))[0] == "python"  # in exec form: no shell is PID 1
+    assert (
+        json.loads(command.removeprefix("CMD "))[0] == "python"
+    )  # in exec form: no shell is PID 1
 
 
 # ---- what goes wrong in chat proxies, and the tests that hold it
@@ -402,6 +488,8 @@ HELD = {
 def test_each_of_these_has_its_tests() -> None:
     files = [ROOT / "test_main.py", *Path(__file__).parent.glob("test_*.py")]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
-    known = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    known = {
+        node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
     assert len(HELD) == 24
     assert not {name for names in HELD.values() for name in names.split()} - known

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extras.figures import TRACE, figures
+from rewrap.figures import TRACE, figures
 
 BARS = {"data": [{"type": "bar", "x": ["a", "b"], "y": [1, 2]}], "layout": {"title": {"text": "T"}}}
 
@@ -26,7 +26,9 @@ def found(text: str) -> list[dict[str, Any]]:
 
 def column(*cells: str, name: str = "v") -> Any:
     """What the cells of a number column become, or None if the table has no figure."""
-    table = f"| k | {name} |\n|---|---|\n" + "\n".join(f"| k{at} | {cell} |" for at, cell in enumerate(cells))
+    table = f"| k | {name} |\n|---|---|\n" + "\n".join(
+        f"| k{at} | {cell} |" for at, cell in enumerate(cells)
+    )
     result = found(table)
     return result[0]["data"][0]["y"] if result else None
 
@@ -50,13 +52,24 @@ def test_one_series_names_the_axis() -> None:
 def test_numbers_in_the_first_column_make_a_line() -> None:
     (figure,) = found("| Year | Sales |\n|--|--|\n| 2023 | 1 |\n| 2024 | 2 |")
     assert figure["data"] == [
-        {"type": "scatter", "mode": "lines+markers", "name": "Sales", "x": [2023, 2024], "y": [1, 2]}
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": "Sales",
+            "x": [2023, 2024],
+            "y": [1, 2],
+        }
     ]
     assert figure["layout"]["xaxis"]["type"] == "linear"
 
 
 @pytest.mark.parametrize(
-    "days", [("2024-01-31", "2024-02-29"), ("2024-01", "2024-12"), ("2024-01-31T10:00:00Z", "2024-01-31 11:00")]
+    "days",
+    [
+        ("2024-01-31", "2024-02-29"),
+        ("2024-01", "2024-12"),
+        ("2024-01-31T10:00:00Z", "2024-01-31 11:00"),
+    ],
 )
 def test_dates_in_the_first_column_make_a_line(days: tuple[str, str]) -> None:
     (figure,) = found(f"| Day | v |\n|--|--|\n| {days[0]} | 1 |\n| {days[1]} | 2 |")
@@ -66,7 +79,8 @@ def test_dates_in_the_first_column_make_a_line(days: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "days", [("2024-13", "2024-01"), ("2024-01-32", "2024-01-01"), ("Q1", "2024-01"), ("", "2024-01")]
+    "days",
+    [("2024-13", "2024-01"), ("2024-01-32", "2024-01-01"), ("Q1", "2024-01"), ("", "2024-01")],
 )
 def test_labels_that_are_not_all_dates_are_categories(days: tuple[str, str]) -> None:
     (figure,) = found(f"| Day | v |\n|--|--|\n| {days[0]} | 1 |\n| {days[1]} | 2 |")
@@ -158,7 +172,15 @@ TABLE = "k|v\n-|-\na|1\n"
 
 
 @pytest.mark.parametrize(
-    "fence", ["```\n{}```", "```text\n{}```", "~~~\n{}~~~", "  ````md\n```\n{}```\n````", "```\n{}", "~~~ a`b\n{}~~~"]
+    "fence",
+    [
+        "```\n{}```",
+        "```text\n{}```",
+        "~~~\n{}~~~",
+        "  ````md\n```\n{}```\n````",
+        "```\n{}",
+        "~~~ a`b\n{}~~~",
+    ],
 )
 def test_a_table_inside_a_code_fence_is_no_table(fence: str) -> None:
     assert found(fence.format(TABLE)) == []
@@ -176,9 +198,9 @@ def test_a_fence_ends_a_table() -> None:
 @pytest.mark.parametrize("info", ["json", "plotly", "JSON", "json title=x", " json"])
 @pytest.mark.parametrize("mark", ["```", "~~~~"])
 def test_a_fenced_block_of_plotly_json_is_a_figure(info: str, mark: str) -> None:
-    assert found(f"See:\n{mark}{info}\n{orjson.dumps(BARS, option=orjson.OPT_INDENT_2).decode()}\n{mark}\nthere.") == [
-        BARS
-    ]
+    assert found(
+        f"See:\n{mark}{info}\n{orjson.dumps(BARS, option=orjson.OPT_INDENT_2).decode()}\n{mark}\nthere."
+    ) == [BARS]
 
 
 def test_a_block_in_another_language_is_no_figure() -> None:
@@ -239,7 +261,13 @@ def test_content_parts_are_read_as_text() -> None:
     assert (
         len(
             figures(
-                {"content": [{"type": "text", "text": "Look"}, {"type": "text", "text": TABLE}, {"type": "image_url"}]}
+                {
+                    "content": [
+                        {"type": "text", "text": "Look"},
+                        {"type": "text", "text": TABLE},
+                        {"type": "image_url"},
+                    ]
+                }
             )
         )
         == 1
@@ -290,7 +318,10 @@ def test_whatever_the_text_what_is_found_is_accepted_by_plotly(lines: list[str])
 @given(
     st.recursive(
         st.none() | st.booleans() | st.floats() | st.text(),
-        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["data", "layout", "type", "x", "y"]), inner),
+        lambda inner: (
+            st.lists(inner)
+            | st.dictionaries(st.sampled_from(["data", "layout", "type", "x", "y"]), inner)
+        ),
     )
 )
 def test_whatever_the_backend_sends_is_a_figure_or_nothing(value: object) -> None:

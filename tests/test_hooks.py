@@ -12,7 +12,8 @@ import httpx
 import pytest
 from serving import served
 
-from extras.hooks import load_hooks, run
+from rewrap.hooks import load_hooks
+from rewrap.hooks import run_hooks as run
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +60,10 @@ def test_no_hooks_are_none(spec: str) -> None:
             "no_such_module_here:before",
             "cannot be imported (ModuleNotFoundError: No module named 'no_such_module_here')",
         ),
-        ("broken_hooks:before", "'broken_hooks' cannot be imported (ZeroDivisionError: division by zero)"),
+        (
+            "broken_hooks:before",
+            "'broken_hooks' cannot be imported (ZeroDivisionError: division by zero)",
+        ),
         (
             "wrong_hooks:before",
             "'wrong_hooks' cannot be imported (ModuleNotFoundError: No module named 'no_such_module_anywhere')",
@@ -72,7 +76,9 @@ def test_no_hooks_are_none(spec: str) -> None:
         (".my_hooks:before", "cannot be imported"),
     ],
 )
-def test_a_wrong_setting_is_one_line_that_names_hooks_and_what_is_wrong(spec: str, reason: str) -> None:
+def test_a_wrong_setting_is_one_line_that_names_hooks_and_what_is_wrong(
+    spec: str, reason: str
+) -> None:
     with pytest.raises(ValueError, match=r"^HOOKS: ") as error:
         load_hooks(spec)
     assert reason in str(error.value)
@@ -103,11 +109,15 @@ async def test_what_a_hook_raises_goes_to_the_caller_and_stops_the_rest() -> Non
 
 
 def before_copying(chat: Any) -> None:
-    chat.messages = [m | {"content": m["content"].replace("secret", "[hidden]")} for m in chat.messages]
+    chat.messages = [
+        m | {"content": m["content"].replace("secret", "[hidden]")} for m in chat.messages
+    ]
 
 
 def before_copying_some(chat: Any) -> None:
-    chat.messages = [m | {"content": "[hidden]"} if "secret" in m["content"] else m for m in chat.messages]
+    chat.messages = [
+        m | {"content": "[hidden]"} if "secret" in m["content"] else m for m in chat.messages
+    ]
 
 
 def before_trimming(chat: Any) -> None:
@@ -143,9 +153,13 @@ async def test_of_a_stored_chat_that_goes_on_what_the_hooks_left_of_the_new_mess
 ) -> None:
     path = "/v1/chat/completions"
     with served(store_url="sqlite://", use_mock_api=True, hooks=f"test_hooks:{hook}") as url:
-        async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=10) as client:
+        async with httpx.AsyncClient(
+            base_url=url, trust_env=False, verify=False, timeout=10
+        ) as client:
             first = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
-            id = (await client.post(path, json={"model": "m", "messages": first, "store": True})).json()["id"]
+            id = (
+                await client.post(path, json={"model": "m", "messages": first, "store": True})
+            ).json()["id"]
             earlier = (await client.get(f"{path}/{id}/messages")).json()["data"]
             more = [{"role": "user", "content": "my secret"}, {"role": "user", "content": "more"}]
             await client.post(path, json={"model": "m", "messages": more, "completion_id": id})
@@ -155,7 +169,9 @@ async def test_of_a_stored_chat_that_goes_on_what_the_hooks_left_of_the_new_mess
     assert reply["role"] == "assistant"
 
 
-async def test_the_example_redacts_e_mail_addresses_and_logs_sizes_alone(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_example_redacts_e_mail_addresses_and_logs_sizes_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     before, after = load_hooks("examples.redact:before,examples.redact:after")
     parts = [
         {"type": "text", "text": "cc zoë.b-c+d@mail.example.org."},
@@ -171,7 +187,10 @@ async def test_the_example_redacts_e_mail_addresses_and_logs_sizes_alone(caplog:
     chat = SimpleNamespace(model="m", messages=messages, payload={"messages": messages})
     await run(before, chat)
     assert messages[0]["content"] == "Write to <[e-mail]>, or [e-mail]."
-    assert parts == [{"type": "text", "text": "cc [e-mail]."}, {"type": "image_url", "image_url": {"url": "x@y.z"}}]
+    assert parts == [
+        {"type": "text", "text": "cc [e-mail]."},
+        {"type": "image_url", "image_url": {"url": "x@y.z"}},
+    ]
     assert messages[4]["content"] == "no@address, @none, a @ b.c"
     with caplog.at_level(logging.INFO, "redact"):
         await run(after, chat, {"usage": {"total_tokens": 12}, "choices": []})

@@ -14,7 +14,7 @@ from commands import running
 from serving import ASKED, served, started
 from upstreams import FAULTS, TEXT, Upstream, make
 
-from extras.server import HEAD_BYTES, Protocol
+from rewrap.server.serve import HEAD_BYTES, Protocol
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,9 @@ class Answer:
     def __init__(self, head: bytes, body: bytes) -> None:
         first, *lines = head.decode().split("\r\n")
         self.status, self.body = int(first.split()[1]), body
-        self.headers = {line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in lines if line}
+        self.headers = {
+            line.partition(":")[0].lower(): line.partition(":")[2].strip() for line in lines if line
+        }
 
     def error(self) -> dict[str, Any]:
         """Its envelope."""
@@ -74,7 +76,14 @@ def get(path: str, *headers: str) -> bytes:
 
 
 def post(*headers: str, body: bytes = BODY, host: str = "localhost", path: str = CHAT) -> bytes:
-    lines = [f"POST {path} HTTP/1.1", f"host: {host}", f"content-length: {len(body)}", *headers, "", ""]
+    lines = [
+        f"POST {path} HTTP/1.1",
+        f"host: {host}",
+        f"content-length: {len(body)}",
+        *headers,
+        "",
+        "",
+    ]
     return "\r\n".join(lines).encode() + body
 
 
@@ -101,7 +110,14 @@ FOREIGN = [
     "localhost.evil.example",
     "evil.example#localhost",
 ]
-FOREIGN += ["localhost@evil.example", "evil.example:80:127.0.0.1", "", "0.0.0.0", "[::2]", "127.0.0.1, evil.example"]
+FOREIGN += [
+    "localhost@evil.example",
+    "evil.example:80:127.0.0.1",
+    "",
+    "0.0.0.0",
+    "[::2]",
+    "127.0.0.1, evil.example",
+]
 
 
 async def test_a_loopback_refuses_foreign_hosts() -> None:
@@ -110,13 +126,21 @@ async def test_a_loopback_refuses_foreign_hosts() -> None:
             for host in OURS:
                 assert (await way.answer(post(host=host))).status == 200, host
             for host in FOREIGN:
-                for sent in (post(host=host), get("/v1/models", f"host: {host}"), get("/docs", f"host: {host}")):
+                for sent in (
+                    post(host=host),
+                    get("/v1/models", f"host: {host}"),
+                    get("/docs", f"host: {host}"),
+                ):
                     refused = await way.answer(sent)
                     assert refused.status == 403, host
                     refused.error()
-            refused = await way.answer(get("/v1/models", "x-forwarded-host: localhost", "host: evil.example"))
+            refused = await way.answer(
+                get("/v1/models", "x-forwarded-host: localhost", "host: evil.example")
+            )
             assert refused.status == 403
-            assert (await way.answer(get("/health", "host: evil.example"))).status == 200  # load balancers ask so
+            assert (
+                await way.answer(get("/health", "host: evil.example"))
+            ).status == 200  # load balancers ask so
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no socket takes IPv4 and IPv6 here")
@@ -143,8 +167,12 @@ async def test_of_two_hosts_none_that_is_foreign_gets_by() -> None:
 async def test_an_absolute_uri_decides_nothing() -> None:
     with served() as url:
         async with wire(url) as way:
-            assert (await way.answer(get("http://localhost/v1/models", "host: evil.example"))).status == 403
-            assert (await way.answer(get("http://evil.example/v1/models", "host: localhost"))).status == 200
+            assert (
+                await way.answer(get("http://localhost/v1/models", "host: evil.example"))
+            ).status == 403
+            assert (
+                await way.answer(get("http://evil.example/v1/models", "host: localhost"))
+            ).status == 200
 
 
 async def test_allowed_hosts_are_served_and_no_others() -> None:
@@ -161,7 +189,14 @@ async def test_allowed_hosts_are_served_and_no_others() -> None:
 
 async def test_allowed_hosts_may_be_written_as_they_are_in_a_url() -> None:
     names = ("Chat.Example", "api.example:8000", "fd00::1", "[fd00::2]:8000")
-    hosts = ["chat.example", "CHAT.EXAMPLE:1", "api.example", "API.example:8000", "[fd00::1]:8000", "[FD00::2]"]
+    hosts = [
+        "chat.example",
+        "CHAT.EXAMPLE:1",
+        "api.example",
+        "API.example:8000",
+        "[fd00::1]:8000",
+        "[FD00::2]",
+    ]
     with served(allowed_hosts=names) as url:
         async with wire(url) as way:
             for host in hosts:
@@ -176,7 +211,13 @@ async def test_every_loopback_is_one(address: str) -> None:
         async with wire(process.url) as way:
             for host in (address, f"{address}:8000", "localhost", "127.9.9.9"):
                 assert (await way.answer(post(host=host))).status == 200, host
-            for host in ("evil.example", f"{address}.evil.example", "128.0.0.1", "127.0.0.02", "[::ffff:8.8.8.8]"):
+            for host in (
+                "evil.example",
+                f"{address}.evil.example",
+                "128.0.0.1",
+                "127.0.0.02",
+                "[::ffff:8.8.8.8]",
+            ):
                 assert (await way.answer(post(host=host))).status == 403, host
 
 
@@ -195,11 +236,18 @@ async def test_a_page_of_a_foreign_host_gets_no_leave_either() -> None:
 
 # ---- upgrades
 
-HANDSHAKE = ["host: localhost", "connection: Upgrade", "upgrade: websocket", "sec-websocket-version: 13"]
+HANDSHAKE = [
+    "host: localhost",
+    "connection: Upgrade",
+    "upgrade: websocket",
+    "sec-websocket-version: 13",
+]
 
 
 @pytest.mark.parametrize("path", ["/", "/ws", CHAT, "/v1/models"])
-@pytest.mark.parametrize("key", ["sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==", "sec-websocket-key: bad"])
+@pytest.mark.parametrize(
+    "key", ["sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==", "sec-websocket-key: bad"]
+)
 async def test_a_websocket_handshake_gets_a_plain_answer(path: str, key: str) -> None:
     with served() as url:
         async with wire(url) as way:
@@ -207,11 +255,17 @@ async def test_a_websocket_handshake_gets_a_plain_answer(path: str, key: str) ->
             assert answer.status == {"/": 200, "/ws": 404, CHAT: 200, "/v1/models": 200}[path]
             json.loads(answer.body)
         async with wire(url) as way:  # a bad version, half of the headers
-            assert (await way.answer(get(path, *HANDSHAKE[:3], "sec-websocket-version: 99"))).status < 500
+            assert (
+                await way.answer(get(path, *HANDSHAKE[:3], "sec-websocket-version: 99"))
+            ).status < 500
 
 
 async def test_java_which_asks_for_http_2_with_each_request_is_served() -> None:
-    upgrade = ["connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__"]
+    upgrade = [
+        "connection: Upgrade, HTTP2-Settings",
+        "upgrade: h2c",
+        "http2-settings: AAMAAABkAAQAAP__",
+    ]
     async with Upstream(FAULTS["good"]) as up:
         async with running(CHAT_URL=f"{up.url}/chat") as process, wire(process.url) as way:
             for _ in range(3):
@@ -226,7 +280,14 @@ LAST = get("/health", "host: localhost", "connection: close")
 
 
 def in_chunks(body: bytes, *headers: str) -> bytes:
-    lines = [f"POST {CHAT} HTTP/1.1", "host: localhost", "transfer-encoding: chunked", *headers, "", ""]
+    lines = [
+        f"POST {CHAT} HTTP/1.1",
+        "host: localhost",
+        "transfer-encoding: chunked",
+        *headers,
+        "",
+        "",
+    ]
     chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
     return "\r\n".join(lines).encode() + chunk + b"0\r\n\r\n"
 
@@ -239,7 +300,9 @@ async def statuses(way: Wire) -> list[int]:
 
 @pytest.mark.parametrize("body", [BODY, SMUGGLED, b""], ids=["good", "a request", "none"])
 @pytest.mark.parametrize(
-    "make", [lambda body: post(*UPGRADE, body=body), lambda body: in_chunks(body, *UPGRADE)], ids=["length", "chunks"]
+    "make",
+    [lambda body: post(*UPGRADE, body=body), lambda body: in_chunks(body, *UPGRADE)],
+    ids=["length", "chunks"],
 )
 async def test_an_upgrade_in_two_segments_neither_loses_its_body_nor_makes_a_request_of_it(
     make: Callable[[bytes], bytes], body: bytes
@@ -261,10 +324,16 @@ async def test_an_upgrade_in_two_segments_neither_loses_its_body_nor_makes_a_req
 async def test_upgrades_in_a_row_are_all_served() -> None:
     with served() as url:
         async with wire(url) as way:
-            way.writer.write((post(*UPGRADE) + in_chunks(BODY, *UPGRADE)) * 3 + post(*UPGRADE, body=SMUGGLED) + LAST)
+            way.writer.write(
+                (post(*UPGRADE) + in_chunks(BODY, *UPGRADE)) * 3
+                + post(*UPGRADE, body=SMUGGLED)
+                + LAST
+            )
             assert await statuses(way) == [200] * 6 + [400, 200]
         async with wire(url) as way:
-            assert (await way.answer(b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost:80\r\n\r\n")).status == 400
+            assert (
+                await way.answer(b"CONNECT localhost:80 HTTP/1.1\r\nhost: localhost:80\r\n\r\n")
+            ).status == 400
 
 
 # ---- what is no HTTP
@@ -307,7 +376,11 @@ async def test_a_head_is_answered_without_a_body(path: str, last: bool) -> None:
     with served() as url:
         async with wire(url) as way:
             for _ in range(1 if last else 2):
-                way.writer.write(get(path, "host: localhost", *["connection: close"] * last).replace(b"GET", b"HEAD"))
+                way.writer.write(
+                    get(path, "host: localhost", *["connection: close"] * last).replace(
+                        b"GET", b"HEAD"
+                    )
+                )
                 async with asyncio.timeout(AT_ONCE):
                     head = await way.reader.readuntil(b"\r\n\r\n")
                 assert head.startswith(b"HTTP/1.1 200 ")
@@ -321,14 +394,17 @@ async def test_a_stream_is_not_spoilt_by_what_comes_behind_a_request_that_waits(
     with served(mock_words_per_second=20) as url:
         async with wire(url) as way:
             way.writer.write(
-                post(body=json.dumps(ASKED | {"stream": True}).encode()) + get("/health", "host: localhost")
+                post(body=json.dumps(ASKED | {"stream": True}).encode())
+                + get("/health", "host: localhost")
             )
             said = await way.reader.readuntil(b"data: ")
             way.writer.write(b"no HTTP\r\n\r\n")
             async with asyncio.timeout(10):
                 said += await way.reader.read()
             assert b"data: [DONE]\n\n\r\n0\r\n\r\n" in said
-            assert said.count(b"HTTP/1.1 200 ") == 2  # the one that waited is whole, and answered, too
+            assert (
+                said.count(b"HTTP/1.1 200 ") == 2
+            )  # the one that waited is whole, and answered, too
 
 
 async def test_a_body_that_breaks_while_it_is_waited_for_leaves_no_traceback() -> None:
@@ -355,7 +431,9 @@ async def test_a_stream_is_not_spoilt_by_what_is_sent_meanwhile_but_is_the_last(
                     said += await way.reader.read()
                 assert said.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
                 assert said.count(b"HTTP/1.1 ") == 1
-        async with wire(url) as way:  # two are yet to be answered: nobody knows whose answer 400 would be
+        async with wire(
+            url
+        ) as way:  # two are yet to be answered: nobody knows whose answer 400 would be
             way.writer.write(post() + CHUNKS + b"no chunk\r\n")
             async with asyncio.timeout(10):
                 assert b"HTTP/1.1 400" not in await way.reader.read()
@@ -399,7 +477,12 @@ async def test_a_head_that_is_just_not_too_large_is_served_whatever_stands_besid
     large, body = get("/health", "host: localhost", *LINES[:-1]), BODY + b" " * 2 * HEAD_BYTES
     with served() as url:
         async with wire(url) as way:
-            for sent in (large, post(*LINES[:-1], body=body), post(*LINES[:-1], *UPGRADE, body=body), large * 3):
+            for sent in (
+                large,
+                post(*LINES[:-1], body=body),
+                post(*LINES[:-1], *UPGRADE, body=body),
+                large * 3,
+            ):
                 for _ in range(3 if sent == large * 3 else 1):
                     assert (await way.answer(sent)).status == 200
                     sent = b""
@@ -426,9 +509,13 @@ async def test_a_trailer_is_no_header() -> None:
     body = b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY)
     with served(api_keys=("a-key-of-ours",)) as url:
         async with wire(url) as way:
-            assert (await way.answer(CHUNKS + body + b"authorization: Bearer a-key-of-ours\r\n\r\n")).status == 401
+            assert (
+                await way.answer(CHUNKS + body + b"authorization: Bearer a-key-of-ours\r\n\r\n")
+            ).status == 401
             head = CHUNKS[:-2] + b"authorization: Bearer a-key-of-ours\r\n\r\n"
-            assert (await way.answer(head + body + b"authorization: Bearer another\r\n\r\n")).status == 200
+            assert (
+                await way.answer(head + body + b"authorization: Bearer another\r\n\r\n")
+            ).status == 200
 
 
 # ---- requests that never end
@@ -510,7 +597,9 @@ async def test_413_comes_before_the_body_is_read() -> None:
 async def test_a_body_in_chunks_is_413_as_soon_as_it_is_too_large() -> None:
     with served(max_body_bytes=MOST) as url:
         async with wire(url) as way:
-            way.writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode())
+            way.writer.write(
+                f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+            )
             for _ in range(20):
                 way.writer.write(b"2710\r\n" + b" " * 10_000 + b"\r\n")  # never the last one
             assert (await way.answer()).error()
@@ -518,7 +607,9 @@ async def test_a_body_in_chunks_is_413_as_soon_as_it_is_too_large() -> None:
             body = BODY + b" " * (size - len(BODY))
             async with wire(url) as way:
                 sent = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n".encode()
-                assert (await way.answer(sent + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))).status == status
+                assert (
+                    await way.answer(sent + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body))
+                ).status == status
                 assert (await way.answer(post())).status == 200 if status == 200 else True
             async with wire(url) as way:
                 assert (await way.answer(post(body=body))).status == status
@@ -531,7 +622,11 @@ async def test_an_upload_that_nobody_wants_does_not_fill_the_memory() -> None:
         before = process.memory()
         for key in ("a-key-of-ours", "another"):
             async with wire(process.url) as way:
-                lines = ["host: localhost", f"authorization: Bearer {key}", f"content-length: {10**9}"]
+                lines = [
+                    "host: localhost",
+                    f"authorization: Bearer {key}",
+                    f"content-length: {10**9}",
+                ]
                 way.writer.write("\r\n".join([f"POST {CHAT} HTTP/1.1", *lines, "", ""]).encode())
                 end = time.monotonic() + 1
                 try:

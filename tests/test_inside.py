@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 from commands import UVICORN, running
+from rewrap.main import Rewrap, create_app
 from serving import ASKED, served
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from backends import Chat
-from extras.settings import Settings
-from main import Rewrap, create_app
+from rewrap.config.settings import Settings
+from rewrap.types import ChatRequest
 
 CHAT = "/v1/chat/completions"
 
@@ -25,9 +25,13 @@ def app_of(**settings: Any) -> Rewrap:
 
 
 async def asked(app: Any, path: str = CHAT, method: str = "POST", **request: Any) -> httpx.Response:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False, root_path=request.pop("root_path", ""))
+    transport = httpx.ASGITransport(
+        app, raise_app_exceptions=False, root_path=request.pop("root_path", "")
+    )
     async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
-        return await client.request(method, path, **{"json": ASKED if method == "POST" else None} | request)
+        return await client.request(
+            method, path, **{"json": ASKED if method == "POST" else None} | request
+        )
 
 
 # ---- Loops
@@ -38,7 +42,11 @@ async def asked(app: Any, path: str = CHAT, method: str = "POST", **request: Any
 @pytest.mark.parametrize("kind", ["mock", "upstream"])
 def test_an_app_serves_in_one_event_loop_after_the_other(kind: str) -> None:
     with served() as url:
-        app = app_of(chat_url=f"{url}/ask") if kind == "upstream" else app_of(mock_words_per_second=1e6)
+        app = (
+            app_of(chat_url=f"{url}/ask")
+            if kind == "upstream"
+            else app_of(mock_words_per_second=1e6)
+        )
         for _ in range(3):
             answer = asyncio.run(asked(app))
             assert answer.status_code == 200, answer.text
@@ -46,17 +54,22 @@ def test_an_app_serves_in_one_event_loop_after_the_other(kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.usefixtures("collected")
-def test_lines_that_waited_when_their_loop_ended_are_logged_by_the_next(caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_that_waited_when_their_loop_ended_are_logged_by_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     app = app_of()
     asyncio.run(asked(app))
 
     async def again() -> None:
         await asked(app)
-        while app.front.access.lines:
+        while app.edge.access_log.lines:
             await asyncio.sleep(0.01)
 
     asyncio.run(asyncio.wait_for(again(), 5))
-    assert [line.split()[1] for message in caplog.messages for line in message.split("\n")] == [CHAT, CHAT]
+    assert [line.split()[1] for message in caplog.messages for line in message.split("\n")] == [
+        CHAT,
+        CHAT,
+    ]
 
 
 @pytest.mark.parametrize("kind", ["mock", "upstream"])
@@ -67,7 +80,7 @@ def test_an_app_starts_again_after_its_end(kind: str, tmp_path: Path) -> None:
                 answer = await asked(app)
                 assert answer.status_code == 200, answer.text
             if drained:
-                await app.front.drain()
+                await app.edge.drain()
                 assert (await asked(app)).status_code == 503
 
     with served() as url:
@@ -83,8 +96,8 @@ def test_an_app_starts_again_after_its_end(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("kind", ["mock", "upstream"])
 def test_no_request_stays_in_memory_until_the_garbage_is_collected(kind: str, stream: bool) -> None:
-    def chats() -> list[Chat]:
-        return [found for found in gc.get_objects() if isinstance(found, Chat)]
+    def chats() -> list[ChatRequest]:
+        return [found for found in gc.get_objects() if isinstance(found, ChatRequest)]
 
     async def ask() -> int:
         async with app.router.lifespan_context(app):
@@ -109,7 +122,9 @@ def test_no_request_stays_in_memory_until_the_garbage_is_collected(kind: str, st
 BOTH = ["sh", "-c", 'exec "$@" 1>&2', "sh", *UVICORN]  # its access log goes to stdout
 
 
-@pytest.mark.parametrize("path", ["/llm/v1/models", "/llm/models", "/llm//v1/models/", "/llm/v1/v1/models"])
+@pytest.mark.parametrize(
+    "path", ["/llm/v1/models", "/llm/models", "/llm//v1/models/", "/llm/v1/v1/models"]
+)
 @pytest.mark.parametrize("inner", ["", "/llm"])  # what a proxy has taken off, or left
 @pytest.mark.anyio
 async def test_below_a_prefix_every_spelling_of_a_path_is_served(path: str, inner: str) -> None:
@@ -126,7 +141,15 @@ async def test_mounted_in_another_app_all_routes_are_served(prefix: str) -> None
     for path in ("/v1/chat/completions", "/chat/completions", "/ask", "/v1/ask"):
         answer = await asked(outer, f"{prefix}{path}")
         assert answer.status_code == 200, (path, answer.text)
-    for path in ("/", "/health", "/v1/models", "/models", "/v1/models/mock-gpt-model", "/info", "/openapi.json"):
+    for path in (
+        "/",
+        "/health",
+        "/v1/models",
+        "/models",
+        "/v1/models/mock-gpt-model",
+        "/info",
+        "/openapi.json",
+    ):
         answer = await asked(outer, f"{prefix}{path}", "GET")
         assert answer.status_code == 200, (path, answer.text)
     assert (await asked(outer, f"{prefix}/v1/nothing", "GET")).status_code == 404
@@ -157,7 +180,10 @@ async def test_where_ours_are_off_uvicorns_lines_name_the_path_as_it_came() -> N
 def test_mounted_the_other_apps_access_log_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     access = logging.getLogger("uvicorn.access")
     monkeypatch.setattr(access, "disabled", False)
-    assert asyncio.run(asked(Starlette(routes=[Mount("/llm", app_of())]), f"/llm{CHAT}")).status_code == 200
+    assert (
+        asyncio.run(asked(Starlette(routes=[Mount("/llm", app_of())]), f"/llm{CHAT}")).status_code
+        == 200
+    )
     assert not access.disabled
 
 

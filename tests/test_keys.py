@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extras.keys import Key, save, sign, verify
+from rewrap.server.keys import Key, save, sign, verify
 
 SECRET = "correct horse battery staple"
 NOW = 1_800_000_000.0
@@ -132,7 +132,10 @@ def test_days_that_are_not_above_zero_are_refused(days: float) -> None:
 def test_checking_takes_microseconds_also_for_a_hostile_key() -> None:
     key, hostile = sign(SECRET, "ada", days=1), "sk-" + "-0123456789abcdef." * 500
     for text, most in ((key, 50e-6), (hostile, 5e-3)):  # 5 µs and 0.1 ms where nothing else runs
-        assert min(timeit.repeat(lambda text=text: verify([SECRET], text), number=20, repeat=20)) / 20 < most
+        assert (
+            min(timeit.repeat(lambda text=text: verify([SECRET], text), number=20, repeat=20)) / 20
+            < most
+        )
 
 
 def test_saved_keys_are_lines_of_a_file_that_its_owner_alone_can_read(tmp_path: Path) -> None:
@@ -144,7 +147,9 @@ def test_saved_keys_are_lines_of_a_file_that_its_owner_alone_can_read(tmp_path: 
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_file_that_others_could_read_is_closed_to_them_before_a_key_is_added(tmp_path: Path) -> None:
+def test_a_file_that_others_could_read_is_closed_to_them_before_a_key_is_added(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "keys"
     path.write_text("older line\n")
     path.chmod(0o644)

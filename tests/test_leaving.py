@@ -14,7 +14,7 @@ import pytest
 from serving import ASKED, Process, served, started
 from upstreams import FAULTS, JSON, TEXT, Handler, Upstream, chunk, hold, make, sends
 
-from extras.server import Protocol
+from rewrap.server.serve import Protocol
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +53,9 @@ class Client:
         """Close the connection, with a reset where `rudely`; when that was."""
         if rudely:
             linger = struct.pack("ii", 1, 0)
-            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, linger
+            )
             self.writer.transport.abort()
         else:
             self.writer.close()
@@ -61,7 +63,9 @@ class Client:
 
 
 @asynccontextmanager
-async def forwarding(handler: Handler, way: str, **settings: Any) -> AsyncIterator[tuple[Upstream, str]]:
+async def forwarding(
+    handler: Handler, way: str, **settings: Any
+) -> AsyncIterator[tuple[Upstream, str]]:
     async with Upstream(handler) as up:
         with served(**{way: up.url + WAYS[way]}, **settings) as url:
             yield up, url
@@ -79,7 +83,9 @@ async def served_again(up: Upstream, url: str) -> None:
 @pytest.mark.parametrize("rudely", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("path", [CHAT, ASK])
 @pytest.mark.parametrize("way", WAYS)
-async def test_leaving_in_mid_stream_closes_the_upstream_at_once(way: str, path: str, rudely: bool) -> None:
+async def test_leaving_in_mid_stream_closes_the_upstream_at_once(
+    way: str, path: str, rudely: bool
+) -> None:
     async with forwarding(make("sse_openai", TEXT, gate=GATE()), way) as (up, url):
         client = await Client.ask(url, path)
         await client.read_until(TEXT[:4].encode())
@@ -104,7 +110,9 @@ async def test_leaving_before_the_first_byte_closes_the_upstream_at_once(
 
 @pytest.mark.parametrize("pause", [0.0, 0.05], ids=["at once", "later"])
 @pytest.mark.parametrize("begun", [False, True])
-async def test_leaving_with_another_request_behind_it_closes_the_upstream_at_once(begun: bool, pause: float) -> None:
+async def test_leaving_with_another_request_behind_it_closes_the_upstream_at_once(
+    begun: bool, pause: float
+) -> None:
     handler = make("sse_openai", TEXT, gate=GATE()) if begun else FAULTS["hang"]
     async with forwarding(handler, "openai_api_base") as (up, url):
         client = await Client.ask(url)
@@ -119,8 +127,13 @@ async def test_leaving_with_another_request_behind_it_closes_the_upstream_at_onc
 
 @pytest.mark.parametrize("handler", ["head", "half"])
 @pytest.mark.parametrize("way", WAYS)
-async def test_leaving_while_a_json_answer_comes_in_closes_the_upstream_at_once(way: str, handler: str) -> None:
-    begun = sends(lambda r: [*FIRST_HALF, *([chunk(b'{"choices": [{"mess')] if handler == "half" else [])], hold)
+async def test_leaving_while_a_json_answer_comes_in_closes_the_upstream_at_once(
+    way: str, handler: str
+) -> None:
+    begun = sends(
+        lambda r: [*FIRST_HALF, *([chunk(b'{"choices": [{"mess')] if handler == "half" else [])],
+        hold,
+    )
     async with forwarding(begun, way) as (up, url):
         client = await Client.ask(url, stream=False)
         await up.wait_requests()
@@ -130,7 +143,9 @@ async def test_leaving_while_a_json_answer_comes_in_closes_the_upstream_at_once(
         await served_again(up, url)
 
 
-FIRST_HALF = [f"HTTP/1.1 200 OK\r\ncontent-type: {JSON}\r\ntransfer-encoding: chunked\r\n\r\n".encode()]
+FIRST_HALF = [
+    f"HTTP/1.1 200 OK\r\ncontent-type: {JSON}\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+]
 
 
 @pytest.mark.parametrize("kind", ["sse_json", "sse_text", "ndjson", "plain_text"])
@@ -144,7 +159,9 @@ async def test_leaving_any_kind_of_stream_closes_the_upstream_at_once(kind: str)
 
 @pytest.mark.parametrize("path", [CHAT, ASK])
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_client_that_does_not_read_stops_the_upstream_and_leaving_ends_it(way: str, path: str) -> None:
+async def test_a_client_that_does_not_read_stops_the_upstream_and_leaving_ends_it(
+    way: str, path: str
+) -> None:
     sent = 0
 
     async def pour(request: Any, reader: Any, writer: Any) -> None:
@@ -178,7 +195,9 @@ async def flood(request: Any, reader: Any, writer: Any) -> None:
 
 
 @pytest.mark.parametrize("path", [CHAT, ASK])
-async def test_who_takes_nothing_of_a_stream_for_long_has_left(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_takes_nothing_of_a_stream_for_long_has_left(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Protocol, "PATIENCE_SECONDS", 0.2)
     async with forwarding(flood, "openai_api_base") as (up, url):
         client = await Client.ask(url, path)
@@ -187,7 +206,9 @@ async def test_who_takes_nothing_of_a_stream_for_long_has_left(path: str, monkey
         client.leave()
 
 
-async def test_who_takes_nothing_of_a_whole_answer_for_long_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_takes_nothing_of_a_whole_answer_for_long_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(Protocol, "PATIENCE_SECONDS", 0.2)
     async with forwarding(FAULTS["body_10mb"], "openai_api_base") as (_, url):
         client = await Client.ask(url, stream=False)
@@ -200,7 +221,9 @@ async def test_who_takes_nothing_of_a_whole_answer_for_long_has_left(monkeypatch
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_who_takes_an_answer_slowly_gets_all_of_it(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_takes_an_answer_slowly_gets_all_of_it(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Protocol, "PATIENCE_SECONDS", 0.3)
     async with forwarding(FAULTS["body_10mb"], "openai_api_base") as (_, url):
         client = await Client.ask(url, stream=stream)
@@ -297,10 +320,14 @@ async def masses(way: str, waves: int, crowds: int) -> None:
                 await asyncio.gather(*(gives_up(process.url, s, rudely=s > 0.07) for s in delays))
             for _ in range(crowds):
                 seen = len(up.requests)
-                crowd = await asyncio.gather(*(Client.ask(process.url, stream=bool(n % 2)) for n in range(300)))
+                crowd = await asyncio.gather(
+                    *(Client.ask(process.url, stream=bool(n % 2)) for n in range(300))
+                )
                 await up.wait_requests(seen + 150)
                 left_at = [client.leave(rudely=True) for client in crowd][-1]
-                await up.until(lambda seen=seen: all(r.closed_at or r.answered for r in up.requests[seen:]), 2)
+                await up.until(
+                    lambda seen=seen: all(r.closed_at or r.answered for r in up.requests[seen:]), 2
+                )
                 assert max(r.closed_at or 0 for r in up.requests) - left_at < 1.0  # all 300 of them
             await good_ones(process.url, 30)
             await up.until(lambda: up.open == 0, 8)  # the idle ones expire

@@ -14,4 +14,6 @@ def anyio_backend() -> str:
 async def test_beside_nginx_leaving_is_as_soon() -> None:
     worst = await compare(10)
     assert len(worst) == 24
-    assert sorted(worst.values())[len(worst) * 3 // 4] < GOAL  # of a busy machine's pauses, a few may fall into it
+    assert (
+        sorted(worst.values())[len(worst) * 3 // 4] < GOAL
+    )  # of a busy machine's pauses, a few may fall into it

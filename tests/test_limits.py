@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from mongo_wire import MongoWire
 
-from backends import APIError
-from extras import limits
-from extras.limits import Gate, RateLimit, Verdict, duration, headers
+from rewrap.server import limits
+from rewrap.server.limits import Gate, RateLimit, Verdict, duration, rate_limit_headers
+from rewrap.types import APIError
 
 pytestmark = pytest.mark.anyio
 
@@ -149,7 +149,9 @@ async def test_memory_forgets_windows_that_have_ended(clock: Clock) -> None:
     assert len(limit.windows) == 1
 
 
-async def test_memory_is_bounded_and_the_oldest_window_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_is_bounded_and_the_oldest_window_goes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(limits, "MAX_KEYS", 100)
     limit = RateLimit(1)
     for at in range(1000):
@@ -268,7 +270,8 @@ def test_a_missing_package_is_one_line_that_names_the_setting(
     package = driver if missing == "the driver" else missing
     monkeypatch.setattr(limits, "find_spec", lambda name: None if name == package else object())
     with pytest.raises(
-        ValueError, match=rf"^RATE_LIMIT_STORE_URL: \w+ needs the package {package} \(pip install .*\)\.$"
+        ValueError,
+        match=rf"^RATE_LIMIT_STORE_URL: \w+ needs the package {package} \(pip install .*\)\.$",
     ):
         RateLimit(1, url)
 
@@ -299,16 +302,18 @@ def test_a_store_that_cannot_be_used_is_one_line_without_the_address(url: str) -
 
 
 def test_every_answer_tells_the_limit_what_remains_and_when_it_is_reset() -> None:
-    assert headers(Verdict(True, 60, 59, 59.3694)) == [
+    assert rate_limit_headers(Verdict(True, 60, 59, 59.3694)) == [
         (b"x-ratelimit-limit-requests", b"60"),
         (b"x-ratelimit-remaining-requests", b"59"),
         (b"x-ratelimit-reset-requests", b"59.369s"),
     ]
 
 
-@pytest.mark.parametrize(("reset", "after"), [(12.001, b"13"), (12.0, b"12"), (0.4, b"1"), (0.0, b"1")])
+@pytest.mark.parametrize(
+    ("reset", "after"), [(12.001, b"13"), (12.0, b"12"), (0.4, b"1"), (0.0, b"1")]
+)
 def test_a_refusal_says_when_to_come_back_in_whole_seconds(reset: float, after: bytes) -> None:
-    assert headers(Verdict(False, 60, 0, reset))[3:] == [(b"retry-after", after)]
+    assert rate_limit_headers(Verdict(False, 60, 0, reset))[3:] == [(b"retry-after", after)]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,21 @@ import httpx
 import pytest
 from commands import COUNTED, Command, running
 from serving import ASKED
-from upstreams import FAULTS, JSON, PLAIN, SSE, TEXT, Handler, Request, Upstream, chunk, dumps, head, send, whole
+from upstreams import (
+    FAULTS,
+    JSON,
+    PLAIN,
+    SSE,
+    TEXT,
+    Handler,
+    Request,
+    Upstream,
+    chunk,
+    dumps,
+    head,
+    send,
+    whole,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +52,9 @@ class Pour:
         if request.asked["messages"][0]["content"] == "good":
             await send(writer, whole(PLAIN, TEXT.encode()))
             return
-        event = dumps({"choices": [{"index": 0, "delta": {"content": WORDS}, "finish_reason": None}]})
+        event = dumps(
+            {"choices": [{"index": 0, "delta": {"content": WORDS}, "finish_reason": None}]}
+        )
         piece = chunk(f"data: {event}\n\n".encode() if request.openai else WORDS.encode())
         writer.write(head(SSE if request.openai else PLAIN, "transfer-encoding: chunked"))
         while self.sent < TOTAL:
@@ -48,13 +64,20 @@ class Pour:
         end = dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         await send(
             writer,
-            [chunk(f"data: {end}\n\ndata: [DONE]\n\n".encode()), b"0\r\n\r\n"] if request.openai else [b"0\r\n\r\n"],
+            [chunk(f"data: {end}\n\ndata: [DONE]\n\n".encode()), b"0\r\n\r\n"]
+            if request.openai
+            else [b"0\r\n\r\n"],
         )
 
 
 def request(path: str = CHAT, what: str = "pour", **more: Any) -> bytes:
-    body = json.dumps(ASKED | {"messages": [{"role": "user", "content": what}], "stream": True} | more).encode()
-    return f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    body = json.dumps(
+        ASKED | {"messages": [{"role": "user", "content": what}], "stream": True} | more
+    ).encode()
+    return (
+        f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
 
 
 @asynccontextmanager
@@ -93,14 +116,20 @@ class Peak:
 
 
 @asynccontextmanager
-async def pressed(handler: Handler, way: str, **environment: str) -> AsyncIterator[tuple[Command, Peak, Upstream]]:
+async def pressed(
+    handler: Handler, way: str, **environment: str
+) -> AsyncIterator[tuple[Command, Peak, Upstream]]:
     """A process that has warmed up, and the watch on its memory."""
     async with Upstream(handler) as up:
         path = "/v1" if way == "OPENAI_API_BASE" else "/chat"
         async with running(**{way: up.url + path}, **environment) as process:
-            async with httpx.AsyncClient(base_url=process.url, trust_env=False, verify=False) as client:
+            async with httpx.AsyncClient(
+                base_url=process.url, trust_env=False, verify=False
+            ) as client:
                 for _ in range(3):
-                    await client.post(ASK, json=ASKED | {"messages": [{"role": "user", "content": "good"}]})
+                    await client.post(
+                        ASK, json=ASKED | {"messages": [{"role": "user", "content": "good"}]}
+                    )
             peak = Peak(process)
             yield process, peak, up
             peak.task.cancel()
@@ -140,7 +169,9 @@ async def test_a_long_stream_does_not_fill_the_memory(way: str, path: str) -> No
         assert peak.stop() < 10 * MB, peak.most
 
 
-async def test_a_large_answer_that_is_given_out_word_by_word_is_held_once_not_as_its_chunks() -> None:
+async def test_a_large_answer_that_is_given_out_word_by_word_is_held_once_not_as_its_chunks() -> (
+    None
+):
     size = 20 * MB
     answer = json.dumps({"reply": "word " * (size // 5)}).encode()  # as chunks: 800 MB
     handler: Handler = lambda r, i, o: send(o, whole(JSON, answer))  # noqa: E731
@@ -167,7 +198,9 @@ async def test_a_large_upload_waits_for_a_slow_upstream() -> None:
     async with await asyncio.start_server(slowly, "127.0.0.1", 0) as upstream:
         url = f"http://127.0.0.1:{upstream.sockets[0].getsockname()[1]}/chat"
         async with running(CHAT_URL=url) as process:
-            async with httpx.AsyncClient(base_url=process.url, trust_env=False, verify=False) as client:
+            async with httpx.AsyncClient(
+                base_url=process.url, trust_env=False, verify=False
+            ) as client:
                 await client.get("/health")
                 before = len(process.descriptors())
                 peak = Peak(process)
@@ -178,11 +211,15 @@ async def test_a_large_upload_waits_for_a_slow_upstream() -> None:
                         await client.get("/health")
                         slowest = max(slowest, time.monotonic() - started)
                         await asyncio.sleep(0.05)
-                assert peak.stop() < 4.5 * size, peak.most / size  # bytes, parts, text, and bytes to send
+                assert peak.stop() < 4.5 * size, (
+                    peak.most / size
+                )  # bytes, parts, text, and bytes to send
                 assert slowest < 0.5, slowest
                 assert 0 < taken < size / 2
                 await asyncio.sleep(0.3)
-                assert len(process.descriptors()) == before  # the client has left, and the upstream is let go
+                assert (
+                    len(process.descriptors()) == before
+                )  # the client has left, and the upstream is let go
         ended.set()
         await asyncio.sleep(0.05)
 
@@ -193,12 +230,18 @@ async def test_of_requests_that_have_ended_nothing_is_kept(way: str) -> None:
         settings = {"CHAT_URL": f"{up.url}/chat", "OPENAI_API_BASE": f"{up.url}/v1"}
         env = {way: settings[way]} if way in settings else {}
         async with running([sys.executable, "-c", COUNTED], **env) as process:
-            async with httpx.AsyncClient(base_url=process.url, trust_env=False, verify=False) as client:
+            async with httpx.AsyncClient(
+                base_url=process.url, trust_env=False, verify=False
+            ) as client:
 
                 async def ask(times: int) -> int:
                     for number in range(times):
-                        said = [{"role": "user", "content": f"{number:06}" * 33_000}]  # 200 kB, each its own
-                        answer = await client.post(CHAT, json=ASKED | {"messages": said, "stream": number % 2 == 0})
+                        said = [
+                            {"role": "user", "content": f"{number:06}" * 33_000}
+                        ]  # 200 kB, each its own
+                        answer = await client.post(
+                            CHAT, json=ASKED | {"messages": said, "stream": number % 2 == 0}
+                        )
                         assert answer.status_code == 200
                     return (await process.counts())["memory"]
 

@@ -15,13 +15,25 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from serving import ASKED, ROOT, served
 from shape_servers import WIRES, ShapeServer, has, shape_server, sse
-from upstreams import JSON, PLAIN, SSE, Request, Upstream, chunked, closed_port, dumps, hold, says, send, sends, whole
+from upstreams import (
+    JSON,
+    PLAIN,
+    SSE,
+    Request,
+    Upstream,
+    chunked,
+    closed_port,
+    dumps,
+    hold,
+    says,
+    send,
+    sends,
+    whole,
+)
 
-from extras.anyshape import AnyShape
-from extras.config import read_config
-from extras.probe import MOST_REQUESTS, reply_path, run
-from extras.settings import Settings
-from extras.shapes import known_shapes, shape_of
+from rewrap.config.backends_file import read_backends_file
+from rewrap.config.settings import Settings
+from rewrap.probe import MOST_REQUESTS, probe_command, reply_path
 
 BARE = set(WIRES) - {"flowise", "langflow", "n8n", "langserve", "cloudflare", "botpress", "triton"}
 SECRETS = ["ourownkey123", "headervalue456"]  # nothing tells by their looks what they are
@@ -56,7 +68,7 @@ def speaks(portal: BlockingPortal) -> Speaks:
 
 
 def probe(*argv: str) -> int:
-    return run([*argv], known_shapes(), AnyShape(), shape_of)
+    return probe_command([*argv])
 
 
 @contextmanager
@@ -81,8 +93,12 @@ def replies(url: str) -> tuple[str, str]:
         plain = client.post(f"{url}/v1/chat/completions", json=ASKED | {"stream": True})
     *events, done = plain.text.removesuffix("\n\n").split("\n\n")
     assert done == "data: [DONE]", plain.text
-    choices = [choice for event in events for choice in json.loads(event.removeprefix("data: "))["choices"]]
-    return whole.json()["choices"][0]["message"]["content"], "".join(c["delta"].get("content") or "" for c in choices)
+    choices = [
+        choice for event in events for choice in json.loads(event.removeprefix("data: "))["choices"]
+    ]
+    return whole.json()["choices"][0]["message"]["content"], "".join(
+        c["delta"].get("content") or "" for c in choices
+    )
 
 
 # ---- what it finds
@@ -119,15 +135,21 @@ def test_the_path_above_is_enough_too(speaks: Speaks, capsys: pytest.CaptureFixt
         assert len(up.requests) < 5
 
 
-def test_an_openai_compatible_upstream_is_named_as_one(speaks: Speaks, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_openai_compatible_upstream_is_named_as_one(
+    speaks: Speaks, capsys: pytest.CaptureFixture[str]
+) -> None:
     with speaks("openai") as up:
         assert probe(up.url, "--model", "small", "--key", "sk-1234") == 0
         told = capsys.readouterr().out
-        assert told.endswith(f"OPENAI_API_BASE={up.url}/v1\nOPENAI_API_KEY=YOUR-KEY\nOPENAI_MODEL=small\n")
+        assert told.endswith(
+            f"OPENAI_API_BASE={up.url}/v1\nOPENAI_API_KEY=YOUR-KEY\nOPENAI_MODEL=small\n"
+        )
         assert {body["model"] for _, _, body in up.requests} == {"small"}
 
 
-def test_a_chat_url_of_the_usual_kind_needs_no_shape(speaks: Speaks, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_chat_url_of_the_usual_kind_needs_no_shape(
+    speaks: Speaks, capsys: pytest.CaptureFixture[str]
+) -> None:
     with speaks(path="/ask", answer={"reply": "OK."}, stream=[]) as up:
         assert probe(f"{up.url}/ask") == 0
         told = capsys.readouterr().out
@@ -144,7 +166,11 @@ def test_the_command_prints_the_lines_and_exits_with_0(speaks: Speaks) -> None:
     assert ended.stdout.endswith(f"Into .env:\n\nCHAT_URL={up.url}\nCHAT_SHAPE=cohere\n")
 
 
-DEEP = {"id": "x-1", "data": {"out": [{"words": "OK, then."}], "model": "m9", "trace_id": "OK"}, "createdAt": "now"}
+DEEP = {
+    "id": "x-1",
+    "data": {"out": [{"words": "OK, then."}], "model": "m9", "trace_id": "OK"},
+    "createdAt": "now",
+}
 
 
 @pytest.mark.parametrize(
@@ -156,10 +182,16 @@ DEEP = {"id": "x-1", "data": {"out": [{"words": "OK, then."}], "model": "m9", "t
     ],
 )
 def test_a_reply_at_a_place_of_its_own_becomes_a_mapping(
-    valid: Any, request_line: str, speaks: Speaks, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    valid: Any,
+    request_line: str,
+    speaks: Speaks,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with speaks(path="/api/ask", valid=valid, answer=DEEP, stream=[]) as up:
-        assert probe(f"{up.url}/api/ask", "--key", SECRETS[0], "--header", f"X-Own: {SECRETS[1]}") == 0
+        assert (
+            probe(f"{up.url}/api/ask", "--key", SECRETS[0], "--header", f"X-Own: {SECRETS[1]}") == 0
+        )
         told = capsys.readouterr().out
         assert 'reply = "data.out[0].words"' in told
         assert request_line in told
@@ -174,14 +206,30 @@ def deep(words: str) -> dict[str, Any]:
 
 
 SAME_PLACE = sse({"id": "x-1"}, deep("OK,"), deep(" then."), "[DONE]")
-ELSEWHERE = sse({"type": "start"}, {"type": "piece", "delta_text": "OK,"}, {"type": "piece", "delta_text": " then."})
+ELSEWHERE = sse(
+    {"type": "start"},
+    {"type": "piece", "delta_text": "OK,"},
+    {"type": "piece", "delta_text": " then."},
+)
 
 
 @pytest.mark.parametrize(
     ("path", "valid", "asks", "stream", "line"),
     [
-        ("/ask", has(messages=list), {"stream": True}, SAME_PLACE, 'stream = { "request" = { "stream" = true } }'),
-        ("/ask", has(question=str), {"stream": True}, SAME_PLACE, 'stream = { "request" = { "stream" = true } }'),
+        (
+            "/ask",
+            has(messages=list),
+            {"stream": True},
+            SAME_PLACE,
+            'stream = { "request" = { "stream" = true } }',
+        ),
+        (
+            "/ask",
+            has(question=str),
+            {"stream": True},
+            SAME_PLACE,
+            'stream = { "request" = { "stream" = true } }',
+        ),
         (
             "/api/v1/prediction/x",
             has(question=str, streaming=bool),
@@ -209,7 +257,11 @@ def test_a_mapping_streams_where_the_url_does(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    wire: dict[str, Any] = {"path": path, "valid": valid, "asks": lambda b, h: asks.items() <= b.items()}
+    wire: dict[str, Any] = {
+        "path": path,
+        "valid": valid,
+        "asks": lambda b, h: asks.items() <= b.items(),
+    }
     with speaks(**wire, answer=DEEP, stream=stream) as up:
         assert probe(up.url + path) == 0
         told = capsys.readouterr().out
@@ -234,9 +286,14 @@ def test_a_mapping_for_a_url_that_takes_nothing_more_asks_for_no_stream(
 
 @pytest.mark.parametrize("last", [[], [{"type": "end", "full": "OK, then."}], ["[DONE]"]])
 def test_a_url_that_always_streams_events_of_its_own_becomes_a_mapping(
-    last: list[Any], portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    last: list[Any],
+    portal: BlockingPortal,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with portal.wrap_async_context_manager(Upstream(sends(lambda r: chunked(SSE, [*ELSEWHERE, *sse(*last)])))) as up:
+    with portal.wrap_async_context_manager(
+        Upstream(sends(lambda r: chunked(SSE, [*ELSEWHERE, *sse(*last)])))
+    ) as up:
         assert probe(f"{up.url}/x") == 0
         assert len(up.requests) <= MOST_REQUESTS
         told = capsys.readouterr().out
@@ -257,7 +314,12 @@ def test_what_was_sent_is_no_reply_when_it_comes_back(
     with portal.wrap_async_context_manager(Upstream(echo)) as up:
         assert probe(f"{up.url}/x") == (0 if said else 1)
     told = capsys.readouterr().out
-    assert told.count("A reply") == told.count("A reply: Sure.") == told.count('reply = "said"') == len(said)
+    assert (
+        told.count("A reply")
+        == told.count("A reply: Sure.")
+        == told.count('reply = "said"')
+        == len(said)
+    )
 
 
 @pytest.mark.parametrize(
@@ -278,8 +340,13 @@ def test_an_error_with_status_200_is_no_reply(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def answer(request: Request, reader: Any, writer: Any) -> None:
-        bad, good = failed | {"message": "missing field question"}, {"ok": True, "errors": [], "answer": "OK."}
-        await send(writer, whole(JSON, dumps(good if "question" in request.json() else bad).encode()))
+        bad, good = (
+            failed | {"message": "missing field question"},
+            {"ok": True, "errors": [], "answer": "OK."},
+        )
+        await send(
+            writer, whole(JSON, dumps(good if "question" in request.json() else bad).encode())
+        )
 
     with portal.wrap_async_context_manager(Upstream(answer)) as up:
         assert probe(f"{up.url}/x") == 0
@@ -291,7 +358,8 @@ def test_an_error_with_status_200_is_no_reply(
 
 
 @pytest.mark.parametrize(
-    ("parts", "how"), [(whole(PLAIN, b"healthy"), "the reply comes whole"), (chunked(PLAIN, [b"healthy"]), "yes")]
+    ("parts", "how"),
+    [(whole(PLAIN, b"healthy"), "the reply comes whole"), (chunked(PLAIN, [b"healthy"]), "yes")],
 )
 def test_a_text_whose_length_was_known_is_no_stream(
     parts: list[bytes], how: str, portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
@@ -334,8 +402,9 @@ def test_a_url_that_fails_when_it_is_asked_to_stream_says_so(
 
     with portal.wrap_async_context_manager(Upstream(answer)) as up:
         assert probe(f"{up.url}/x") == 0
-    assert 'streams: asked for a stream, it fails: 400 application/json: {"detail": "no streams"}' in (
-        capsys.readouterr().out
+    assert (
+        'streams: asked for a stream, it fails: 400 application/json: {"detail": "no streams"}'
+        in (capsys.readouterr().out)
     )
 
 
@@ -347,8 +416,12 @@ def test_no_secret_is_shown(speaks: Speaks, capsys: pytest.CaptureFixture[str]) 
     answer = {"answer": f"OK {SECRETS[0]} {theirs[0]}", "saw": f"{SECRETS[1]}!", "jwt": theirs[1]}
     answer["access_token"] = theirs[2]
     with speaks("dify", answer=answer, path="/v1/chat-messages.*") as up:
-        url = f"{up.url}/v1/chat-messages?api_key=query-secret-789".replace("//", "//me:pass@word-1@")
-        assert probe(url, "--key", SECRETS[0], "--header", f"Authorization: Bearer {SECRETS[1]}") == 0
+        url = f"{up.url}/v1/chat-messages?api_key=query-secret-789".replace(
+            "//", "//me:pass@word-1@"
+        )
+        assert (
+            probe(url, "--key", SECRETS[0], "--header", f"Authorization: Bearer {SECRETS[1]}") == 0
+        )
         told = capsys.readouterr().out
         assert "api_key=query-secret-789" in up.requests[0][0], "what was given went there"
     for secret in [*SECRETS, *theirs, "query-secret-789", "word-1"]:
@@ -371,7 +444,9 @@ def test_a_key_and_a_header_have_a_place_in_the_lines(
 def test_control_characters_of_an_answer_do_not_reach_the_terminal(
     portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with portal.wrap_async_context_manager(Upstream(says(200, b'{"reply": "OK \\u001b[2J\\r\\nCHAT_URL=x"}'))) as up:
+    with portal.wrap_async_context_manager(
+        Upstream(says(200, b'{"reply": "OK \\u001b[2J\\r\\nCHAT_URL=x"}'))
+    ) as up:
         assert probe(f"{up.url}/x") == 0
     told = capsys.readouterr().out
     assert "\x1b" not in told
@@ -389,7 +464,11 @@ def test_nothing_found_shows_what_was_tried_and_what_came_back(
         assert probe(f"{up.url}/elsewhere") == 1
         told = capsys.readouterr().out
         assert 10 < len(up.requests) <= MOST_REQUESTS
-        assert told.count("No reply as ") == told.count("  got   404 application/json: {") == len(up.requests)
+        assert (
+            told.count("No reply as ")
+            == told.count("  got   404 application/json: {")
+            == len(up.requests)
+        )
         assert f"No reply as any chat URL.\n  sent  {up.url}/elsewhere {{" in told
     assert max(map(len, told.split("\n"))) < 500
     assert "--model" in told.split("\n")[-2]
@@ -412,7 +491,12 @@ def test_an_address_where_nobody_listens_is_asked_once(capsys: pytest.CaptureFix
     ],
 )
 def test_it_does_not_go_on_where_that_is_of_no_use(
-    status: int, options: list[str], requests: int, says_so: str, speaks: Speaks, capsys: pytest.CaptureFixture[str]
+    status: int,
+    options: list[str],
+    requests: int,
+    says_so: str,
+    speaks: Speaks,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with speaks("openai") as up:
         up.mode = status  # type: ignore[assignment]
@@ -431,7 +515,9 @@ def test_a_url_that_is_too_slow_is_asked_twice(
     assert capsys.readouterr().out.endswith("It is too slow: --timeout SECONDS.\n")
 
 
-def test_a_redirect_is_shown_and_not_followed(portal: BlockingPortal, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_redirect_is_shown_and_not_followed(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
     redirect = says(307, b"", "location: /elsewhere?token=abcdef")
     with portal.wrap_async_context_manager(Upstream(redirect)) as up:
         assert probe(f"{up.url}/x") == 1
@@ -441,7 +527,11 @@ def test_a_redirect_is_shown_and_not_followed(portal: BlockingPortal, capsys: py
 
 @pytest.mark.parametrize(
     ("kind", "data"),
-    [("text/html", b"<!doctype html><p>OK</p>"), ("application/json", b'{"status": "ok"}'), ("application/json", b"{")],
+    [
+        ("text/html", b"<!doctype html><p>OK</p>"),
+        ("application/json", b'{"status": "ok"}'),
+        ("application/json", b"{"),
+    ],
 )
 def test_a_page_or_a_status_is_no_reply(
     kind: str, data: bytes, portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
@@ -452,9 +542,19 @@ def test_a_page_or_a_status_is_no_reply(
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["ftp://x"], ["x.example"], ["http://x:port"], ["http://x:99999"], ["http://x", "--header", "none"]]
+    "argv",
+    [
+        [],
+        ["ftp://x"],
+        ["x.example"],
+        ["http://x:port"],
+        ["http://x:99999"],
+        ["http://x", "--header", "none"],
+    ],
 )
-def test_a_command_that_makes_no_sense_exits_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_that_makes_no_sense_exits_with_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         probe(*argv)
     assert ended.value.code == 2
@@ -481,15 +581,19 @@ def own_backend() -> None:
 
 def backends_toml() -> None:
     keys = {"CLOUD_API_KEY": "k1", "DIFY_KEY": "k2"}
-    tables = read_config(str(ROOT / "examples" / "backends.toml"), keys)
-    assert [(table.name, table.key) for table in tables] == [("cloud", "k1"), ("bot", "k2"), ("mock", "")]
+    tables = read_backends_file(str(ROOT / "examples" / "backends.toml"), keys)
+    assert [(table.name, table.key) for table in tables] == [
+        ("cloud", "k1"),
+        ("bot", "k2"),
+        ("mock", ""),
+    ]
 
 
 def redact() -> None:
-    from backends import Chat
+    from backends import ChatRequest
     from examples.redact import before
 
-    chat = Chat("m", [{"role": "user", "content": "I am me@example.com"}], {})
+    chat = ChatRequest("m", [{"role": "user", "content": "I am me@example.com"}], {})
     before(chat)
     assert chat.messages == [{"role": "user", "content": "I am [e-mail]"}]
 
@@ -497,7 +601,9 @@ def redact() -> None:
 EXAMPLES = {"own_backend.py": own_backend, "backends.toml": backends_toml, "redact.py": redact}
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "examples").iterdir() if p.is_file()))
+@pytest.mark.parametrize(
+    "name", sorted(p.name for p in (ROOT / "examples").iterdir() if p.is_file())
+)
 def test_each_example_runs_and_is_short(name: str) -> None:
     EXAMPLES[name]()
     assert len((ROOT / "examples" / name).read_text().splitlines()) < 30

@@ -5,16 +5,19 @@ from typing import Any
 
 import httpx
 import pytest
+from rewrap.main import create_app
 
-from extras.settings import Settings
-from main import create_app
+from rewrap.config.settings import Settings
 
 pytestmark = pytest.mark.anyio
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 KEY = "canary-0123456789"
 OURS: dict[str, Any] = {
     "chat_url": "http://bob:hunter2secret@bot.internal:9000/own-path/chat?key=qkeysecret99",
-    "chat_headers": {"Authorization": f"Bearer {KEY}", "Cookie": "session=sessioncookie77; lang=en"},
+    "chat_headers": {
+        "Authorization": f"Bearer {KEY}",
+        "Cookie": "session=sessioncookie77; lang=en",
+    },
 }
 TOLD = {
     "a key": KEY,
@@ -35,8 +38,13 @@ def anyio_backend() -> str:
 
 
 async def asked(answer: httpx.Response) -> httpx.Response:
-    app = create_app(Settings(**OURS, store_url="sqlite://"), transport=httpx.MockTransport(lambda request: answer))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+    app = create_app(
+        Settings(**OURS, store_url="sqlite://"),
+        transport=httpx.MockTransport(lambda request: answer),
+    )
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://proxy"
+    ) as some:
         return await some.post("/v1/chat/completions", json=ASKED)
 
 
@@ -62,9 +70,20 @@ async def test_the_words_themselves_stay() -> None:
 
 @pytest.mark.parametrize("status", [200, 429])
 async def test_of_an_upstreams_headers_only_those_of_limits_pass(status: int) -> None:
-    known = {"x-ratelimit-limit-requests": "60", "x-ratelimit-reset-tokens": "1m6.5s", "openai-processing-ms": "7"}
-    odd = {"x-ratelimit-key": KEY, "retry-after-debug": KEY, "x-ratelimit-limit-tokens": f"key {KEY!r}", "x-own": "1"}
+    known = {
+        "x-ratelimit-limit-requests": "60",
+        "x-ratelimit-reset-tokens": "1m6.5s",
+        "openai-processing-ms": "7",
+    }
+    odd = {
+        "x-ratelimit-key": KEY,
+        "retry-after-debug": KEY,
+        "x-ratelimit-limit-tokens": f"key {KEY!r}",
+        "x-own": "1",
+    }
     more = {"retry-after": "7"} if status == 429 else {}
     answer = await asked(httpx.Response(status, json={"reply": "x"}, headers=known | odd | more))
     assert answer.status_code == status
-    assert {name: value for name, value in answer.headers.items() if name in known | odd | more} == known | more
+    assert {
+        name: value for name, value in answer.headers.items() if name in known | odd | more
+    } == known | more

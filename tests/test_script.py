@@ -20,7 +20,9 @@ exit 1
 """
 
 
-def run(folder: Path, *arguments: str, requirements: str = "") -> tuple[list[str], subprocess.CompletedProcess[str]]:
+def run(
+    folder: Path, *arguments: str, requirements: str = ""
+) -> tuple[list[str], subprocess.CompletedProcess[str]]:
     """What Python was asked for, and how it ended."""
     for name in ("rewrap", "requirements.txt"):
         shutil.copy(ROOT / name, folder)
@@ -33,7 +35,9 @@ def run(folder: Path, *arguments: str, requirements: str = "") -> tuple[list[str
     python.chmod(0o755)
     asked.write_text("")
     env = os.environ | {"PYTHON": str(python)}
-    ended = subprocess.run([folder / "rewrap", *arguments], env=env, capture_output=True, text=True, timeout=20)
+    ended = subprocess.run(
+        [folder / "rewrap", *arguments], env=env, capture_output=True, text=True, timeout=20
+    )
     lines = [line.removeprefix("python ") for line in asked.read_text().splitlines()]
     return [line for line in lines if not line.startswith("-c ")], ended
 
@@ -84,7 +88,11 @@ def test_a_list_that_comes_back_is_installed_again(tmp_path: Path) -> None:
     run(tmp_path, "test")
     assert run(tmp_path)[0] == ["main.py"]
     first = ROOT / "requirements.txt"
-    for text, installs in (("starlette==1\n", True), ("starlette==1\n", False), (first.read_text(), True)):
+    for text, installs in (
+        ("starlette==1\n", True),
+        ("starlette==1\n", False),
+        (first.read_text(), True),
+    ):
         asked = run(tmp_path, requirements=text)[0]
         assert any("pip install" in line for line in asked) == installs
 
@@ -109,6 +117,8 @@ def test_where_python_has_no_venv_it_says_what_is_missing(tmp_path: Path) -> Non
     env = os.environ | {"PYTHON": str(python)}
     shutil.copy(ROOT / "rewrap", tmp_path)
     shutil.copy(ROOT / "requirements.txt", tmp_path)
-    ended = subprocess.run([tmp_path / "rewrap"], env=env, capture_output=True, text=True, timeout=20)
+    ended = subprocess.run(
+        [tmp_path / "rewrap"], env=env, capture_output=True, text=True, timeout=20
+    )
     assert ended.returncode == 1
     assert "python3-venv" in ended.stderr.splitlines()[-1]

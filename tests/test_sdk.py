@@ -9,7 +9,20 @@ import openai
 import pytest
 from anyio.from_thread import start_blocking_portal
 from serving import served
-from upstreams import DONE, FAULTS, TEXT, Upstream, by_path, chunks, closed_port, dumps, only, sends, sse, whole
+from upstreams import (
+    DONE,
+    FAULTS,
+    TEXT,
+    Upstream,
+    by_path,
+    chunks,
+    closed_port,
+    dumps,
+    only,
+    sends,
+    sse,
+    whole,
+)
 from upstreams import openai as upstream_json
 
 MESSAGES: Any = [{"role": "user", "content": "Hello, 世界 👋"}]
@@ -32,7 +45,10 @@ def mock() -> Iterator[str]:
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Upstream]:
     """All the upstreams, by path, outside of the test's thread."""
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Upstream(by_path)) as up:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(Upstream(by_path)) as up,
+    ):
         yield up
 
 
@@ -43,13 +59,25 @@ def sdk(mock: str) -> Iterator[openai.OpenAI]:
 
 
 def client(url: str, **options: Any) -> openai.OpenAI:
-    given = {"base_url": f"{url}/v1", "api_key": "sk-client-1234", "max_retries": 0, "timeout": 10.0} | options
+    given = {
+        "base_url": f"{url}/v1",
+        "api_key": "sk-client-1234",
+        "max_retries": 0,
+        "timeout": 10.0,
+    } | options
     return openai.OpenAI(**given, http_client=httpx2.Client(trust_env=False, verify=False))
 
 
 def async_client(url: str, **options: Any) -> openai.AsyncOpenAI:
-    given = {"base_url": f"{url}/v1", "api_key": "sk-client-1234", "max_retries": 0, "timeout": 10.0} | options
-    return openai.AsyncOpenAI(**given, http_client=httpx2.AsyncClient(trust_env=False, verify=False))
+    given = {
+        "base_url": f"{url}/v1",
+        "api_key": "sk-client-1234",
+        "max_retries": 0,
+        "timeout": 10.0,
+    } | options
+    return openai.AsyncOpenAI(
+        **given, http_client=httpx2.AsyncClient(trust_env=False, verify=False)
+    )
 
 
 @pytest.fixture
@@ -80,12 +108,18 @@ def test_create_gives_a_completion(sdk: openai.OpenAI) -> None:
         "stop",
     )
     assert completion.usage is not None
-    assert completion.usage.total_tokens == completion.usage.prompt_tokens + completion.usage.completion_tokens > 0
+    assert (
+        completion.usage.total_tokens
+        == completion.usage.prompt_tokens + completion.usage.completion_tokens
+        > 0
+    )
     assert completion._request_id is not None
     assert completion._request_id.startswith("req_")
 
 
-def test_a_stream_is_the_same_text_in_pieces_with_the_role_first_and_the_finish_last(sdk: openai.OpenAI) -> None:
+def test_a_stream_is_the_same_text_in_pieces_with_the_role_first_and_the_finish_last(
+    sdk: openai.OpenAI,
+) -> None:
     pieces = list(sdk.chat.completions.create(**ASKED, stream=True))
     assert text_of(pieces) == REPLY
     assert len(pieces) > len(REPLY.split())
@@ -97,7 +131,9 @@ def test_a_stream_is_the_same_text_in_pieces_with_the_role_first_and_the_finish_
 
 
 def test_usage_comes_in_one_more_chunk_when_it_is_asked_for(sdk: openai.OpenAI) -> None:
-    *others, last = sdk.chat.completions.create(**ASKED, stream=True, stream_options={"include_usage": True})
+    *others, last = sdk.chat.completions.create(
+        **ASKED, stream=True, stream_options={"include_usage": True}
+    )
     whole_usage = sdk.chat.completions.create(**ASKED).usage
     assert last.choices == []
     assert last.usage == whole_usage
@@ -122,7 +158,9 @@ def test_the_raw_response_of_a_stream_is_server_sent_events(sdk: openai.OpenAI) 
 
 
 def test_the_stream_helper_builds_the_completion_that_create_gives(sdk: openai.OpenAI) -> None:
-    with sdk.chat.completions.stream(**ASKED, n=2, stream_options={"include_usage": True}) as stream:
+    with sdk.chat.completions.stream(
+        **ASKED, n=2, stream_options={"include_usage": True}
+    ) as stream:
         built = stream.get_final_completion()
     assert [choice.message.content for choice in built.choices] == [REPLY, REPLY]
     assert [choice.finish_reason for choice in built.choices] == ["stop", "stop"]
@@ -131,13 +169,19 @@ def test_the_stream_helper_builds_the_completion_that_create_gives(sdk: openai.O
 
 def test_limits_that_the_sdk_sends_are_kept(sdk: openai.OpenAI) -> None:
     short = sdk.chat.completions.create(**ASKED, max_completion_tokens=3)
-    assert (short.choices[0].message.content, short.choices[0].finish_reason) == ("This is a ", "length")
+    assert (short.choices[0].message.content, short.choices[0].finish_reason) == (
+        "This is a ",
+        "length",
+    )
     stopped = sdk.chat.completions.create(**ASKED, stop=[" mock"], n=2)
     assert [choice.message.content for choice in stopped.choices] == ["This is a", "This is a"]
 
 
 def test_a_request_with_everything_at_once_is_taken(sdk: openai.OpenAI) -> None:
-    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"foo": "bar"}, "strict": True}}
+    tool: Any = {
+        "type": "function",
+        "function": {"name": "f", "parameters": {"foo": "bar"}, "strict": True},
+    }
     completion = sdk.chat.completions.create(
         **ASKED,
         frequency_penalty=-2,
@@ -194,7 +238,11 @@ def test_a_bad_parameter_raises_bad_request_error(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         sdk.chat.completions.create(**ASKED, temperature=99)
     error = caught.value
-    assert (error.param, error.code, error.type) == ("temperature", "decimal_above_max_value", "invalid_request_error")
+    assert (error.param, error.code, error.type) == (
+        "temperature",
+        "decimal_above_max_value",
+        "invalid_request_error",
+    )
     assert "decimal above maximum value" in error.message
     assert error.request_id is not None
     assert error.request_id.startswith("req_")
@@ -228,7 +276,9 @@ def test_a_model_that_is_not_there_raises_not_found_error(sdk: openai.OpenAI) ->
 
 
 @through("fault/404_model")
-def test_a_model_that_the_upstream_does_not_know_raises_not_found_error(forwarding: openai.OpenAI) -> None:
+def test_a_model_that_the_upstream_does_not_know_raises_not_found_error(
+    forwarding: openai.OpenAI,
+) -> None:
     for stream in (False, True):
         with pytest.raises(openai.NotFoundError) as caught:
             forwarding.chat.completions.create(**ASKED, stream=stream)
@@ -236,7 +286,9 @@ def test_a_model_that_the_upstream_does_not_know_raises_not_found_error(forwardi
 
 
 @through("fault/429_retry_after")
-def test_an_upstream_with_a_rate_limit_raises_rate_limit_error_with_its_retry_after(forwarding: openai.OpenAI) -> None:
+def test_an_upstream_with_a_rate_limit_raises_rate_limit_error_with_its_retry_after(
+    forwarding: openai.OpenAI,
+) -> None:
     for stream in (False, True):
         with pytest.raises(openai.RateLimitError) as caught:
             forwarding.chat.completions.create(**ASKED, stream=stream)
@@ -280,7 +332,9 @@ def _each(stream: Any, got: list[Any]) -> Iterator[str]:
 
 
 @through("fault/error_event")
-def test_an_error_event_of_the_upstream_raises_in_the_sdk_without_its_words(forwarding: openai.OpenAI) -> None:
+def test_an_error_event_of_the_upstream_raises_in_the_sdk_without_its_words(
+    forwarding: openai.OpenAI,
+) -> None:
     with pytest.raises(openai.APIError) as caught:
         list(forwarding.chat.completions.create(**ASKED, stream=True))
     assert "canary" not in str(caught.value.body)
@@ -295,16 +349,24 @@ def test_an_upstreams_answers_come_through(forwarding: openai.OpenAI, upstream: 
     assert (completion.id, completion.choices[0].message.content) == ("chatcmpl-up", TEXT)
     assert completion.usage is not None
     assert completion.usage.total_tokens == 33
-    streamed = list(forwarding.chat.completions.create(**ASKED, stream=True, stream_options={"include_usage": True}))
+    streamed = list(
+        forwarding.chat.completions.create(
+            **ASKED, stream=True, stream_options={"include_usage": True}
+        )
+    )
     assert text_of(streamed) == TEXT
     assert streamed[-1].usage is not None
     assert streamed[-1].usage.total_tokens == 33
     assert [model.id for model in forwarding.models.list()] == ["upstream-model"]
-    assert upstream.requests[-1].headers["authorization"] == "Bearer sk-client-1234"  # the server has no key of its own
+    assert (
+        upstream.requests[-1].headers["authorization"] == "Bearer sk-client-1234"
+    )  # the server has no key of its own
 
 
 def test_the_servers_own_key_goes_up_and_the_clients_never(upstream: Upstream) -> None:
-    with served(openai_api_base=f"{upstream.url}/good/v1", openai_api_key="sk-of-the-server") as url:
+    with served(
+        openai_api_base=f"{upstream.url}/good/v1", openai_api_key="sk-of-the-server"
+    ) as url:
         with client(url) as sdk:
             for ask in (lambda: sdk.chat.completions.create(**ASKED), sdk.models.list):
                 ask()
@@ -315,25 +377,54 @@ def test_the_servers_own_key_goes_up_and_the_clients_never(upstream: Upstream) -
 
 CALLS: list[Any] = [
     {"role": "assistant", "content": None},
-    {"tool_calls": [{"index": 0, "id": "call_1", "type": "function", "function": {"name": "look", "arguments": ""}}]},
+    {
+        "tool_calls": [
+            {
+                "index": 0,
+                "id": "call_1",
+                "type": "function",
+                "function": {"name": "look", "arguments": ""},
+            }
+        ]
+    },
     {"tool_calls": [{"index": 0, "function": {"arguments": '{"at":'}}]},
     {"tool_calls": [{"index": 0, "function": {"arguments": ' "世界"}'}}]},
-    {"tool_calls": [{"index": 1, "id": "call_2", "type": "function", "function": {"name": "stop", "arguments": "{}"}}]},
+    {
+        "tool_calls": [
+            {
+                "index": 1,
+                "id": "call_2",
+                "type": "function",
+                "function": {"name": "stop", "arguments": "{}"},
+            }
+        ]
+    },
 ]
-TOOLS: Any = [{"type": "function", "function": {"name": name, "parameters": {}}} for name in ("look", "stop")]
+TOOLS: Any = [
+    {"type": "function", "function": {"name": name, "parameters": {}}} for name in ("look", "stop")
+]
 
 
 def calling(asked: Any) -> list[str]:
-    choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in CALLS]
+    choices = [
+        {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in CALLS
+    ]
     choices.append({"index": 0, "delta": {}, "logprobs": None, "finish_reason": "tool_calls"})
     return [*(upstream_json("chat.completion.chunk", asked, [choice]) for choice in choices), DONE]
 
 
 def called(asked: Any) -> str:
-    functions = [{"name": "look", "arguments": '{"at": "世界"}'}, {"name": "stop", "arguments": "{}"}]
-    calls = [{"id": f"call_{n}", "type": "function", "function": f} for n, f in enumerate(functions, 1)]
+    functions = [
+        {"name": "look", "arguments": '{"at": "世界"}'},
+        {"name": "stop", "arguments": "{}"},
+    ]
+    calls = [
+        {"id": f"call_{n}", "type": "function", "function": f} for n, f in enumerate(functions, 1)
+    ]
     message = {"role": "assistant", "content": None, "tool_calls": calls}
-    return upstream_json("chat.completion", asked, [{"index": 0, "message": message, "finish_reason": "tool_calls"}])
+    return upstream_json(
+        "chat.completion", asked, [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
+    )
 
 
 with_calls = sends(
@@ -347,8 +438,13 @@ with_calls = sends(
 
 @pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
 def test_tool_calls_come_through_streamed_and_whole(way: str) -> None:
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Upstream(with_calls)) as up:
-        with served(**{way: up.url + ("/v1" if way == "openai_api_base" else "/v1/chat/completions")}) as url:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(Upstream(with_calls)) as up,
+    ):
+        with served(
+            **{way: up.url + ("/v1" if way == "openai_api_base" else "/v1/chat/completions")}
+        ) as url:
             with client(url) as sdk:
                 with sdk.chat.completions.stream(**ASKED, tools=TOOLS) as stream:
                     built = stream.get_final_completion()
@@ -357,7 +453,10 @@ def test_tool_calls_come_through_streamed_and_whole(way: str) -> None:
     for completion in (built, created):
         choice = completion.choices[0]
         assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
-        assert [(call.id, call.function.name, call.function.arguments) for call in choice.message.tool_calls or []] == [
+        assert [
+            (call.id, call.function.name, call.function.arguments)
+            for call in choice.message.tool_calls or []
+        ] == [
             ("call_1", "look", '{"at": "世界"}'),
             ("call_2", "stop", "{}"),
         ]
@@ -375,7 +474,11 @@ def test_fields_that_nobody_knows_go_both_ways() -> None:
     assert dumps(chunk.choices[0].delta.model_extra) == '{"reasoning_content": "hm"}'
 
 
-ODD_CHOICE = {"index": 0, "delta": {"content": "x", "reasoning_content": "hm"}, "finish_reason": "stop"}
+ODD_CHOICE = {
+    "index": 0,
+    "delta": {"content": "x", "reasoning_content": "hm"},
+    "finish_reason": "stop",
+}
 
 
 # ---- async, and Azure
@@ -387,7 +490,9 @@ async def test_the_async_client_creates_streams_and_lists(mock: str) -> None:
         completion = await sdk.chat.completions.create(**ASKED)
         assert completion.choices[0].message.content == REPLY
         assert completion._request_id is not None
-        stream = await sdk.chat.completions.create(**ASKED, stream=True, stream_options={"include_usage": True})
+        stream = await sdk.chat.completions.create(
+            **ASKED, stream=True, stream_options={"include_usage": True}
+        )
         chunks = [chunk async for chunk in stream]
         assert text_of(chunks) == REPLY
         assert chunks[-1].usage == completion.usage

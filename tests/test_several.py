@@ -6,10 +6,11 @@ from typing import Any
 
 import httpx
 import pytest
+from rewrap.main import create_app
 
-from backends import Chat, Delta, Params
-from extras.settings import Settings
-from main import create_app
+from rewrap.config.settings import Settings
+from rewrap.types import ChatRequest, Delta
+from rewrap.upstream.params import Params
 
 pytestmark = pytest.mark.anyio
 ASKED = {"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}
@@ -21,7 +22,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def client(tmp_path: Path, text: str, answers: dict[str, httpx.Response], **more: Any) -> httpx.AsyncClient:
+def client(
+    tmp_path: Path, text: str, answers: dict[str, httpx.Response], **more: Any
+) -> httpx.AsyncClient:
     """Of the app with this CONFIG; hosts answer as told, a path of theirs before them."""
     (tmp_path / "c.toml").write_text(text)
 
@@ -34,10 +37,21 @@ def client(tmp_path: Path, text: str, answers: dict[str, httpx.Response], **more
 
 
 def backend(name: str, *more: str, kind: str = "openai") -> str:
-    return "\n".join(["[[backend]]", f'name = "{name}"', f'kind = "{kind}"', f'url = "http://{name}/v1"', *more, ""])
+    return "\n".join(
+        [
+            "[[backend]]",
+            f'name = "{name}"',
+            f'kind = "{kind}"',
+            f'url = "http://{name}/v1"',
+            *more,
+            "",
+        ]
+    )
 
 
-async def test_a_model_that_no_pattern_matches_is_not_listed_and_does_no_harm(tmp_path: Path) -> None:
+async def test_a_model_that_no_pattern_matches_is_not_listed_and_does_no_harm(
+    tmp_path: Path,
+) -> None:
     listed = httpx.Response(200, json={"data": [{"id": "gpt-4o"}, {"id": "whisper-1"}]})
     text = backend("a", 'models = ["gpt-*"]') + backend("bot", 'models = ["bot-*"]', kind="chat")
     some = client(tmp_path, text, {"/v1/models": listed})
@@ -49,9 +63,13 @@ async def test_a_model_that_no_pattern_matches_is_not_listed_and_does_no_harm(tm
 
 async def test_a_name_with_brackets_is_a_name(tmp_path: Path) -> None:
     text = backend("a", 'models = ["sonnet[1m]", "x-[1m]-*"]')
-    some = client(tmp_path, text, {"/v1/models": httpx.Response(404), "a": httpx.Response(200, json=GOOD)})
+    some = client(
+        tmp_path, text, {"/v1/models": httpx.Response(404), "a": httpx.Response(200, json=GOOD)}
+    )
     for model, status in (("sonnet[1m]", 200), ("sonnet1", 404), ("x-[1m]-y", 200)):
-        assert (await some.post("/v1/chat/completions", json=ASKED | {"model": model})).status_code == status
+        assert (
+            await some.post("/v1/chat/completions", json=ASKED | {"model": model})
+        ).status_code == status
     assert [row["id"] for row in (await some.get("/v1/models")).json()["data"]] == ["sonnet[1m]"]
     assert (await some.post("/ask", json={"messages": ASKED["messages"]})).status_code == 200
 
@@ -70,14 +88,23 @@ async def test_the_keys_of_the_file_are_in_no_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("A_KEY", "a-plain-word")
-    some = client(tmp_path, backend("a", 'key_env = "A_KEY"'), {"a": httpx.Response(200, json=GOOD)}, log_level="debug")
+    some = client(
+        tmp_path,
+        backend("a", 'key_env = "A_KEY"'),
+        {"a": httpx.Response(200, json=GOOD)},
+        log_level="debug",
+    )
     said = [{"role": "user", "content": "Greet a-plain-word"}]
-    assert (await some.post("/v1/chat/completions", json=ASKED | {"messages": said})).status_code == 200
+    assert (
+        await some.post("/v1/chat/completions", json=ASKED | {"messages": said})
+    ).status_code == 200
     assert ("Greet" in caplog.text, "a-plain-word" in caplog.text) == (True, False)
 
 
 async def test_the_limits_of_one_that_failed_are_not_those_of_the_next(tmp_path: Path) -> None:
-    failed = httpx.Response(200, headers={"x-ratelimit-limit-requests": "7"}, json={"error": {"message": "no"}})
+    failed = httpx.Response(
+        200, headers={"x-ratelimit-limit-requests": "7"}, json={"error": {"message": "no"}}
+    )
     text = backend("a", 'fallbacks = ["b"]') + backend("b", "models = []")
     some = client(tmp_path, text, {"a": failed, "b": httpx.Response(200, json=GOOD)})
     answer = await some.post("/v1/chat/completions", json=ASKED)
@@ -119,7 +146,7 @@ async def test_no_parameter_is_lost_by_its_new_name(
 ) -> None:
     renamed = {"max_tokens": "most", "temperature": "heat", "x": "y"}
     params = Params(rename=renamed, drop=("seed", "x", "stop", "y"), defaults={})
-    chat, lost = params.applied(Chat("m", [], given))
+    chat, lost = params.applied(ChatRequest("m", [], given))
     assert json.loads(json.dumps(chat.payload)) == sent
     assert lost == dropped
 
@@ -144,7 +171,9 @@ async def test_a_stored_chat_that_goes_on_is_one_session() -> None:
 
     settings = Settings(chat_url="http://bot", chat_shape="rasa", store_url="sqlite://")
     app = create_app(settings, transport=httpx.MockTransport(upstream))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://proxy"
+    ) as some:
         first = await some.post("/v1/chat/completions", json=ASKED | {"store": True, "user": "bob"})
         more = {"completion_id": first.json()["id"], "user": "bob"}
         again = await some.post("/v1/chat/completions", json=ASKED | more)
@@ -163,7 +192,9 @@ async def test_a_user_may_stand_in_an_address_that_was_given() -> None:
         return httpx.Response(200, json={"answer": "ok"})
 
     app = create_app(settings, transport=httpx.MockTransport(upstream))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://proxy"
+    ) as some:
         await some.post("/v1/chat/completions", json=ASKED | {"user": "ada"})
         answer = await some.post("/v1/chat/completions", json=ASKED | {"user": "../x"})
     assert asked == ["http://bot/of/ada"]
@@ -201,13 +232,13 @@ async def test_ask_without_a_model_is_for_the_first_of_several(
 # ---- A function as the backend
 
 
-class Pieces:
+class TextDecoder:
     """An async iterator that is no generator: it cannot be closed."""
 
     def __init__(self) -> None:
         self.left = ["Hel", "lo"]
 
-    def __aiter__(self) -> "Pieces":
+    def __aiter__(self) -> "TextDecoder":
         return self
 
     async def __anext__(self) -> str:
@@ -216,16 +247,16 @@ class Pieces:
         return self.left.pop(0)
 
 
-async def generator(chat: Chat) -> Any:
+async def generator(chat: ChatRequest) -> Any:
     yield "Hel"
     yield "lo"
 
 
-async def gives_a_generator(chat: Chat) -> Any:
+async def gives_a_generator(chat: ChatRequest) -> Any:
     return generator(chat)
 
 
-async def text(chat: Chat) -> str:
+async def text(chat: ChatRequest) -> str:
     return "Hello"
 
 
@@ -240,12 +271,14 @@ async def text(chat: Chat) -> str:
         lambda chat: (piece for piece in ("Hel", "lo")),
         lambda chat: generator(chat),
         lambda chat: text(chat),
-        lambda chat: Pieces(),
+        lambda chat: TextDecoder(),
     ],
 )
 async def test_a_function_gives_or_yields_text_in_any_way(function: Any) -> None:
     app = create_app(Settings(store_url="sqlite://"), backend=function)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://proxy"
+    ) as some:
         for stream in (False, True):
             answer = await some.post("/v1/chat/completions", json=ASKED | {"stream": stream})
             assert answer.status_code == 200, answer.text
@@ -261,15 +294,24 @@ class Calling:
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         return []
 
-    async def stream(self, chat: Chat) -> Any:
-        calls = [{"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}} for id in ("a", "b")]
+    async def stream(self, chat: ChatRequest) -> Any:
+        calls = [
+            {"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            for id in ("a", "b")
+        ]
         yield Delta(fields={"tool_calls": calls}, finish_reason="tool_calls")
 
 
 async def test_calls_of_a_backend_of_ones_own_are_numbered_in_a_stream() -> None:
     app = create_app(Settings(store_url="sqlite://"), backend=Calling())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://proxy") as some:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://proxy"
+    ) as some:
         answer = await some.post("/v1/chat/completions", json=ASKED | {"stream": True})
-    events = [json.loads(event[6:]) for event in answer.text.split("\n\n") if event.startswith("data: {")]
-    calls = [call for event in events for call in event["choices"][0]["delta"].get("tool_calls", [])]
+    events = [
+        json.loads(event[6:]) for event in answer.text.split("\n\n") if event.startswith("data: {")
+    ]
+    calls = [
+        call for event in events for call in event["choices"][0]["delta"].get("tool_calls", [])
+    ]
     assert [(call["index"], call["id"]) for call in calls] == [(0, "a"), (1, "b")]

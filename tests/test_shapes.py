@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from shape_servers import WIRES, Wire
 
-from backends import APIError, Chat, Delta, Refused
-from extras.framing import TEXT
-from extras.shapes import Reader, Shape, ShapeError, load_shapes, shape_from
+from rewrap.types import APIError, ChatRequest, Delta, UpstreamRejection
+from rewrap.upstream.framing import TEXT
+from rewrap.upstream.shapes import MappedReader, MappedShape, ShapeError, compiled, load_shapes
 
 TOML = (Path(__file__).parent.parent / "extras" / "shapes.toml").read_text()
 SHAPES = load_shapes(TOML)
@@ -26,26 +26,33 @@ TALK = [
     {"role": "developer", "content": "Be kind."},
     {"role": "user", "content": "hi"},
     {"role": "assistant", "content": "hello"},
-    {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "text", "text": "now?"}]},
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "and"}, {"type": "text", "text": "now?"}],
+    },
 ]
 
 
-def chat(**more: Any) -> Chat:
+def chat(**more: Any) -> ChatRequest:
     sent = {"model": "m", "messages": TALK, "stream": False, **more}
-    return Chat(sent["model"], sent["messages"], sent, stream=sent["stream"])
+    return ChatRequest(sent["model"], sent["messages"], sent, stream=sent["stream"])
 
 
 def events(pieces: list[bytes], ndjson: bool) -> list[tuple[str, bytes]]:
     """A splitter good enough for what the servers here say."""
     if ndjson:
         return [("", line) for piece in pieces for line in piece.split(b"\n") if line.strip()]
-    fields = [[line.partition(": ") for line in piece.decode().strip().split("\n")] for piece in pieces]
-    data = ["\n".join(value for name, _, value in lines if name == "data").encode() for lines in fields]
+    fields = [
+        [line.partition(": ") for line in piece.decode().strip().split("\n")] for piece in pieces
+    ]
+    data = [
+        "\n".join(value for name, _, value in lines if name == "data").encode() for lines in fields
+    ]
     names = ["".join(value for name, _, value in lines if name == "event") for lines in fields]
     return list(zip(names, data, strict=True))
 
 
-def heard(name: str, pieces: list[bytes]) -> tuple[list[Delta], Reader]:
+def heard(name: str, pieces: list[bytes]) -> tuple[list[Delta], MappedReader]:
     """What is said in a stream, by a reader that none of it comes too late for. Raises Refused."""
     reader, deltas = SHAPES[name].reader(), list[Delta]()
     for event in events(pieces, SHAPES[name].framing == "ndjson"):
@@ -54,21 +61,21 @@ def heard(name: str, pieces: list[bytes]) -> tuple[list[Delta], Reader]:
     return deltas, reader
 
 
-def read(reader: Reader, data: Any) -> Delta:
+def read(reader: MappedReader, data: Any) -> Delta:
     """What one event says: JSON, or a text as it is."""
     [delta] = reader("", data.encode() if isinstance(data, str) else json.dumps(data).encode())
     return delta
 
 
-def said(shape: Shape, value: Any) -> Delta:
+def said(shape: MappedShape, value: Any) -> Delta:
     """What a whole answer says."""
     [delta] = shape.answer(value)
     return delta
 
 
-def refused(shape: Shape, value: Any) -> Refused:
+def refused(shape: MappedShape, value: Any) -> UpstreamRejection:
     """The error that a whole answer is."""
-    with pytest.raises(Refused) as raised:
+    with pytest.raises(UpstreamRejection) as raised:
         shape.answer(value)
     return raised.value
 
@@ -77,8 +84,8 @@ def field(delta: Delta, name: str) -> Any:
     return (delta.fields or {}).get(name)
 
 
-def one(**table: Any) -> Shape:
-    return shape_from(table if "like" in table else {"reply": "."} | table, "mine", SHAPES)
+def one(**table: Any) -> MappedShape:
+    return compiled(table if "like" in table else {"reply": "."} | table, "mine", SHAPES)
 
 
 # Each product
@@ -93,14 +100,21 @@ def test_every_shape_has_a_server_to_be_tested_against() -> None:
 def test_the_product_takes_the_request(name: str, stream: bool) -> None:
     wire, shape = WIRES[name], SHAPES[name]
     messages = TALK if name != "openai" else TALK[1:]
-    sent = chat(stream=stream, stop="x", temperature=0.5, top_p=0.9, max_completion_tokens=9, messages=messages)
-    body = json.loads(json.dumps(shape.request(sent)))
+    sent = chat(
+        stream=stream,
+        stop="x",
+        temperature=0.5,
+        top_p=0.9,
+        max_completion_tokens=9,
+        messages=messages,
+    )
+    body = json.loads(json.dumps(shape.payload(sent)))
     assert wire.valid(body)
     if wire.stream and name != "n8n":  # there the workflow decides
         path = wire.whole if not stream or not wire.stream_path else wire.stream_path
-        asked = wire.asks(body, shape.headers("", stream)) and shape.url(f"http://h{wire.whole}", sent).endswith(
-            path.replace("\\", "").replace("[^/:]+", "x").replace("[^/]+", "x")
-        )
+        asked = wire.asks(body, shape.headers("", stream)) and shape.url(
+            f"http://h{wire.whole}", sent
+        ).endswith(path.replace("\\", "").replace("[^/:]+", "x").replace("[^/]+", "x"))
         assert asked == stream or (not stream and bool(wire.stream_path))
         assert shape.url(f"http://h{wire.whole}", chat(stream=False)) == f"http://h{wire.whole}"
     assert "now?" in json.dumps(body), "the prompt is in it"
@@ -118,30 +132,46 @@ def test_a_stream_is_understood_piece_by_piece(name: str) -> None:
     wire = WIRES[name]
     deltas, reader = heard(name, wire.stream)
     assert sum(bool(d.content) for d in deltas) == 2, "two pieces, none of them twice"
-    assert heard(name, wire.stream[: wire.first + 1])[0][-1].content == "Hello", "the first is there at once"
+    assert heard(name, wire.stream[: wire.first + 1])[0][-1].content == "Hello", (
+        "the first is there at once"
+    )
     usage = next((d.usage for d in reversed(deltas) if d.usage), None)
     check_outcome(wire, "".join(d.content for d in deltas), reader.finish, usage)
     assert reader.complete
-    assert not any(d.finish_reason or d.whole for d in deltas), "which reason is the last is known at the end alone"
+    assert not any(d.finish_reason or d.whole for d in deltas), (
+        "which reason is the last is known at the end alone"
+    )
 
 
-def check_outcome(wire: Wire, text: str, finish: str | None, usage: Any, whole: bool = False) -> None:
+def check_outcome(
+    wire: Wire, text: str, finish: str | None, usage: Any, whole: bool = False
+) -> None:
     assert text == wire.text
     assert finish == (wire.finish or ("stop" if whole else ""))
     if wire.usage is None:
         assert usage is None
     elif not (whole and wire is WIRES["tgi"]):  # its whole answers do not count the prompt
         prompt, completion = wire.usage
-        counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
-        assert {key: value for key, value in usage.items() if not key.endswith("_details")} == counts
+        counts = {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
+        assert {
+            key: value for key, value in usage.items() if not key.endswith("_details")
+        } == counts
 
 
 @pytest.mark.parametrize("name", [name for name in STREAMED if WIRES[name].broken])
 def test_an_error_in_a_stream_is_an_error(name: str) -> None:
     wire = WIRES[name]
     _, reader = heard(name, wire.stream[: wire.first + 1])
-    rest = (d.content for event in events(wire.broken, SHAPES[name].framing == "ndjson") for d in reader(*event))
-    with pytest.raises(Refused) as raised:
+    rest = (
+        d.content
+        for event in events(wire.broken, SHAPES[name].framing == "ndjson")
+        for d in reader(*event)
+    )
+    with pytest.raises(UpstreamRejection) as raised:
         next(filter(None, rest))  # and no text before it
     assert (raised.value.message, raised.value.status) == ("it broke", wire.error_status or 502)
 
@@ -160,17 +190,24 @@ def test_an_error_inside_http_200_is_an_error(name: str) -> None:
 
 @pytest.mark.parametrize("name", WIRES)
 def test_the_words_of_an_http_error_are_found(name: str) -> None:
-    found = SHAPES[name].refusal(418, WIRES[name].refused)
+    found = SHAPES[name].rejection(418, WIRES[name].refused)
     assert (found.message, found.status) == ("it broke", 418)
-    assert not SHAPES[name].refusal(418, "<html>").message
+    assert not SHAPES[name].rejection(418, "<html>").message
 
 
 def test_reasoning_is_apart_from_the_text() -> None:
     for name in ("anthropic", "cohere"):
         assert field(said(SHAPES[name], WIRES[name].answer), "reasoning") == "hm"
-        assert "".join(field(d, "reasoning") or "" for d in heard(name, WIRES[name].stream)[0]) == "hm"
-    thinking = read(SHAPES["ollama"].reader(), {"message": {"content": "", "thinking": "hm"}, "done": False})
-    assert (thinking.content, thinking.fields) == ("", {"reasoning_content": "hm", "reasoning": "hm"})
+        assert (
+            "".join(field(d, "reasoning") or "" for d in heard(name, WIRES[name].stream)[0]) == "hm"
+        )
+    thinking = read(
+        SHAPES["ollama"].reader(), {"message": {"content": "", "thinking": "hm"}, "done": False}
+    )
+    assert (thinking.content, thinking.fields) == (
+        "",
+        {"reasoning_content": "hm", "reasoning": "hm"},
+    )
 
 
 def test_what_a_cache_gave_is_counted_with_the_prompt() -> None:
@@ -184,13 +221,24 @@ def test_what_a_cache_gave_is_counted_with_the_prompt() -> None:
 
 
 def test_tool_calls_go_through_the_openai_shape() -> None:
-    call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    call = {
+        "index": 0,
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "f", "arguments": "{}"},
+    }
     for finish in ("tool_calls", None):
         choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": finish}
         whole = said(SHAPES["openai"], {"choices": [choice]})
-        assert (whole.fields, whole.content, whole.finish_reason) == ({"tool_calls": [call]}, "", "tool_calls")
+        assert (whole.fields, whole.content, whole.finish_reason) == (
+            {"tool_calls": [call]},
+            "",
+            "tool_calls",
+        )
     reader = SHAPES["openai"].reader()
-    assert read(reader, {"choices": [{"delta": {"tool_calls": [call]}}]}).fields == {"tool_calls": [call]}
+    assert read(reader, {"choices": [{"delta": {"tool_calls": [call]}}]}).fields == {
+        "tool_calls": [call]
+    }
     assert (reader.finish, reader.complete) == ("tool_calls", False)
 
 
@@ -228,27 +276,39 @@ def test_an_n8n_that_does_not_stream_still_answers() -> None:
 
 
 def test_a_placeholder_keeps_the_type_of_its_value() -> None:
-    shape = one(request={"t": "{temperature}", "s": "{stream}", "text": "at {temperature}, {n}", "m": "{messages}"})
-    body = shape.request(chat(messages=TALK[1:2], temperature=0, n=2))
+    shape = one(
+        request={
+            "t": "{temperature}",
+            "s": "{stream}",
+            "text": "at {temperature}, {n}",
+            "m": "{messages}",
+        }
+    )
+    body = shape.payload(chat(messages=TALK[1:2], temperature=0, n=2))
     assert body == {"t": 0, "s": False, "text": "at 0, 2", "m": [{"role": "user", "content": "hi"}]}
 
 
 def test_an_absent_value_leaves_out_its_member_and_what_is_empty_then() -> None:
     shape = one(
-        request={"q": "{prompt}", "o": {"p": {"t": "{temperature}"}, "l": ["{seed}"]}, "inputs": {}, "files": []}
+        request={
+            "q": "{prompt}",
+            "o": {"p": {"t": "{temperature}"}, "l": ["{seed}"]},
+            "inputs": {},
+            "files": [],
+        }
     )
-    assert shape.request(chat(temperature=None)) == {"q": "and\nnow?", "inputs": {}, "files": []}
-    assert shape.request(chat(temperature=1))["o"] == {"p": {"t": 1}}
+    assert shape.payload(chat(temperature=None)) == {"q": "and\nnow?", "inputs": {}, "files": []}
+    assert shape.payload(chat(temperature=1))["o"] == {"p": {"t": 1}}
 
 
 def test_a_default_is_json_where_it_can_be() -> None:
     shape = one(request={"t": "{temperature|0.7}", "u": "{user|nobody}", "k": "{top_k | [1, 2]}"})
-    assert shape.request(chat()) == {"t": 0.7, "u": "nobody", "k": [1, 2]}
-    assert shape.request(chat(temperature=0, user="bob"))["t"] == 0
+    assert shape.payload(chat()) == {"t": 0.7, "u": "nobody", "k": [1, 2]}
+    assert shape.payload(chat(temperature=0, user="bob"))["t"] == 0
 
 
 def test_doubled_braces_are_braces() -> None:
-    assert one(request={"q": '{{"a": "{model}"}}', "b": "{{model}}"}).request(chat()) == {
+    assert one(request={"q": '{{"a": "{model}"}}', "b": "{{model}}"}).payload(chat()) == {
         "q": '{"a": "m"}',
         "b": "{model}",
     }
@@ -257,10 +317,13 @@ def test_doubled_braces_are_braces() -> None:
 def test_the_messages_come_in_each_form() -> None:
     names = ("prompt", "system", "history", "dialog", "messages", "turns")
     turn = {"prompt": "{prompt}", "reply": "{reply}"}
-    body = one(request={name: f"{{{name}}}" for name in names}, turn=turn).request(chat())
+    body = one(request={name: f"{{{name}}}" for name in names}, turn=turn).payload(chat())
     assert body["prompt"] == "and\nnow?"
     assert body["system"] == "Be kind."
-    assert body["history"] == [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    assert body["history"] == [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+    ]
     assert body["dialog"] == [*body["history"], {"role": "user", "content": "and\nnow?"}]
     assert body["messages"] == [{"role": "system", "content": "Be kind."}, *body["dialog"]]
     assert body["turns"] == [{"prompt": "hi", "reply": "hello"}]
@@ -268,9 +331,12 @@ def test_the_messages_come_in_each_form() -> None:
 
 def test_a_conversation_is_one_text() -> None:
     text = "User: hi\nAssistant: hello\nUser: and\nnow?\nAssistant:"
-    assert one(request={"q": "{conversation}"}).request(chat()) == {"q": f"Be kind.\n\n{text}"}
-    assert one(request={"q": "{conversation}", "s": "{system}"}).request(chat()) == {"q": text, "s": "Be kind."}
-    assert one(request={"q": "{conversation}"}).request(chat(messages=TALK[1:2])) == {"q": "hi"}
+    assert one(request={"q": "{conversation}"}).payload(chat()) == {"q": f"Be kind.\n\n{text}"}
+    assert one(request={"q": "{conversation}", "s": "{system}"}).payload(chat()) == {
+        "q": text,
+        "s": "Be kind.",
+    }
+    assert one(request={"q": "{conversation}"}).payload(chat(messages=TALK[1:2])) == {"q": "hi"}
 
 
 def test_roles_and_the_form_of_a_message_can_be_renamed() -> None:
@@ -279,37 +345,45 @@ def test_roles_and_the_form_of_a_message_can_be_renamed() -> None:
         message={"who": "{role}", "parts": [{"text": "{content}"}]},
         roles={"assistant": "model"},
     )
-    assert shape.request(chat())["c"][1] == {"who": "model", "parts": [{"text": "hello"}]}
+    assert shape.payload(chat())["c"][1] == {"who": "model", "parts": [{"text": "hello"}]}
 
 
 @pytest.mark.parametrize(
-    "messages", [[], [{"role": "system", "content": "x"}], [{"role": "assistant", "content": None}], [{}]]
+    "messages",
+    [[], [{"role": "system", "content": "x"}], [{"role": "assistant", "content": None}], [{}]],
 )
 def test_odd_conversations_make_a_request_all_the_same(messages: list[Any]) -> None:
     for shape in SHAPES.values():
-        shape.request(chat(messages=messages))
+        shape.payload(chat(messages=messages))
         shape.dropped(chat(messages=messages))
 
 
 def test_max_tokens_goes_by_both_names() -> None:
-    assert SHAPES["anthropic"].request(chat(max_completion_tokens=5))["max_tokens"] == 5
-    assert SHAPES["anthropic"].request(chat())["max_tokens"] == 4096
-    assert one(request={"m": "{max_completion_tokens}"}).request(chat(max_tokens=6)) == {"m": 6}
+    assert SHAPES["anthropic"].payload(chat(max_completion_tokens=5))["max_tokens"] == 5
+    assert SHAPES["anthropic"].payload(chat())["max_tokens"] == 4096
+    assert one(request={"m": "{max_completion_tokens}"}).payload(chat(max_tokens=6)) == {"m": 6}
 
 
 def test_a_session_is_the_clients_or_its_own() -> None:
     rasa = SHAPES["rasa"]
-    assert rasa.request(chat(user="bob"))["sender"] == "bob"
-    assert rasa.request(chat(user="bob", session_id="s1"))["sender"] == "s1"
-    assert rasa.request(chat())["sender"] != rasa.request(chat())["sender"], "strangers never meet in one session"
+    assert rasa.payload(chat(user="bob"))["sender"] == "bob"
+    assert rasa.payload(chat(user="bob", session_id="s1"))["sender"] == "s1"
+    assert rasa.payload(chat())["sender"] != rasa.payload(chat())["sender"], (
+        "strangers never meet in one session"
+    )
     stored = replace(chat(user="bob"), id="chatcmpl-1", stored=True)
-    assert rasa.request(stored)["sender"] == "chatcmpl-1", "a stored chat that goes on is a session"
-    assert rasa.request(replace(stored, payload={"session_id": "s1"}))["sender"] == "s1"
+    assert rasa.payload(stored)["sender"] == "chatcmpl-1", "a stored chat that goes on is a session"
+    assert rasa.payload(replace(stored, payload={"session_id": "s1"}))["sender"] == "s1"
     assert "messages.history" not in rasa.dropped(stored)
 
 
 def test_what_does_not_go_along_is_said() -> None:
-    image = [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]}]
+    image = [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}],
+        }
+    ]
     more: dict[str, Any] = {
         "temperature": 1,
         "seed": None,
@@ -322,7 +396,9 @@ def test_what_does_not_go_along_is_said() -> None:
     assert SHAPES["rasa"].dropped(chat(**more)) == ["temperature", "messages.system"]
     assert "session_id" not in SHAPES["rasa"].dropped(chat(session_id="s"))
     assert SHAPES["botpress"].dropped(chat(n=2)) == ["n", "messages.system", "messages.history"]
-    assert SHAPES["ollama"].dropped(chat(max_completion_tokens=1, stop="x", tools=[], **more)) == ["tools"]
+    assert SHAPES["ollama"].dropped(chat(max_completion_tokens=1, stop="x", tools=[], **more)) == [
+        "tools"
+    ]
     assert SHAPES["ollama"].dropped(chat(messages=image)) == ["messages.image_url"]
     assert SHAPES["openai"].dropped(chat(messages=image, tools=[], anything=1)) == []
 
@@ -332,12 +408,12 @@ def test_what_is_nested_too_deeply_is_the_clients_fault() -> None:
     for _ in range(400):
         deep = [deep]
     with pytest.raises(APIError, match="nested too deeply"):
-        one(request={"q": "{tools} {prompt}"}).request(chat(tools=deep))
+        one(request={"q": "{tools} {prompt}"}).payload(chat(tools=deep))
 
 
 def test_any_other_parameter_can_be_named() -> None:
     shape = one(request={"x": "{param.mirostat}"})
-    assert shape.request(chat(mirostat=2)) == {"x": 2}
+    assert shape.payload(chat(mirostat=2)) == {"x": 2}
     assert shape.dropped(chat(mirostat=2)) == [
         "messages.system",
         "messages.history",
@@ -355,10 +431,25 @@ def test_any_other_parameter_can_be_named() -> None:
         ("ollama", "http://h/proxy/api/chat?k=1", True, "http://h/proxy/api/chat?k=1"),
         ("tgi", "http://h/x/generate", True, "http://h/x/generate_stream"),
         ("kserve", "http://h", True, "http://h/v2/models/m/generate_stream"),
-        ("gemini", "https://h?a=b", True, "https://h/v1beta/models/m:streamGenerateContent?a=b&alt=sse"),
+        (
+            "gemini",
+            "https://h?a=b",
+            True,
+            "https://h/v1beta/models/m:streamGenerateContent?a=b&alt=sse",
+        ),
         ("langflow", "http://h/api/v1/run/f", True, "http://h/api/v1/run/f?stream=true"),
-        ("rasa", "http://h/webhooks/rest/webhook?token=t", True, "http://h/webhooks/rest/webhook?token=t&stream=true"),
-        ("botpress", "http://h/api/v1/bots/b/converse/{user}", False, "http://h/api/v1/bots/b/converse/a%20b"),
+        (
+            "rasa",
+            "http://h/webhooks/rest/webhook?token=t",
+            True,
+            "http://h/webhooks/rest/webhook?token=t&stream=true",
+        ),
+        (
+            "botpress",
+            "http://h/api/v1/bots/b/converse/{user}",
+            False,
+            "http://h/api/v1/bots/b/converse/a%20b",
+        ),
         ("huggingface", "http://h/models/x", True, "http://h/models/x"),
     ],
 )
@@ -371,11 +462,17 @@ def test_a_model_cannot_climb_out_of_its_address(model: str) -> None:
     with pytest.raises(APIError, match="cannot stand in a URL") as raised:
         SHAPES["kserve"].url("http://h", chat(model=model))
     assert raised.value.status == 400
-    assert SHAPES["kserve"].url("http://h", chat(model="a/b?c#d")) == "http://h/v2/models/a/b%3Fc%23d/generate"
+    assert (
+        SHAPES["kserve"].url("http://h", chat(model="a/b?c#d"))
+        == "http://h/v2/models/a/b%3Fc%23d/generate"
+    )
 
 
 def test_the_key_goes_where_the_product_wants_it() -> None:
-    assert SHAPES["anthropic"].headers("k", False) == {"anthropic-version": "2023-06-01", "x-api-key": "k"}
+    assert SHAPES["anthropic"].headers("k", False) == {
+        "anthropic-version": "2023-06-01",
+        "x-api-key": "k",
+    }
     assert SHAPES["dify"].headers("k", False) == {"authorization": "Bearer k"}
     assert SHAPES["dify"].headers("", False) == {}
     assert "text/event-stream" in SHAPES["promptflow"].headers("", True)["accept"]
@@ -416,7 +513,13 @@ def test_texts_of_an_array_are_joined_as_the_shape_says() -> None:
 
 def test_cumulative_texts_become_deltas() -> None:
     reader = one(reply="t", stream={"mode": "last"}).reader()
-    assert [read(reader, {"t": t}).content for t in ("He", "Hell", "Hell", "Hello", "")] == ["He", "ll", "", "o", ""]
+    assert [read(reader, {"t": t}).content for t in ("He", "Hell", "Hell", "Hello", "")] == [
+        "He",
+        "ll",
+        "",
+        "o",
+        "",
+    ]
 
 
 def test_bare_strings_are_pieces_too() -> None:
@@ -435,9 +538,12 @@ def test_bare_strings_are_pieces_too() -> None:
 
 
 def test_an_event_that_is_not_json_is_an_error_where_json_is_expected() -> None:
-    with pytest.raises(Refused) as raised:
+    with pytest.raises(UpstreamRejection) as raised:
         read(SHAPES["ollama"].reader(), "<html>")
-    assert (raised.value.message, raised.value.status) == ("an event of the upstream is not JSON", 502)
+    assert (raised.value.message, raised.value.status) == (
+        "an event of the upstream is not JSON",
+        502,
+    )
     reader = SHAPES["gemini"].reader()
     read(reader, "[DONE]")
     assert reader.done, "but [DONE] is the end for everybody"
@@ -499,12 +605,24 @@ def test_a_falsy_error_is_none_and_an_object_is_shown() -> None:
         ({"message": "x"}, r"mine\.message: a table is expected"),
         ({"omit": "x"}, r"mine\.omit: a table is expected"),
         ({"stream": {"path": 5}}, r"mine\.stream\.path: a string is expected"),
-        ({"stream": {"headers": {"x": "a\nb"}}}, r"mine\.stream: 'x' is no header that can be sent"),
+        (
+            {"stream": {"headers": {"x": "a\nb"}}},
+            r"mine\.stream: 'x' is no header that can be sent",
+        ),
         ({"request": {"q": 99999999999999999999}}, r"mine\.request: Integer exceeds 64-bit range"),
         ({"message": {"q": 99999999999999999999}}, r"mine\.message: Integer exceeds 64-bit range"),
-        ({"stream": {"request": {"q": 99999999999999999999}}}, r"mine\.stream\.request: Integer exceeds"),
-        ({"request": {"{modle}": "x"}}, r"mine\.request: the name of a member is no template: '\{modle\}'"),
-        ({"request": {"a": [{"x{model}": "x"}]}}, r"mine\.request: the name of a member .* 'x\{model\}'"),
+        (
+            {"stream": {"request": {"q": 99999999999999999999}}},
+            r"mine\.stream\.request: Integer exceeds",
+        ),
+        (
+            {"request": {"{modle}": "x"}},
+            r"mine\.request: the name of a member is no template: '\{modle\}'",
+        ),
+        (
+            {"request": {"a": [{"x{model}": "x"}]}},
+            r"mine\.request: the name of a member .* 'x\{model\}'",
+        ),
         ({"stream": {"request": {"{model}": 1}}}, r"mine\.stream\.request: the name of a member"),
         ({"message": {"{role}": "x"}}, r"mine\.message: the name of a member"),
         ({"turn": {"{reply}": "x"}}, r"mine\.turn: the name of a member"),
@@ -518,8 +636,8 @@ def test_a_table_that_cannot_be_used_says_where(table: dict[str, Any], says: str
 
 def test_a_table_says_where_its_reply_is_or_what_it_is_like() -> None:
     with pytest.raises(ShapeError, match=r"^mine\.reply: where is the text of an answer\?"):
-        shape_from({"request": {"q": "{prompt}"}}, "mine", SHAPES)
-    assert said(shape_from({"like": "dify"}, "mine", SHAPES), {"answer": "hi"}).content == "hi"
+        compiled({"request": {"q": "{prompt}"}}, "mine", SHAPES)
+    assert said(compiled({"like": "dify"}, "mine", SHAPES), {"answer": "hi"}).content == "hi"
 
 
 def test_a_file_that_is_not_toml_says_so() -> None:
@@ -536,13 +654,21 @@ def test_a_reason_to_end_makes_a_stream_complete_without_done() -> None:
 
 def test_only_a_status_of_an_error_is_taken_for_one() -> None:
     for status, wanted in ((429, 429), (200, 502), (7009, 502), ("x", 502), (True, 502)):
-        assert refused(one(reply="t", status="code"), {"error": "e", "code": status}).status == wanted
+        assert (
+            refused(one(reply="t", status="code"), {"error": "e", "code": status}).status == wanted
+        )
 
 
 def test_a_shape_can_go_on_from_another() -> None:
-    mine = one(like="ollama", request={"keep_alive": "5m", "options": {"seed": "{nothing}"}}, reply="x")
-    body = mine.request(chat(seed=1, temperature=1))
-    assert (body["keep_alive"], body["options"], mine.framing) == ("5m", {"temperature": 1}, "ndjson")
+    mine = one(
+        like="ollama", request={"keep_alive": "5m", "options": {"seed": "{nothing}"}}, reply="x"
+    )
+    body = mine.payload(chat(seed=1, temperature=1))
+    assert (body["keep_alive"], body["options"], mine.framing) == (
+        "5m",
+        {"temperature": 1},
+        "ndjson",
+    )
     assert said(mine, {"x": "hi", "message": {"content": "no"}}).content == "hi"
 
 
@@ -550,33 +676,40 @@ def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
     mine = load_shapes(
         '[mine]\nrequest = { q = "{prompt}" }\nreply = "data.answer"\n[mine.stream]\nreply = "delta"\ndone = "end"'
     )["mine"]
-    assert mine.request(chat()) == {"q": "and\nnow?"}
+    assert mine.payload(chat()) == {"q": "and\nnow?"}
     assert said(mine, {"data": {"answer": "hi"}}).content == "hi"
     reader = mine.reader()
-    pieces = [(read(reader, event).content, reader.done) for event in ({"delta": "a"}, {"delta": "b", "end": True})]
+    pieces = [
+        (read(reader, event).content, reader.done)
+        for event in ({"delta": "a"}, {"delta": "b", "end": True})
+    ]
     assert pieces == [("a", False), ("b", True)]
     assert reader.complete
 
 
 def test_a_framing_of_json_is_found_out_as_any_other() -> None:
-    assert one(stream={"framing": "json"}).framing == one(stream={}).framing == one().framing == "auto"
+    assert (
+        one(stream={"framing": "json"}).framing == one(stream={}).framing == one().framing == "auto"
+    )
 
 
 # What must not be lost on the way
 
 
 def test_a_number_is_a_text_where_a_text_is_expected() -> None:
-    pieces = [f'{{"response": {text}}}' for text in ('"costs $"', "5", "2.5", '"."', "true", "null")]
+    pieces = [
+        f'{{"response": {text}}}' for text in ('"costs $"', "5", "2.5", '"."', "true", "null")
+    ]
     reader = SHAPES["cloudflare"].reader()
     assert "".join(read(reader, piece).content for piece in pieces) == "costs $52.5."
 
 
 def test_several_choices_are_not_asked_for_and_it_is_said() -> None:
     for name in ("openai", "databricks"):
-        assert "n" not in SHAPES[name].request(chat(n=2, logprobs=True))
+        assert "n" not in SHAPES[name].payload(chat(n=2, logprobs=True))
         assert "n" in SHAPES[name].dropped(chat(n=2))
         assert "n" not in SHAPES[name].dropped(chat(n=1))
-    assert SHAPES["openai"].request(chat(logprobs=True))["logprobs"]
+    assert SHAPES["openai"].payload(chat(logprobs=True))["logprobs"]
     logprobs = {"content": [{"token": "a"}]}
     choice = {"message": {"content": "a"}, "logprobs": logprobs}
     assert said(SHAPES["openai"], {"choices": [choice]}).logprobs == logprobs
@@ -608,21 +741,25 @@ def test_a_question_without_a_reply_is_asked_with_the_next() -> None:
     messages = [{"role": role, "content": text} for role, text in said]
     turn = {"inputs": {"question": "a"}, "outputs": {"answer": "r"}}
     wanted = {"question": "orphan\nc", "chat_history": [turn]}
-    assert SHAPES["promptflow"].request(chat(messages=messages)) == wanted
-    assert SHAPES["flowise"].request(chat(messages=messages))["question"] == "c", "it has a history of messages"
+    assert SHAPES["promptflow"].payload(chat(messages=messages)) == wanted
+    assert SHAPES["flowise"].payload(chat(messages=messages))["question"] == "c", (
+        "it has a history of messages"
+    )
 
 
 def test_a_system_message_alone_is_the_prompt() -> None:
     messages = [{"role": "system", "content": "Hi"}]
-    assert SHAPES["anthropic"].request(chat(messages=messages))["messages"] == [{"role": "user", "content": "Hi"}]
-    assert "system" not in SHAPES["anthropic"].request(chat(messages=messages))
+    assert SHAPES["anthropic"].payload(chat(messages=messages))["messages"] == [
+        {"role": "user", "content": "Hi"}
+    ]
+    assert "system" not in SHAPES["anthropic"].payload(chat(messages=messages))
 
 
 def test_values_that_are_as_good_as_absent_are_omitted() -> None:
     parameters = {"details": True, "temperature": 0.5}
-    sent = SHAPES["tgi"].request(chat(temperature=0.5, top_p=1))
+    sent = SHAPES["tgi"].payload(chat(temperature=0.5, top_p=1))
     assert sent["parameters"] == parameters
-    assert SHAPES["tgi"].request(chat(temperature=0))["parameters"] == {"details": True}
+    assert SHAPES["tgi"].payload(chat(temperature=0))["parameters"] == {"details": True}
     assert SHAPES["tgi"].dropped(chat(temperature=0, top_p=1.0)) == []
 
 
@@ -638,7 +775,9 @@ def test_values_that_are_as_good_as_absent_are_omitted() -> None:
         ("ollama", "https://h/own/chat", "/own/chat"),
     ],
 )
-def test_an_address_that_ends_where_the_shapes_path_goes_on_is_a_bare_one(name: str, url: str, wanted: str) -> None:
+def test_an_address_that_ends_where_the_shapes_path_goes_on_is_a_bare_one(
+    name: str, url: str, wanted: str
+) -> None:
     assert SHAPES[name].url(url, chat()) == f"https://h{wanted}"
 
 
@@ -648,21 +787,29 @@ def test_a_user_cannot_climb_out_of_an_address() -> None:
 
 
 def test_figures_beside_the_text_are_kept() -> None:
-    delta = said(one(request={"q": "{prompt}"}, reply="text"), {"text": "hi", "figure": {"data": []}, "figures": []})
+    delta = said(
+        one(request={"q": "{prompt}"}, reply="text"),
+        {"text": "hi", "figure": {"data": []}, "figures": []},
+    )
     assert delta.fields == {"figure": {"data": []}}
 
 
 def test_a_field_called_nothing_is_nothing_all_the_same() -> None:
-    assert one(request={"q": "{prompt}", "n": "{nothing}"}, reply="a").request(chat(nothing="x")) == {"q": "and\nnow?"}
+    assert one(request={"q": "{prompt}", "n": "{nothing}"}, reply="a").payload(
+        chat(nothing="x")
+    ) == {"q": "and\nnow?"}
 
 
 @pytest.mark.parametrize(
-    "body", [[{"error": {"message": "bad key"}}], {"detail": [{"msg": "bad key"}]}, {"detail": "bad key"}]
+    "body",
+    [[{"error": {"message": "bad key"}}], {"detail": [{"msg": "bad key"}]}, {"detail": "bad key"}],
 )
 def test_words_of_a_refusal_are_found_in_many_places(body: Any) -> None:
-    assert SHAPES["gemini"].refusal(400, body).message == "bad key"
+    assert SHAPES["gemini"].rejection(400, body).message == "bad key"
 
 
 def test_counts_that_are_no_numbers_are_none() -> None:
     usage = {"prompt_tokens": "2", "completion_tokens": 3}
-    assert said(SHAPES["dify"], {"answer": "x", "metadata": {"usage": usage}}).usage == {"completion_tokens": 3}
+    assert said(SHAPES["dify"], {"answer": "x", "metadata": {"usage": usage}}).usage == {
+        "completion_tokens": 3
+    }

@@ -12,13 +12,13 @@ import httpx2
 import openai
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from rewrap.main import create_app
 from serving import ASKED, ROOT, served
 from shape_servers import WIRES, ShapeServer, shape_server
 from upstreams import closed_port
 
-from extras.config import read_config
-from extras.settings import Settings
-from main import create_app
+from rewrap.config.backends_file import read_backends_file
+from rewrap.config.settings import Settings
 
 STREAMED = [name for name, wire in WIRES.items() if wire.stream]
 CLOSES = (
@@ -39,11 +39,15 @@ def anyio_backend() -> str:
 
 
 @asynccontextmanager
-async def through(name: str, **settings: Any) -> AsyncIterator[tuple[ShapeServer, httpx.AsyncClient]]:
+async def through(
+    name: str, **settings: Any
+) -> AsyncIterator[tuple[ShapeServer, httpx.AsyncClient]]:
     """A server that speaks a shape, and a client of the app in front of it."""
     async with shape_server(name) as up:
         with served(chat_url=up.url + up.wire.whole, chat_shape=name, **settings) as url:
-            async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False, timeout=10) as client:
+            async with httpx.AsyncClient(
+                base_url=url, trust_env=False, verify=False, timeout=10
+            ) as client:
                 yield up, client
 
 
@@ -59,7 +63,11 @@ def events(body: str) -> list[Any]:
 
 
 def said(chunks: list[Any]) -> str:
-    return "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk.get("choices", ()))
+    return "".join(
+        choice["delta"].get("content") or ""
+        for chunk in chunks
+        for choice in chunk.get("choices", ())
+    )
 
 
 # ---- each shape
@@ -100,7 +108,9 @@ async def test_the_first_piece_arrives_while_the_upstream_is_open(name: str) -> 
     assert said(chunks) == up.wire.text
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert chunks[-1]["choices"][0]["finish_reason"] == (up.wire.finish or "stop")
-    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]] == [None] * (
+        len(chunks) - 1
+    )
     if up.wire.usage:
         assert {key: counted["usage"][key] for key in USAGE} == USAGE
 
@@ -111,13 +121,20 @@ async def test_what_does_not_stream_is_given_out_word_by_word(name: str) -> None
     async with through(name) as (_, client):
         *chunks, done = events((await ask(client, stream=True)).text)
     assert done == "[DONE]"
-    assert [c["choices"][0]["delta"].get("content") for c in chunks] == ["", "Hello ", "world!", None]
+    assert [c["choices"][0]["delta"].get("content") for c in chunks] == [
+        "",
+        "Hello ",
+        "world!",
+        None,
+    ]
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", WIRES)
-async def test_an_http_error_keeps_its_words_where_they_concern_the_request(name: str, stream: bool) -> None:
+async def test_an_http_error_keeps_its_words_where_they_concern_the_request(
+    name: str, stream: bool
+) -> None:
     async with through(name) as (up, client):
         up.mode = 422  # type: ignore[assignment]
         refused = await ask(client, stream=stream)
@@ -213,12 +230,19 @@ async def test_an_upstream_that_answers_whole_though_it_was_asked_for_a_stream(n
 
 @pytest.mark.anyio
 async def test_a_reason_to_end_in_every_event_ends_it_once() -> None:
-    rows = [{"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}]} for text in "abc"]
+    rows = [
+        {"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}]}
+        for text in "abc"
+    ]
     async with through("gemini") as (up, client):
-        up.wire = replace(up.wire, stream=[b"data: %b\n\n" % json.dumps(row).encode() for row in rows])
+        up.wire = replace(
+            up.wire, stream=[b"data: %b\n\n" % json.dumps(row).encode() for row in rows]
+        )
         chunks = events((await ask(client, stream=True)).text)[:-1]
     assert said(chunks) == "abc"
-    assert [choice["finish_reason"] for c in chunks for choice in c["choices"]] == [None] * 4 + ["stop"]
+    assert [choice["finish_reason"] for c in chunks for choice in c["choices"]] == [None] * 4 + [
+        "stop"
+    ]
 
 
 @pytest.mark.anyio
@@ -238,7 +262,10 @@ async def test_the_key_goes_where_the_shape_wants_it_and_the_clients_own_never_g
             client.headers["authorization"] = "Bearer sk-of-the-client"
             assert (await ask(client)).status_code == 200
         _, headers, _ = up.requests[0]
-        assert (headers.get("x-api-key"), headers.get("authorization")) == (settings.get("chat_key"), None)
+        assert (headers.get("x-api-key"), headers.get("authorization")) == (
+            settings.get("chat_key"),
+            None,
+        )
 
 
 @pytest.mark.anyio
@@ -246,21 +273,27 @@ async def test_a_model_that_cannot_stand_in_the_address_is_the_clients_mistake()
     async with shape_server("gemini") as up:
         with served(chat_url=up.url, chat_shape="gemini") as url:
             async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
-                bad, good = await ask(client, model="../admin"), await ask(client, model="gemini-pro")
+                bad, good = (
+                    await ask(client, model="../admin"),
+                    await ask(client, model="gemini-pro"),
+                )
     assert (bad.status_code, good.status_code) == (400, 200)
     assert [target for target, _, _ in up.requests] == ["/v1beta/models/gemini-pro:generateContent"]
 
 
 def test_an_address_that_is_not_whole_stops_the_start() -> None:
     with pytest.raises(
-        ValueError, match=r"^CHAT_URL: flowise: the URL must be whole, with its own flow: /api/v1/prediction/"
+        ValueError,
+        match=r"^CHAT_URL: flowise: the URL must be whole, with its own flow: /api/v1/prediction/",
     ):
         create_app(Settings(chat_url="http://127.0.0.1:1", chat_shape="flowise"))
 
 
 @pytest.mark.parametrize("name", ["ollamma", "OpenAI"])
 def test_a_shape_that_nobody_knows_stops_the_start(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^CHAT_SHAPE: no shape is called '{name}'; known are: anthropic, "):
+    with pytest.raises(
+        ValueError, match=f"^CHAT_SHAPE: no shape is called '{name}'; known are: anthropic, "
+    ):
         create_app(Settings(chat_url="http://127.0.0.1:1", chat_shape=name))
 
 
@@ -274,9 +307,14 @@ def portal() -> Iterator[BlockingPortal]:
 
 
 @pytest.fixture(params=["ollama", "anthropic", "dify"])
-def shaped(request: pytest.FixtureRequest, portal: BlockingPortal) -> Iterator[tuple[ShapeServer, openai.OpenAI]]:
+def shaped(
+    request: pytest.FixtureRequest, portal: BlockingPortal
+) -> Iterator[tuple[ShapeServer, openai.OpenAI]]:
     with portal.wrap_async_context_manager(shape_server(request.param)) as up:
-        with served(chat_url=up.url, chat_shape=request.param, chat_key="sk-of-the-server") as url, sdk(url) as client:
+        with (
+            served(chat_url=up.url, chat_shape=request.param, chat_key="sk-of-the-server") as url,
+            sdk(url) as client,
+        ):
             yield up, client
 
 
@@ -319,7 +357,11 @@ def test_the_sdk_streams_and_gets_usage(shaped: tuple[ShapeServer, openai.OpenAI
     ],
 )
 def test_the_sdk_raises_what_the_upstreams_status_means(
-    status: int, kind: type[openai.APIStatusError], seen: int, stream: bool, shaped: tuple[ShapeServer, openai.OpenAI]
+    status: int,
+    kind: type[openai.APIStatusError],
+    seen: int,
+    stream: bool,
+    shaped: tuple[ShapeServer, openai.OpenAI],
 ) -> None:
     up, client = shaped
     up.mode = status  # type: ignore[assignment]
@@ -330,11 +372,15 @@ def test_the_sdk_raises_what_the_upstreams_status_means(
     assert (WORDS in str(raised.value)) == (seen < 500)
     headers = raised.value.response.headers
     assert headers.get("retry-after") == ("7" if status == 429 else None)
-    assert headers.get("x-should-retry") == ("false" if status in (401, 403) else None), "nobody's retry helps"
+    assert headers.get("x-should-retry") == ("false" if status in (401, 403) else None), (
+        "nobody's retry helps"
+    )
 
 
 @pytest.mark.parametrize("shaped", ["ollama", "anthropic"], indirect=True)
-def test_the_sdk_raises_on_an_error_inside_http_200(shaped: tuple[ShapeServer, openai.OpenAI]) -> None:
+def test_the_sdk_raises_on_an_error_inside_http_200(
+    shaped: tuple[ShapeServer, openai.OpenAI],
+) -> None:
     up, client = shaped
     up.mode = "error"
     with pytest.raises(openai.InternalServerError) as raised:
@@ -353,7 +399,9 @@ def test_the_sdk_raises_in_mid_stream(shaped: tuple[ShapeServer, openai.OpenAI])
 
 
 @pytest.mark.parametrize("shaped", ["dify"], indirect=True)
-def test_an_error_event_that_comes_first_is_an_http_error(shaped: tuple[ShapeServer, openai.OpenAI]) -> None:
+def test_an_error_event_that_comes_first_is_an_http_error(
+    shaped: tuple[ShapeServer, openai.OpenAI],
+) -> None:
     up, client = shaped
     up.wire = replace(up.wire, stream=up.wire.broken, first=0)
     with pytest.raises(openai.BadRequestError, match=WORDS):
@@ -361,11 +409,17 @@ def test_an_error_event_that_comes_first_is_an_http_error(shaped: tuple[ShapeSer
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_was_dropped_stands_in_a_header(stream: bool, shaped: tuple[ShapeServer, openai.OpenAI]) -> None:
+def test_what_was_dropped_stands_in_a_header(
+    stream: bool, shaped: tuple[ShapeServer, openai.OpenAI]
+) -> None:
     up, client = shaped
     asked: Any = ASKED | {"logit_bias": {"1": 1}, "seed": 7, "user": "bob", "stream": stream}
     raw = client.chat.completions.with_raw_response.create(**asked)
-    wanted = {"/api/chat": "logit_bias", "/v1/messages": "logit_bias, seed", "/v1/chat-messages": "logit_bias, seed"}
+    wanted = {
+        "/api/chat": "logit_bias",
+        "/v1/messages": "logit_bias, seed",
+        "/v1/chat-messages": "logit_bias, seed",
+    }
     assert raw.headers["x-dropped-params"] == wanted[up.wire.path]
     sent = up.requests[-1][2]
     assert "logit_bias" not in json.dumps(sent)
@@ -374,7 +428,9 @@ def test_what_was_dropped_stands_in_a_header(stream: bool, shaped: tuple[ShapeSe
 
 @pytest.mark.anyio
 async def test_the_names_of_what_was_dropped_cannot_break_the_answers_head() -> None:
-    more = {"a\r\nx-evil: 1": 1, "ü\u2028": 2} | {f"member_{number}": number for number in range(5000)}
+    more = {"a\r\nx-evil: 1": 1, "ü\u2028": 2} | {
+        f"member_{number}": number for number in range(5000)
+    }
     async with through("dify") as (_, client):
         answer = await ask(client, **more)
     assert answer.status_code == 200
@@ -399,7 +455,9 @@ def several(
     with portal.wrap_async_context_manager(shape_server("openai")) as up:
         with portal.wrap_async_context_manager(shape_server("dify")) as bot:
             up.wire = replace(up.wire, **cloud)
-            text = text.replace("https://api.example.com", up.url).replace("https://dify.example.com", bot.url)
+            text = text.replace("https://api.example.com", up.url).replace(
+                "https://dify.example.com", bot.url
+            )
             (folder / "backends.toml").write_text(text)
             with served(config=str(folder / "backends.toml")) as url:
                 yield up, bot, url
@@ -409,7 +467,10 @@ def several(
 def example(
     portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Iterator[tuple[ShapeServer, ShapeServer, openai.OpenAI]]:
-    with several(portal, EXAMPLE.read_text(), monkeypatch, tmp_path) as (up, bot, url), sdk(url) as client:
+    with (
+        several(portal, EXAMPLE.read_text(), monkeypatch, tmp_path) as (up, bot, url),
+        sdk(url) as client,
+    ):
         yield up, bot, client
 
 
@@ -418,7 +479,12 @@ Example = tuple[ShapeServer, ShapeServer, openai.OpenAI]
 
 def test_the_name_of_the_model_picks_the_backend(example: Example) -> None:
     up, bot, client = example
-    for model, counts in (("gpt-4o", (1, 0)), ("gpt-4o-mini", (2, 0)), ("bot", (2, 1)), ("gpt-4", (2, 1))):
+    for model, counts in (
+        ("gpt-4o", (1, 0)),
+        ("gpt-4o-mini", (2, 0)),
+        ("bot", (2, 1)),
+        ("gpt-4", (2, 1)),
+    ):
         completion = create(client, model=model)
         assert (len(up.requests), len(bot.requests)) == counts, model
         assert completion.model in (model, None)  # None: that upstream names none
@@ -438,9 +504,14 @@ def test_each_backend_gets_its_own_key_and_its_own_name_of_the_model(example: Ex
 @pytest.mark.parametrize("stream", [False, True])
 def test_parameters_and_roles_are_renamed_and_dropped(stream: bool, example: Example) -> None:
     up, _, client = example
-    messages: Any = [{"role": "developer", "content": "Be kind."}, {"role": "user", "content": "hi"}]
+    messages: Any = [
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": "hi"},
+    ]
     more: Any = {"max_tokens": 5, "logit_bias": {"1": 1}, "temperature": 0.5, "stream": stream}
-    raw = client.chat.completions.with_raw_response.create(model="gpt-4o", messages=messages, **more)
+    raw = client.chat.completions.with_raw_response.create(
+        model="gpt-4o", messages=messages, **more
+    )
     body = up.requests[0][2]
     assert body["messages"] == [{"role": "system", "content": "Be kind."}, messages[1]]
     assert (body["max_completion_tokens"], body["temperature"]) == (5, 0.5)
@@ -451,7 +522,9 @@ def test_parameters_and_roles_are_renamed_and_dropped(stream: bool, example: Exa
 def test_a_default_stands_in_for_what_is_absent(
     portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    text = EXAMPLE.read_text().replace("params = { ", "params = { defaults = { temperature = 0.2, seed = 7 }, ")
+    text = EXAMPLE.read_text().replace(
+        "params = { ", "params = { defaults = { temperature = 0.2, seed = 7 }, "
+    )
     with several(portal, text, monkeypatch, tmp_path) as (up, _, url), sdk(url) as client:
         create(client, model="gpt-4o", temperature=1, seed=None)
     assert (up.requests[0][2]["temperature"], up.requests[0][2]["seed"]) == (1, 7)
@@ -459,11 +532,17 @@ def test_a_default_stands_in_for_what_is_absent(
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("status", [401, 429, 500, 503])
-def test_a_fallback_answers_for_a_backend_that_fails(status: int, stream: bool, example: Example) -> None:
+def test_a_fallback_answers_for_a_backend_that_fails(
+    status: int, stream: bool, example: Example
+) -> None:
     up, bot, client = example
     up.mode = status  # type: ignore[assignment]
     answer = create(client, model="gpt-4o", stream=stream)
-    texts = [c.choices[0].delta.content or "" for c in answer] if stream else [answer.choices[0].message.content]
+    texts = (
+        [c.choices[0].delta.content or "" for c in answer]
+        if stream
+        else [answer.choices[0].message.content]
+    )
     assert "".join(texts) == "Hello world!"
     assert (len(up.requests), len(bot.requests)) == (1, 1)
 
@@ -471,14 +550,18 @@ def test_a_fallback_answers_for_a_backend_that_fails(status: int, stream: bool, 
 def test_a_fallback_answers_for_a_backend_that_cannot_be_reached(
     portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    text = EXAMPLE.read_text().replace("https://api.example.com", f"http://127.0.0.1:{closed_port()}")
+    text = EXAMPLE.read_text().replace(
+        "https://api.example.com", f"http://127.0.0.1:{closed_port()}"
+    )
     with several(portal, text, monkeypatch, tmp_path) as (_, bot, url), sdk(url) as client:
         assert create(client, model="gpt-4o").choices[0].message.content == "Hello world!"
         assert len(bot.requests) == 1
         bot.mode = 429  # type: ignore[assignment]
         with pytest.raises(openai.RateLimitError) as raised:
             create(client, model="gpt-4o")
-    assert raised.value.response.headers["retry-after"] == "7", "where all fail, the last one's failure is told"
+    assert raised.value.response.headers["retry-after"] == "7", (
+        "where all fail, the last one's failure is told"
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -520,11 +603,15 @@ def test_all_models_are_listed(example: Example) -> None:
         client.models.retrieve("nothing")
 
 
-def test_a_model_of_nobodys_is_404(portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_of_nobodys_is_404(
+    portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     text = EXAMPLE.read_text().replace('models = ["*"]', 'models = ["mock", "mock-?"]')
     with several(portal, text, monkeypatch, tmp_path) as (_, _, url), sdk(url) as client:
         assert create(client, model="mock-1").choices
-        with pytest.raises(openai.NotFoundError, match="The model `mock-10` does not exist") as raised:
+        with pytest.raises(
+            openai.NotFoundError, match="The model `mock-10` does not exist"
+        ) as raised:
             create(client, model="mock-10")
     assert raised.value.code == "model_not_found"
 
@@ -533,7 +620,10 @@ def test_an_exact_name_goes_before_a_pattern_and_a_long_pattern_before_a_short_o
     portal: BlockingPortal, tmp_path: Path
 ) -> None:
     rows = {"any": ["*"], "long": ["gpt-4o-*"], "short": ["gpt-*"], "exact": ["gpt-4o-mini"]}
-    tables = [f'[[backend]]\nname = "{name}"\nkind = "mock"\nmodels = {json.dumps(m)}' for name, m in rows.items()]
+    tables = [
+        f'[[backend]]\nname = "{name}"\nkind = "mock"\nmodels = {json.dumps(m)}'
+        for name, m in rows.items()
+    ]
     (tmp_path / "c.toml").write_text("\n".join(tables))
     backend: Any = create_app(Settings(config=str(tmp_path / "c.toml"))).gateway.backend
     wanted = {"gpt-4o-mini": "exact", "gpt-4o-max": "long", "gpt-5": "short", "x": "any"}
@@ -563,7 +653,10 @@ CHAT = '[[backend]]\nname = "a"\nurl = "http://x"\n'
         (MOCK + "[other]\n", r"must have \[\[backend\]\] tables, and nothing beside"),
         (MOCK + "colour = 1", r"backend 1: colour is not known"),
         ('[[backend]]\nkind = "mock"', r"backend 1: it has no name"),
-        ('[[backend]]\nname = "a"\nkind = "magic"', r"backend 1: kind must be one of openai, chat, mock"),
+        (
+            '[[backend]]\nname = "a"\nkind = "magic"',
+            r"backend 1: kind must be one of openai, chat, mock",
+        ),
         ('[[backend]]\nname = "a"', r"backend 1: url must begin with http"),
         (CHAT.replace("http://x", "http://"), r"backend 1: url must .*name a host"),
         (CHAT + "models = 5", r"backend 1: models must be a list"),
@@ -572,44 +665,110 @@ CHAT = '[[backend]]\nname = "a"\nurl = "http://x"\n'
         (CHAT + 'headers = { "a b" = "1" }', r"backend 1: headers: 'a b'"),
         (CHAT + 'headers = { a = "1\\n2" }', r"backend 1: headers: 'a'"),
         (CHAT + 'headers = { a = "世" }', r"backend 1: headers: 'a'"),
-        (CHAT + "stall_timeout_seconds = -1", r"backend 1: stall_timeout_seconds must be from 0 to 1e9"),
+        (
+            CHAT + "stall_timeout_seconds = -1",
+            r"backend 1: stall_timeout_seconds must be from 0 to 1e9",
+        ),
         (CHAT + 'stall_timeout_seconds = "5"', r"backend 1: stall_timeout_seconds must be a float"),
-        (CHAT + "stall_timeout_seconds = true", r"backend 1: stall_timeout_seconds must be a float"),
-        (CHAT + 'key_env = "NO_SUCH_KEY"', r"backend 1: key_env: the variable NO_SUCH_KEY is not set"),
+        (
+            CHAT + "stall_timeout_seconds = true",
+            r"backend 1: stall_timeout_seconds must be a float",
+        ),
+        (
+            CHAT + 'key_env = "NO_SUCH_KEY"',
+            r"backend 1: key_env: the variable NO_SUCH_KEY is not set",
+        ),
         (CHAT + 'key = "sk-in-the-file"', r"backend 1: key is not known"),
         (CHAT + 'shape = "dify"\nmapping = { reply = "x" }', r"backend 1: shape and mapping"),
         (CHAT + 'shape = "defy"', r"backend 'a': shape: no shape is called 'defy'"),
         (CHAT + 'shape = "flowise"', r"backend 'a': flowise: the URL must be whole"),
         (CHAT + 'mapping = { reply = "a[" }', r"backend 'a': mapping\.reply: 'a\['"),
-        (CHAT + 'mapping = { request = { q = "{promt}" }, reply = "." }', r"mapping\.request\.q: .*\{promt\}"),
-        (CHAT + 'mapping = { request = { q = "{prompt}" } }', r"backend 'a': mapping\.reply: where is the text"),
+        (
+            CHAT + 'mapping = { request = { q = "{promt}" }, reply = "." }',
+            r"mapping\.request\.q: .*\{promt\}",
+        ),
+        (
+            CHAT + 'mapping = { request = { q = "{prompt}" } }',
+            r"backend 'a': mapping\.reply: where is the text",
+        ),
         (CHAT + "mapping = {}", r"backend 1: mapping is empty"),
-        (CHAT + 'mapping = { reply = ".", path = "/\\u0007" }', r"backend 'a': Invalid non-printable"),
-        (CHAT + 'mapping = { reply = ".", path = "/{bot}" }', r"backend 'a': mapping: the URL must be whole"),
-        (CHAT + 'mapping = { reply = ".", stream = { path = "/{bot}" } }', r"backend 'a': mapping: the URL must be"),
-        (CHAT + 'mapping = { reply = ".", stream = { path = "/\\u0007" } }', r"backend 'a': Invalid non-printable"),
-        (CHAT + 'mapping = { reply = ".", stream = { path = "/{" } }', r"backend 'a': url: a single '\{'"),
-        (CHAT + 'mapping = { reply = ".", headers = "x" }', r"backend 'a': mapping\.headers: a table of strings"),
+        (
+            CHAT + 'mapping = { reply = ".", path = "/\\u0007" }',
+            r"backend 'a': Invalid non-printable",
+        ),
+        (
+            CHAT + 'mapping = { reply = ".", path = "/{bot}" }',
+            r"backend 'a': mapping: the URL must be whole",
+        ),
+        (
+            CHAT + 'mapping = { reply = ".", stream = { path = "/{bot}" } }',
+            r"backend 'a': mapping: the URL must be",
+        ),
+        (
+            CHAT + 'mapping = { reply = ".", stream = { path = "/\\u0007" } }',
+            r"backend 'a': Invalid non-printable",
+        ),
+        (
+            CHAT + 'mapping = { reply = ".", stream = { path = "/{" } }',
+            r"backend 'a': url: a single '\{'",
+        ),
+        (
+            CHAT + 'mapping = { reply = ".", headers = "x" }',
+            r"backend 'a': mapping\.headers: a table of strings",
+        ),
         (MOCK + 'shape = "dify"', r"backend 1: shape is for the kind chat alone"),
         (CHAT + 'kind = "openai"\nshape = "dify"', r"backend 1: shape is for the kind chat alone"),
-        (CHAT + 'kind = "openai"\nmapping = { reply = "." }', r"backend 1: mapping is for the kind chat alone"),
+        (
+            CHAT + 'kind = "openai"\nmapping = { reply = "." }',
+            r"backend 1: mapping is for the kind chat alone",
+        ),
         (CHAT + "words_per_second = 5", r"backend 1: words_per_second is for the kind mock alone"),
         (CHAT.replace("http://x", "http://[::1/x"), r"backend 1: url must "),
         (CHAT.replace("http://x", "http://h/a\\nb"), r"backend 1: url must "),
-        (CHAT.replace("http://x", "http://h:99999"), r"backend 1: url must .* port from 1 to 65535"),
+        (
+            CHAT.replace("http://x", "http://h:99999"),
+            r"backend 1: url must .* port from 1 to 65535",
+        ),
         (CHAT.replace("http://x", "http://h:0"), r"backend 1: url must .* port from 1 to 65535"),
-        (CHAT + "stall_timeout_seconds = nan", r"backend 1: stall_timeout_seconds must be from 0 to 1e9"),
-        (CHAT + "stall_timeout_seconds = inf", r"backend 1: stall_timeout_seconds must be from 0 to 1e9"),
-        (CHAT + 'key_env = "BAD_KEY"', r"backend 1: key_env: the variable BAD_KEY holds no key that can be sent"),
-        (CHAT + "params = { rename = { model = 'm' } }", r"backend 1: params: model cannot be renamed"),
-        (CHAT + "params = { rename = { x = 'messages' } }", r"backend 1: params: messages cannot be renamed"),
-        (CHAT + "params = { drop = ['seed', 'messages'] }", r"backend 1: params: messages cannot be"),
+        (
+            CHAT + "stall_timeout_seconds = nan",
+            r"backend 1: stall_timeout_seconds must be from 0 to 1e9",
+        ),
+        (
+            CHAT + "stall_timeout_seconds = inf",
+            r"backend 1: stall_timeout_seconds must be from 0 to 1e9",
+        ),
+        (
+            CHAT + 'key_env = "BAD_KEY"',
+            r"backend 1: key_env: the variable BAD_KEY holds no key that can be sent",
+        ),
+        (
+            CHAT + "params = { rename = { model = 'm' } }",
+            r"backend 1: params: model cannot be renamed",
+        ),
+        (
+            CHAT + "params = { rename = { x = 'messages' } }",
+            r"backend 1: params: messages cannot be renamed",
+        ),
+        (
+            CHAT + "params = { drop = ['seed', 'messages'] }",
+            r"backend 1: params: messages cannot be",
+        ),
         (CHAT + "params = { defaults = { model = 'm' } }", r"backend 1: params: model cannot be"),
-        (CHAT + "params = { defaults = { seed = 99999999999999999999 } }", r"params: defaults: Integer exceeds 64-bit"),
+        (
+            CHAT + "params = { defaults = { seed = 99999999999999999999 } }",
+            r"params: defaults: Integer exceeds 64-bit",
+        ),
         ("x = " + "9" * 5000, r"c\.toml is not TOML: "),
         ("x = " + "[" * 5000, r"c\.toml is not TOML: "),
-        (CHAT + "params = { remane = { a = 'b' } }", r"backend 1: params may have rename, defaults, drop, roles"),
-        (CHAT + "params = { rename = 'x' }", r"backend 1: params: rename must be a dict of strings"),
+        (
+            CHAT + "params = { remane = { a = 'b' } }",
+            r"backend 1: params may have rename, defaults, drop, roles",
+        ),
+        (
+            CHAT + "params = { rename = 'x' }",
+            r"backend 1: params: rename must be a dict of strings",
+        ),
         (CHAT + "params = { drop = 'seed' }", r"backend 1: params: drop must be a list of strings"),
         (CHAT + "params = { drop = [1] }", r"backend 1: params: drop"),
         (CHAT + "params = { roles = { a = 1 } }", r"backend 1: params: roles"),
@@ -634,16 +793,18 @@ def test_a_bad_file_stops_the_start_with_one_line_that_says_where(
 
 def test_a_file_may_begin_as_notepad_writes_it(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(MOCK, encoding="utf-8-sig")
-    assert [table.name for table in read_config(str(tmp_path / "c.toml"), {})] == ["a"]
+    assert [table.name for table in read_backends_file(str(tmp_path / "c.toml"), {})] == ["a"]
 
 
 @pytest.mark.parametrize("name", ["none.toml", "", "latin.toml"])
 def test_a_file_that_cannot_be_read_says_so(name: str, tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'[[backend]]\nname = "\xe9"')
-    with pytest.raises(ValueError, match=r"^CONFIG: .*cannot be read: (No such file|Is a directory|not UTF-8)"):
-        read_config(str(tmp_path / name), {})
+    with pytest.raises(
+        ValueError, match=r"^CONFIG: .*cannot be read: (No such file|Is a directory|not UTF-8)"
+    ):
+        read_backends_file(str(tmp_path / name), {})
 
 
 def test_a_key_never_shows_in_the_words_for_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"CLOUD_API_KEY": "sk-cloud-1234", "DIFY_KEY": "app-dify-1234"}
-    assert "1234" not in repr(read_config(str(EXAMPLE), keys))
+    assert "1234" not in repr(read_backends_file(str(EXAMPLE), keys))

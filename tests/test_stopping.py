@@ -23,7 +23,7 @@ from commands import PYTHON, UVICORN, Command, children, running
 from serving import ASKED, ROOT
 from upstreams import BIG, DONE, FAULTS, TEXT, Request, Upstream, chunk, chunked, hold, make, send
 
-from extras.server import UNSENT_SECONDS
+from rewrap.server.serve import UNSENT_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +62,9 @@ def asked(what: str, stream: bool = True) -> dict[str, Any]:
 
 def client(process: Command) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=500, max_keepalive_connections=0)
-    return httpx.AsyncClient(base_url=process.url, trust_env=False, verify=False, timeout=20, limits=limits)
+    return httpx.AsyncClient(
+        base_url=process.url, trust_env=False, verify=False, timeout=20, limits=limits
+    )
 
 
 class Stream:
@@ -107,7 +109,9 @@ async def ends(streams: list[Stream]) -> list[str]:
     return await asyncio.gather(*(stream.task for stream in streams))
 
 
-CUT = "ERROR:    ASGI callable returned without completing response."  # how uvicorn cuts a plain text
+CUT = (
+    "ERROR:    ASGI callable returned without completing response."  # how uvicorn cuts a plain text
+)
 
 
 def clean(process: Command) -> None:
@@ -115,7 +119,9 @@ def clean(process: Command) -> None:
     assert "ERROR" not in process.log.replace(CUT, ""), process.log
 
 
-async def drains(way: str, command: list[str] | None = None, find: Callable[[int], int] = int) -> None:
+async def drains(
+    way: str, command: list[str] | None = None, find: Callable[[int], int] = int
+) -> None:
     """50 streams that need 3 s finish; 10 endless ones end with an event; new ones get 503; the exit code is 0."""
     async with Upstream(upstream) as up:
         environment = {way: up.url + WAYS[way], "GRACE_SECONDS": str(GRACE)}
@@ -129,7 +135,9 @@ async def drains(way: str, command: list[str] | None = None, find: Callable[[int
             started = process.signal()
             await asyncio.sleep(0.3)
             for path in (CHAT, ASK, "/v1/models", "/health"):
-                refused = await asking.request("GET" if "m" in path[-6:] else "POST", path, json=asked("good"))
+                refused = await asking.request(
+                    "GET" if "m" in path[-6:] else "POST", path, json=asked("good")
+                )
                 if path != "/health":
                     check_stopping(refused, path)
             assert await ends(slow) == ["done"] * 50
@@ -154,12 +162,17 @@ def check_stopping(response: httpx.Response, path: str) -> None:
 def as_pid_1() -> list[str]:
     """A command to be PID 1 with; or none."""
     command = ["unshare", "--fork", "--pid", "--mount-proc"]
-    if shutil.which("unshare") and not subprocess.run([*command, "true"], capture_output=True).returncode:
+    if (
+        shutil.which("unshare")
+        and not subprocess.run([*command, "true"], capture_output=True).returncode
+    ):
         return command
     return []
 
 
-async def test_at_sigterm_50_streams_finish_and_10_endless_ones_are_told_and_so_they_are_by_uvicorn() -> None:
+async def test_at_sigterm_50_streams_finish_and_10_endless_ones_are_told_and_so_they_are_by_uvicorn() -> (
+    None
+):
     await asyncio.gather(*map(drains, WAYS), drains("CHAT_URL", UVICORN))
 
 
@@ -203,8 +216,13 @@ async def test_the_grace_is_as_long_as_it_is_set(grace: float) -> None:
 @pytest.mark.parametrize("workers", ["1", "2"])
 async def test_the_second_signal_ends_it_at_once(number: int, workers: str) -> None:
     async with Upstream(upstream) as up:
-        async with running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS=workers) as process, client(process) as asking:
-            streams = await begun([Stream(asking, "endless"), Stream(asking, "flood"), Stream(asking, "flood")])
+        async with (
+            running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS=workers) as process,
+            client(process) as asking,
+        ):
+            streams = await begun(
+                [Stream(asking, "endless"), Stream(asking, "flood"), Stream(asking, "flood")]
+            )
             process.signal(number)
             await asyncio.sleep(0.8)
             assert process.child.poll() is None
@@ -216,7 +234,10 @@ async def test_the_second_signal_ends_it_at_once(number: int, workers: str) -> N
 
 async def test_two_signals_in_a_row_end_two_workers_at_once() -> None:
     async with Upstream(upstream) as up:
-        async with running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process, client(process) as asking:
+        async with (
+            running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process,
+            client(process) as asking,
+        ):
             await begun([Stream(asking, "endless")])
             process.signal()
             await asyncio.sleep(0.05)
@@ -240,7 +261,9 @@ async def test_who_asks_for_the_models_cannot_hold_it_back(signals: int, key: st
         environment["GRACE_SECONDS"] = "0.3" if signals == 1 else "30"
         async with running(**environment) as process, client(process) as asking:
             asking.headers["authorization"] = "Bearer of-theirs"
-            staying, leaving = ([asyncio.create_task(asking.get(path)) for path in paths] for _ in range(2))
+            staying, leaving = (
+                [asyncio.create_task(asking.get(path)) for path in paths] for _ in range(2)
+            )
             await up.wait_requests()
             await asyncio.sleep(0.3)
             for task in leaving:
@@ -259,7 +282,9 @@ async def test_who_asks_for_the_models_cannot_hold_it_back(signals: int, key: st
 
 @pytest.mark.parametrize("signals", [1, 2])
 async def test_a_hook_that_never_ends_cannot_hold_it_back(signals: int, tmp_path: Path) -> None:
-    (tmp_path / "hanging.py").write_text("import asyncio\nasync def before(chat): await asyncio.Event().wait()\n")
+    (tmp_path / "hanging.py").write_text(
+        "import asyncio\nasync def before(chat): await asyncio.Event().wait()\n"
+    )
     environment = {"HOOKS": "hanging:before", "PYTHONPATH": str(tmp_path)}
     async with (
         running(**environment, GRACE_SECONDS="0.3" if signals == 1 else "30") as process,
@@ -278,8 +303,15 @@ async def test_a_hook_that_never_ends_cannot_hold_it_back(signals: int, tmp_path
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_log_that_nobody_reads_any_more_is_no_failure(workers: str) -> None:
-    environment = {"PATH": os.environ["PATH"], "PORT": "0", "WORKERS": workers, "STORE_URL": "sqlite:////dev/null"}
-    with subprocess.Popen(PYTHON, cwd=ROOT / "tests", env=environment, stderr=subprocess.PIPE, text=True) as child:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "PORT": "0",
+        "WORKERS": workers,
+        "STORE_URL": "sqlite:////dev/null",
+    }
+    with subprocess.Popen(
+        PYTHON, cwd=ROOT / "tests", env=environment, stderr=subprocess.PIPE, text=True
+    ) as child:
         assert child.stderr
         found = re.search(r"http://\S+:\d+", child.stderr.readline())
         child.stderr.close()
@@ -294,7 +326,11 @@ async def test_those_who_do_not_read_or_do_not_send_cannot_hold_it_back() -> Non
     async with Upstream(upstream) as up:
         async with running(CHAT_URL=f"{up.url}/chat", GRACE_SECONDS="0.3") as process:
             host, port = process.url.removeprefix("http://").split(":")
-            head = f"POST {CHAT} HTTP/1.1\r\nhost: x.localhost\r\ncontent-length: %d\r\n\r\n".replace("x.", "").encode()
+            head = (
+                f"POST {CHAT} HTTP/1.1\r\nhost: x.localhost\r\ncontent-length: %d\r\n\r\n".replace(
+                    "x.", ""
+                ).encode()
+            )
             body = orjson.dumps(asked("flood"))
             sent = {
                 "does not read": head % len(body) + body,
@@ -320,7 +356,10 @@ async def test_those_who_do_not_read_or_do_not_send_cannot_hold_it_back() -> Non
 
 async def test_who_reads_slowly_has_the_grace_to_read_all_that_was_sent() -> None:
     async with Upstream(FAULTS["body_10mb"]) as up:
-        async with running(OPENAI_API_BASE=f"{up.url}/v1", GRACE_SECONDS="6") as process, client(process) as asking:
+        async with (
+            running(OPENAI_API_BASE=f"{up.url}/v1", GRACE_SECONDS="6") as process,
+            client(process) as asking,
+        ):
             async with asking.stream("POST", CHAT, json=asked("good", stream=False)) as response:
                 pieces = response.aiter_raw()
                 body = await anext(pieces)
@@ -362,7 +401,9 @@ def workers(process: Command) -> list[int]:
 
 def sockets(pid: int) -> int:
     return sum(
-        os.readlink(link).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()
+        os.readlink(link).startswith("socket:")
+        for link in Path(f"/proc/{pid}/fd").iterdir()
+        if link.is_symlink()
     )
 
 
@@ -378,13 +419,17 @@ async def served_by_two(process: Command, asking: httpx.AsyncClient) -> list[int
             await asyncio.sleep(0.05)
 
 
-async def spread(asking: httpx.AsyncClient, pids: list[int], what: str) -> tuple[list[Stream], dict[int, int]]:
+async def spread(
+    asking: httpx.AsyncClient, pids: list[int], what: str
+) -> tuple[list[Stream], dict[int, int]]:
     """Streams until each worker has some; how many each has."""
     idle = {pid: sockets(pid) for pid in pids}
     streams: list[Stream] = []
     for _ in range(20):
         streams += await begun([Stream(asking, what) for _ in range(10)])
-        counts = {pid: (sockets(pid) - idle[pid]) // 2 for pid in pids}  # one to the client, one to the upstream
+        counts = {
+            pid: (sockets(pid) - idle[pid]) // 2 for pid in pids
+        }  # one to the client, one to the upstream
         if all(counts.values()):
             return streams, counts
     pytest.skip("the kernel gave all connections to one worker")
@@ -392,13 +437,20 @@ async def spread(asking: httpx.AsyncClient, pids: list[int], what: str) -> tuple
 
 async def test_a_worker_killed_in_mid_stream_loses_its_own_streams_alone_and_is_replaced() -> None:
     async with Upstream(upstream) as up:
-        async with running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process, client(process) as asking:
+        async with (
+            running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process,
+            client(process) as asking,
+        ):
             pids = await served_by_two(process, asking)
             streams, counts = await spread(asking, pids, "slow")
             assert sum(counts.values()) == len(streams)
             os.kill(pids[0], signal.SIGKILL)
-            answers = await asyncio.gather(*(asking.post(CHAT, json=asked("good", stream=False)) for _ in range(30)))
-            assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == [TEXT] * 30
+            answers = await asyncio.gather(
+                *(asking.post(CHAT, json=asked("good", stream=False)) for _ in range(30))
+            )
+            assert [answer.json()["choices"][0]["message"]["content"] for answer in answers] == [
+                TEXT
+            ] * 30
             found = await ends(streams)
             assert (found.count("cut"), found.count("done")) == (counts[pids[0]], counts[pids[1]])
             replaced = await served_by_two(process, asking)
@@ -420,7 +472,10 @@ def lives(pid: int) -> bool:
 
 async def test_workers_end_as_gently_when_their_parent_is_gone() -> None:
     async with Upstream(upstream) as up:
-        async with running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process, client(process) as asking:
+        async with (
+            running(OPENAI_API_BASE=f"{up.url}/v1", WORKERS="2") as process,
+            client(process) as asking,
+        ):
             pids = await served_by_two(process, asking)
             try:
                 streams = await begun([Stream(asking, "slow") for _ in range(4)])
@@ -437,7 +492,10 @@ async def test_workers_end_as_gently_when_their_parent_is_gone() -> None:
 
 async def two_workers_drain(number: int) -> None:
     environment = {"WORKERS": "2", "GRACE_SECONDS": str(GRACE)}
-    async with Upstream(upstream) as up, running(OPENAI_API_BASE=f"{up.url}/v1", **environment) as process:
+    async with (
+        Upstream(upstream) as up,
+        running(OPENAI_API_BASE=f"{up.url}/v1", **environment) as process,
+    ):
         async with client(process) as asking:
             slow, _ = await spread(asking, await served_by_two(process, asking), "slow")
             endless = await begun([Stream(asking, "endless") for _ in range(10)])

@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 from mongo_wire import MongoWire
 
-from extras import store as store_module
-from extras.store import Page, Store, StoreDown, listing, open_store
+from rewrap.storage import open_store
+from rewrap.storage import sqlite as store_module
+from rewrap.storage.base import Page, Store, StoreDown
+from rewrap.storage.sqlite import listing
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parent.parent
@@ -27,7 +29,7 @@ NUMBER = count()
 
 WRITERS = """
 import asyncio, os, sys
-from extras.store import open_store
+from rewrap.storage import open_store
 
 async def write(store, name):
     for n in range(1_000_000):
@@ -75,7 +77,13 @@ async def opened(url: str, max_age_days: float | None = None) -> AsyncIterator[S
 
 
 def chat(id: str, created: int = 1000, model: str | None = "m", **metadata: str) -> dict[str, Any]:
-    return {"id": id, "object": "chat.completion", "created": created, "model": model, "metadata": metadata}
+    return {
+        "id": id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "metadata": metadata,
+    }
 
 
 def said(*contents: str) -> list[dict[str, Any]]:
@@ -111,11 +119,24 @@ async def test_what_was_put_is_read_back_whole(url: str) -> None:
         "big": 2**63,
         "choices": [{"message": {"content": None, "$set": {"a.b": [1.5, True, None]}}}],
     }
-    message = {"role": "user", "content": "🎈\u2028é", "name": "Ann", "content_parts": [{"type": "text"}], "figure": {}}
+    message = {
+        "role": "user",
+        "content": "🎈\u2028é",
+        "name": "Ann",
+        "content_parts": [{"type": "text"}],
+        "figure": {},
+    }
     async with opened(url) as store:
-        await store.put(completion, [message, {"role": "assistant", "content": None}], owner="ann", title="Títle")
+        await store.put(
+            completion,
+            [message, {"role": "assistant", "content": None}],
+            owner="ann",
+            title="Títle",
+        )
         assert await store.get("ann", completion["id"]) == {**completion, "title": "Títle"}
-        page = await store.list("ann", model="grüße/模型", metadata={"ключ.$x": "値 \x00 🎈", "": ""})
+        page = await store.list(
+            "ann", model="grüße/模型", metadata={"ключ.$x": "値 \x00 🎈", "": ""}
+        )
         assert page == Page([{**completion, "title": "Títle"}], has_more=False)
         blank = {"name": None, "content_parts": None}
         assert await store.messages("ann", completion["id"]) == Page(
@@ -140,11 +161,15 @@ async def test_pages_hold_each_of_250_items_once_in_either_order(url: str) -> No
         names = [f"c{n}" for n in range(250)]
         for n in range(0, 250, 50):  # three in each second: a tie is decided by insertion
             for name in names[n : n + 50]:
-                await store.put(chat(name, int(name[1:]) // 3, parity=str(int(name[1:]) % 2)), [], owner="ann")
+                await store.put(
+                    chat(name, int(name[1:]) // 3, parity=str(int(name[1:]) % 2)), [], owner="ann"
+                )
         assert await every(store, 100, "asc") == names
         assert await every(store, 37, "desc") == names[::-1]
         assert await every(store, 20, "asc", metadata={"parity": "1"}) == names[1::2]
-        assert await every(store, 20, "desc", model="m", metadata={"parity": "0"}) == names[::2][::-1]
+        assert (
+            await every(store, 20, "desc", model="m", metadata={"parity": "0"}) == names[::2][::-1]
+        )
 
 
 async def test_the_list_follows_created_not_the_order_of_arrival(url: str) -> None:
@@ -259,7 +284,9 @@ async def test_an_update_replaces_the_metadata_and_what_filters_find(url: str) -
         assert await store.get("ann", "c") == changed
         assert ids(await store.list("ann", model="m", metadata={"x": "2"})) == ["c"]
         assert (
-            ids(await store.list("ann", metadata={"x": "1"})) == ids(await store.list("ann", metadata={"y": "1"})) == []
+            ids(await store.list("ann", metadata={"x": "1"}))
+            == ids(await store.list("ann", metadata={"y": "1"}))
+            == []
         )
         assert ids(await store.messages("ann", "c")) == ["c-0"]
         assert await store.update("ann", "nobody", {}) is None
@@ -271,7 +298,11 @@ async def test_what_is_deleted_is_gone_with_its_messages(url: str) -> None:
         assert await store.delete("ann", "c") is True
         assert await store.delete("ann", "c") is False
         assert (await store.get("ann", "c"), await store.messages("ann", "c")) == (None, None)
-        assert (await store.list("ann", model="m", metadata={"x": "1"})).data == (await store.list("ann")).data == []
+        assert (
+            (await store.list("ann", model="m", metadata={"x": "1"})).data
+            == (await store.list("ann")).data
+            == []
+        )
         await store.put(chat("c"), said("new"), owner="ann")
         page = await store.messages("ann", "c")
         assert page
@@ -287,7 +318,11 @@ async def test_a_continued_chat_grows_and_keeps_its_place_and_title(url: str) ->
         assert await store.get("ann", "a") == {**chat("a", 3, "m2", x="2"), "title": "first"}
         assert ids(await store.list("ann")) == ["a", "b"]
         assert ids(await store.list("ann", model="m2", metadata={"x": "2"})) == ["a"]
-        assert ids(await store.list("ann", model="m1")) == ids(await store.list("ann", metadata={"x": "1"})) == []
+        assert (
+            ids(await store.list("ann", model="m1"))
+            == ids(await store.list("ann", metadata={"x": "1"}))
+            == []
+        )
         page = await store.messages("ann", "a")
         assert page
         assert [message["content"] for message in page.data] == ["one", "two", "three"]
@@ -297,7 +332,10 @@ async def test_a_continued_chat_grows_and_keeps_its_place_and_title(url: str) ->
 async def test_continuations_at_once_lose_no_message(url: str) -> None:
     async with opened(url) as store, opened(url) as other:
         stores = [store, store] if url == "sqlite://" else [store, other]
-        turns = [stores[n % 2].put(chat("c"), said(f"{n} asks", f"{n} hears"), owner="ann") for n in range(20)]
+        turns = [
+            stores[n % 2].put(chat("c"), said(f"{n} asks", f"{n} hears"), owner="ann")
+            for n in range(20)
+        ]
         await asyncio.gather(*turns)
         page = await stores[1].messages("ann", "c", limit=100)
         assert page
@@ -311,7 +349,9 @@ async def test_what_is_too_old_does_not_exist(url: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(store_module, "SWEEP_SECONDS", 1_000.0)
     now = int(time.time())
     async with opened(url, max_age_days=1) as store:
-        await store.put(chat("new", now - 80_000), [], owner="ann")  # the first sweep has nothing to find
+        await store.put(
+            chat("new", now - 80_000), [], owner="ann"
+        )  # the first sweep has nothing to find
         await asyncio.sleep(0.05)
         await store.put(chat("old", now - 90_000, x="1"), said("lost"), owner="ann", title="old")
         assert ids(await store.list("ann")) == ["new"]
@@ -328,7 +368,9 @@ async def test_what_is_too_old_does_not_exist(url: str, monkeypatch: pytest.Monk
         assert [message["content"] for message in page.data] == ["again"]
 
 
-async def test_what_is_too_old_is_removed_in_batches(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_too_old_is_removed_in_batches(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "SWEEP_SECONDS", 0.05)
     monkeypatch.setattr(store_module, "SWEEP_BATCH", 3)
     async with opened(url, max_age_days=1) as store:
@@ -346,7 +388,10 @@ async def remaining(store: Store) -> int:
     if isinstance(store, store_module.SQLiteStore):
 
         def count_all(db: sqlite3.Connection) -> int:
-            counts = [db.execute(f"SELECT count(DISTINCT seq) FROM {table}").fetchone()[0] for table in TABLES]
+            counts = [
+                db.execute(f"SELECT count(DISTINCT seq) FROM {table}").fetchone()[0]
+                for table in TABLES
+            ]
             return int(max(counts))
 
         return await store._writer.do(count_all)
@@ -371,7 +416,10 @@ async def test_an_item_that_cannot_be_written_fails_alone(url: str) -> None:
 async def test_a_caller_that_is_cancelled_does_not_break_the_store(url: str) -> None:
     async with opened(url) as store:
         for _ in range(5):
-            tasks = [asyncio.create_task(store.put(chat(f"x{n}"), said("a"), owner="ann")) for n in range(20)]
+            tasks = [
+                asyncio.create_task(store.put(chat(f"x{n}"), said("a"), owner="ann"))
+                for n in range(20)
+            ]
             await asyncio.sleep(0.001)
             for task in tasks[::2]:
                 task.cancel()
@@ -392,7 +440,9 @@ async def test_a_store_can_be_read_after_it_was_closed_and_opened(url: str) -> N
 # URLs
 
 
-def test_a_url_that_is_no_store_is_refused_in_one_line_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_that_is_no_store_is_refused_in_one_line_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for url in (
         "",
         "chat.db",
@@ -414,7 +464,12 @@ def test_a_url_that_is_no_store_is_refused_in_one_line_without_its_password(monk
 
 
 def test_relative_and_absolute_files_and_memory_are_told_apart() -> None:
-    paths = {"sqlite:///a/b.db": "a/b.db", "sqlite:////a/b.db": "/a/b.db", "sqlite://": "", "sqlite:///:memory:": ""}
+    paths = {
+        "sqlite:///a/b.db": "a/b.db",
+        "sqlite:////a/b.db": "/a/b.db",
+        "sqlite://": "",
+        "sqlite:///:memory:": "",
+    }
     for url, path in paths.items():
         store = open_store(url)
         assert isinstance(store, store_module.SQLiteStore)
@@ -424,7 +479,9 @@ def test_relative_and_absolute_files_and_memory_are_told_apart() -> None:
 # SQLite
 
 
-async def test_the_file_is_made_when_first_needed_and_readable_by_its_owner_only(tmp_path: Path) -> None:
+async def test_the_file_is_made_when_first_needed_and_readable_by_its_owner_only(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "chat.db"
     mask = os.umask(0)
     try:
@@ -432,7 +489,9 @@ async def test_the_file_is_made_when_first_needed_and_readable_by_its_owner_only
             await asyncio.sleep(0.1)
             assert not path.exists()
             await store.put(chat("c"), [], owner="ann")
-            assert {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in os.listdir(tmp_path)} == {0o600}
+            assert {
+                stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in os.listdir(tmp_path)
+            } == {0o600}
     finally:
         os.umask(mask)
 
@@ -442,10 +501,14 @@ async def test_each_commit_is_on_the_disk_before_it_is_acknowledged(tmp_path: Pa
         assert isinstance(store, store_module.SQLiteStore)
         full = await store._writer.do(lambda db: db.execute("PRAGMA synchronous").fetchone())
         assert full == (2,)
-        assert await store._writer.do(lambda db: db.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
+        assert await store._writer.do(lambda db: db.execute("PRAGMA journal_mode").fetchone()) == (
+            "wal",
+        )
 
 
-async def test_writes_that_wait_together_share_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_writes_that_wait_together_share_a_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes: list[int] = []
     real = store_module.transaction
 
@@ -467,10 +530,15 @@ async def test_each_list_walks_an_index_and_sorts_nothing() -> None:
             for up in (True, False):
                 sql = f"EXPLAIN QUERY PLAN {listing(others, up)}"
                 parameters = ["x"] * (6 + 3 * others)
-                plan = await store._writer.do(lambda db, s=sql, p=parameters: [row[3] for row in db.execute(s, p)])  # type: ignore[misc]
+                plan = await store._writer.do(
+                    lambda db, s=sql, p=parameters: [row[3] for row in db.execute(s, p)]
+                )  # type: ignore[misc]
                 text = "\n".join(plan)
                 assert not [bad for bad in ("SCAN", "TEMP B-TREE") if bad in text], text
-                assert "SEARCH lead USING PRIMARY KEY (owner=? AND key=? AND value=? AND seq>? AND seq<?)" in text, text
+                assert (
+                    "SEARCH lead USING PRIMARY KEY (owner=? AND key=? AND value=? AND seq>? AND seq<?)"
+                    in text
+                ), text
 
 
 async def test_listing_20_of_5000_costs_what_listing_20_of_100_costs(tmp_path: Path) -> None:
@@ -480,7 +548,15 @@ async def test_listing_20_of_5000_costs_what_listing_20_of_100_costs(tmp_path: P
         async with opened(f"sqlite:///{tmp_path}/{size}.db") as store:
             assert isinstance(store, store_module.SQLiteStore)
             chats = [
-                chat(f"c{n}", n, f"m{n % 2}", odd=str(n % 2), k=str(n % 4), same="1", rare=str(n % (size // 20)))
+                chat(
+                    f"c{n}",
+                    n,
+                    f"m{n % 2}",
+                    odd=str(n % 2),
+                    k=str(n % 4),
+                    same="1",
+                    rare=str(n % (size // 20)),
+                )
                 for n in range(size)
             ]
             await asyncio.gather(*(store.put(each, [], owner="ann") for each in chats))
@@ -512,12 +588,16 @@ FILTERS: list[dict[str, Any]] = [
 async def test_stores_that_make_the_file_at_the_same_moment_all_succeed(tmp_path: Path) -> None:
     for n in range(40):
         stores = [open_store(f"sqlite:///{tmp_path}/{n}.db") for _ in range(3)]
-        await asyncio.gather(*(store.put(chat("c"), said("a"), owner="ann") for store in stores * 5))
+        await asyncio.gather(
+            *(store.put(chat("c"), said("a"), owner="ann") for store in stores * 5)
+        )
         assert len((await stores[0].messages("ann", "c") or Page([], True)).data) == 15
         await asyncio.gather(*(store.close() for store in stores))
 
 
-async def test_a_locked_file_is_store_down_and_works_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_locked_file_is_store_down_and_works_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.2)
     async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
         await store.put(chat("a"), [], owner="ann")
@@ -559,7 +639,9 @@ async def test_a_full_disk_is_store_down_and_works_again(tmp_path: Path) -> None
             await store.put(chat("first", 1), [], owner="ann")
             kept = ["first"]
             soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))  # Python ignores SIGXFSZ: a write gives EFBIG
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (200_000, hard)
+            )  # Python ignores SIGXFSZ: a write gives EFBIG
             try:
                 with suppress(StoreDown):
                     for n in range(100):
@@ -599,7 +681,9 @@ async def test_a_newer_schema_is_refused_at_the_start_in_one_clear_line(tmp_path
             assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
             assert db.execute("PRAGMA user_version").fetchone() == (1,)
             db.execute("PRAGMA user_version = 7")
-        with pytest.raises(ValueError, match=r"^The store has schema 7, but this version knows 1 at most\.$"):
+        with pytest.raises(
+            ValueError, match=r"^The store has schema 7, but this version knows 1 at most\.$"
+        ):
             open_store(f"sqlite:///{path}")
     assert os.listdir(tmp_path) == [path.name]
 
@@ -624,7 +708,10 @@ async def test_nothing_is_acknowledged_that_goes_to_a_file_nobody_can_open_any_m
         async with opened(url) as store:
             await store.put(chat("a"), said("a"), owner="ann")
             assert await store.get("ann", "a")
-            with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
+            with (
+                closing(sqlite3.connect(path)) as db,
+                closing(sqlite3.connect(tmp_path / "backup.db")) as backup,
+            ):
                 db.backup(backup)
             for name in gone:
                 (tmp_path / name).unlink()
@@ -637,7 +724,9 @@ async def test_nothing_is_acknowledged_that_goes_to_a_file_nobody_can_open_any_m
                     await store.list("ann")
             assert path.exists() == replaced
         assert "start the server anew" in caplog.text
-        assert {record.name for record in caplog.records} == {"rewrap"}  # so that LOG_LEVEL holds for it
+        assert {record.name for record in caplog.records} == {
+            "rewrap"
+        }  # so that LOG_LEVEL holds for it
         async with opened(url) as store:
             assert ids(await store.list("ann")) == (["a"] if replaced else [])
 
@@ -684,7 +773,9 @@ async def test_what_sqlite_acknowledged_survives_kill_9_of_eight_writers(tmp_pat
 
 def writers(url: str) -> subprocess.Popen[str]:
     """A process with eight writers, which prints each id once it is acknowledged."""
-    return subprocess.Popen([sys.executable, "-c", WRITERS, url], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITERS, url], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
 
 
 def acknowledged(process: subprocess.Popen[str], number: int) -> list[str]:
@@ -717,7 +808,9 @@ async def test_two_stores_over_one_mongodb_see_each_others_completions(wire: Mon
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # what the first loop has left open
 @pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_store_goes_on_in_another_event_loop_and_after_its_end(closed: bool, tmp_path: Path, wire: MongoWire) -> None:
+def test_a_store_goes_on_in_another_event_loop_and_after_its_end(
+    closed: bool, tmp_path: Path, wire: MongoWire
+) -> None:
     for url in (f"sqlite:///{tmp_path}/chat.db", f"{wire.url}test{next(NUMBER)}"):
         store = open_store(url)
 
@@ -779,7 +872,12 @@ async def test_a_mongodb_that_is_down_is_store_down_soon_and_works_again(
 
 async def expect_down(store: Store, port: int) -> None:
     start = time.monotonic()
-    asked = (store.put(chat("x"), [], owner="ann"), store.get("ann", "x"), store.list("ann"), store.delete("ann", "x"))
+    asked = (
+        store.put(chat("x"), [], owner="ann"),
+        store.get("ann", "x"),
+        store.list("ann"),
+        store.delete("ann", "x"),
+    )
     for outcome in await asyncio.gather(*asked, return_exceptions=True):
         assert isinstance(outcome, StoreDown), outcome
         assert str(port) not in str(outcome)
@@ -789,7 +887,9 @@ async def expect_down(store: Store, port: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.usefixtures("collected")
-async def test_what_mongodb_acknowledged_survives_kill_9_under_eight_writers(tmp_path: Path) -> None:
+async def test_what_mongodb_acknowledged_survives_kill_9_under_eight_writers(
+    tmp_path: Path,
+) -> None:
     names: list[str] = []
 
     async def write(store: Store, writer: int) -> None:

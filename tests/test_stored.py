@@ -24,14 +24,14 @@ import plotly.graph_objects as go
 import pytest
 from anyio.from_thread import start_blocking_portal
 from mongo_wire import MongoWire
+from rewrap.main import create_app
 from serving import ROOT, Process, served, started
 from test_sdk import TOOLS, with_calls
 from upstreams import JSON, TEXT, Reader, Request, Upstream, Writer, make, send, whole
 
-from extras import store as store_module
-from extras.keys import sign
-from extras.settings import Settings
-from main import create_app
+from rewrap.config.settings import Settings
+from rewrap.server.keys import sign
+from rewrap.storage import sqlite as store_module
 
 SECRET = "a secret of these tests"
 USERS = (f"user {n}" for n in count())
@@ -62,7 +62,10 @@ async def echo_openai(request: Request, reader: Reader, writer: Writer) -> None:
 @contextmanager
 def listening(handler: Any) -> Iterator[Upstream]:
     """An upstream outside of the test's thread."""
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Upstream(handler)) as up:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(Upstream(handler)) as up,
+    ):
         yield up
 
 
@@ -83,7 +86,10 @@ def server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, upstream: Upstream
 ) -> Iterator[str]:
     """A server with a store of each engine, in front of the echo."""
-    urls = {"sqlite memory": "sqlite://", "sqlite file": f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/chat.db"}
+    urls = {
+        "sqlite memory": "sqlite://",
+        "sqlite file": f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/chat.db",
+    }
     url = urls.get(request.param) or f"{request.getfixturevalue('wire').url}stored"
     with served(store_url=url, secret_key=(SECRET,), chat_url=f"{upstream.url}/chat") as address:
         yield address
@@ -91,12 +97,20 @@ def server(
 
 def client(url: str, user: str = "ann") -> SDK:
     http = httpx2.Client(trust_env=False, verify=False)
-    return SDK(base_url=f"{url}/v1", api_key=sign(SECRET, user), max_retries=0, timeout=10.0, http_client=http)
+    return SDK(
+        base_url=f"{url}/v1",
+        api_key=sign(SECRET, user),
+        max_retries=0,
+        timeout=10.0,
+        http_client=http,
+    )
 
 
 def async_client(url: str, key: str) -> openai.AsyncOpenAI:
     http = httpx2.AsyncClient(trust_env=False, verify=False)
-    return openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=10.0, http_client=http)
+    return openai.AsyncOpenAI(
+        base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=10.0, http_client=http
+    )
 
 
 def raw(sdk: SDK) -> httpx.Client:
@@ -151,17 +165,32 @@ def ids(sdk: SDK, **filters: Any) -> list[str]:
 
 def test_a_stored_completion_is_retrieved_as_it_was_created(sdk: SDK) -> None:
     created = sdk.chat.completions.create(
-        **asked("Grüße, 世界 👋\u2028", metadata={"ключ": "値", "k": ""}, temperature=0.5, seed=-5, user="u-1", top_p=1)
+        **asked(
+            "Grüße, 世界 👋\u2028",
+            metadata={"ключ": "値", "k": ""},
+            temperature=0.5,
+            seed=-5,
+            user="u-1",
+            top_p=1,
+        )
     )
     more = row(sdk, created.id)
     assert created.to_dict().items() <= more.items()
     assert created.choices[0].message.content == "Grüße, 世界 👋\u2028"
     assert more["metadata"] == {"ключ": "値", "k": ""}
-    assert (more["temperature"], more["seed"], more["top_p"], more["input_user"]) == (0.5, -5, 1, "u-1")
+    assert (more["temperature"], more["seed"], more["top_p"], more["input_user"]) == (
+        0.5,
+        -5,
+        1,
+        "u-1",
+    )
     assert (more["tools"], more["tool_choice"], more["response_format"]) == (None, None, None)
     assert (more["presence_penalty"], more["frequency_penalty"]) == (None, None)
     assert more["request_id"] == created._request_id
-    assert said(sdk, created.id) == [("user", "Grüße, 世界 👋\u2028"), ("assistant", "Grüße, 世界 👋\u2028")]
+    assert said(sdk, created.id) == [
+        ("user", "Grüße, 世界 👋\u2028"),
+        ("assistant", "Grüße, 世界 👋\u2028"),
+    ]
     messages = list(sdk.chat.completions.messages.list(created.id))
     assert [message.id for message in messages] == [f"{created.id}-0", f"{created.id}-1"]
     assert [(message.name, message.content_parts) for message in messages] == [(None, None)] * 2
@@ -210,9 +239,17 @@ def test_metadata_is_updated_and_a_completion_deleted(sdk: SDK) -> None:
     emptied = sdk.chat.completions.update(first, metadata=None)
     assert emptied.to_dict()["metadata"] == {}
     deleted = sdk.chat.completions.delete(second)
-    assert (deleted.id, deleted.object, deleted.deleted) == (second, "chat.completion.deleted", True)
+    assert (deleted.id, deleted.object, deleted.deleted) == (
+        second,
+        "chat.completion.deleted",
+        True,
+    )
     assert ids(sdk) == [first]
-    for ask in (sdk.chat.completions.retrieve, sdk.chat.completions.delete, sdk.chat.completions.messages.list):
+    for ask in (
+        sdk.chat.completions.retrieve,
+        sdk.chat.completions.delete,
+        sdk.chat.completions.messages.list,
+    ):
         with pytest.raises(openai.NotFoundError, match=second):
             ask(second)
 
@@ -253,13 +290,23 @@ def test_lists_are_filtered_by_model_and_metadata(sdk: SDK) -> None:
 async def test_250_completions_are_paged_through_by_themselves_in_both_orders(sdk: SDK) -> None:
     async with async_client(str(sdk.base_url).removesuffix("/v1/"), sdk.api_key) as asking:
         for start in range(0, 250, 25):
-            made = [asked(f"no. {n}", metadata={"odd": str(n % 2)}) for n in range(start, start + 25)]
+            made = [
+                asked(f"no. {n}", metadata={"odd": str(n % 2)}) for n in range(start, start + 25)
+            ]
             await asyncio.gather(*(asking.chat.completions.create(**each) for each in made))
         up = [completion async for completion in asking.chat.completions.list(limit=100)]
-        down = [completion.id async for completion in asking.chat.completions.list(limit=64, order="desc")]
-        odd = [completion.id async for completion in asking.chat.completions.list(limit=50, metadata={"odd": "1"})]
+        down = [
+            completion.id
+            async for completion in asking.chat.completions.list(limit=64, order="desc")
+        ]
+        odd = [
+            completion.id
+            async for completion in asking.chat.completions.list(limit=50, metadata={"odd": "1"})
+        ]
     assert len({completion.choices[0].message.content for completion in up}) == len(up) == 250
-    assert [completion.created for completion in up] == sorted(completion.created for completion in up)
+    assert [completion.created for completion in up] == sorted(
+        completion.created for completion in up
+    )
     assert down == [completion.id for completion in up][::-1]
     assert odd == [c.id for c in up if c.to_dict()["metadata"] == {"odd": "1"}]
     assert len(odd) == 125
@@ -273,8 +320,12 @@ async def test_the_async_client_keeps_lists_changes_and_deletes(sdk: SDK) -> Non
         chats = asking.chat.completions
         stream = await chats.create(**asked("one two", stream=True, metadata={"k": "v"}))
         (id,) = {chunk.id async for chunk in stream}
-        assert [completion.id async for completion in chats.list(metadata={"k": "v"}, model="m")] == [id]
-        assert [m.content async for m in chats.messages.list(id, order="desc", limit=1)] == ["one two"] * 2
+        assert [
+            completion.id async for completion in chats.list(metadata={"k": "v"}, model="m")
+        ] == [id]
+        assert [m.content async for m in chats.messages.list(id, order="desc", limit=1)] == [
+            "one two"
+        ] * 2
         assert (await chats.update(id, metadata={"k": "w"})).to_dict()["metadata"] == {"k": "w"}
         assert (await chats.retrieve(id)).choices[0].message.content == "one two"
         assert (await chats.delete(id)).deleted
@@ -283,7 +334,11 @@ async def test_the_async_client_keeps_lists_changes_and_deletes(sdk: SDK) -> Non
 
 
 def test_messages_are_paged_in_both_orders(sdk: SDK) -> None:
-    messages = [{"role": role, "content": f"{role} {n}"} for n in range(60) for role in ("user", "assistant")]
+    messages = [
+        {"role": role, "content": f"{role} {n}"}
+        for n in range(60)
+        for role in ("user", "assistant")
+    ]
     id = keep(sdk, messages=[*messages, {"role": "user", "content": "last"}])
     whole = [message["content"] for message in messages] + ["last", "last"]
     for limit in (100, 25):
@@ -301,13 +356,22 @@ def test_the_form_that_the_sdks_own_tests_send_is_served(sdk: SDK, prefix: str) 
     listing = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": True}
     with raw(sdk) as http:
         for name in ("metadata[foo]", "metadata%5Bfoo%5D"):
-            answer = http.get(f"{prefix}/chat/completions?after=&limit=0&{name}=string&model=model&order=asc")
+            answer = http.get(
+                f"{prefix}/chat/completions?after=&limit=0&{name}=string&model=model&order=asc"
+            )
             assert (answer.status_code, answer.json()) == (200, listing)
-            answer = http.get(f"{prefix}/chat/completions?after=&limit=0&{name}=other&model=model&order=asc")
+            answer = http.get(
+                f"{prefix}/chat/completions?after=&limit=0&{name}=other&model=model&order=asc"
+            )
             assert (answer.status_code, answer.json()) == (200, listing | {"has_more": False})
         assert http.get(f"{prefix}/chat/completions/{id}").json()["id"] == id
-        assert http.get(f"{prefix}/chat/completions/{id}/messages?after=&limit=1&order=asc").json()["has_more"]
-        assert http.post(f"{prefix}/chat/completions/{id}/", json={"metadata": {}}).json()["metadata"] == {}
+        assert http.get(f"{prefix}/chat/completions/{id}/messages?after=&limit=1&order=asc").json()[
+            "has_more"
+        ]
+        assert (
+            http.post(f"{prefix}/chat/completions/{id}/", json={"metadata": {}}).json()["metadata"]
+            == {}
+        )
         assert http.delete(f"{prefix}/chat/completions/{id}").json()["deleted"]
 
 
@@ -318,7 +382,9 @@ def test_has_more_is_exact_and_the_cursor_may_be_one_that_the_filters_exclude(sd
         def page(query: str) -> tuple[list[str], bool]:
             found = http.get(f"{PATH}?{query}").json()
             names = [item["id"] for item in found["data"]]
-            assert (found["first_id"], found["last_id"]) == ((names[0], names[-1]) if names else (None, None))
+            assert (found["first_id"], found["last_id"]) == (
+                (names[0], names[-1]) if names else (None, None)
+            )
             return names, found["has_more"]
 
         assert page("limit=4") == ([a, b, c, d], False)
@@ -373,7 +439,9 @@ def test_for_another_user_it_does_not_exist_on_any_route(sdk: SDK, server: str) 
         with raw(stranger) as http:
             for method, path, body in asks:
                 answer = http.request(method, f"{PATH}/{id}{path}", json=body)
-                nobodys = http.request(method, f"{PATH}/{never}{path.replace(id, never)}", json=body)
+                nobodys = http.request(
+                    method, f"{PATH}/{never}{path.replace(id, never)}", json=body
+                )
                 assert (answer.status_code, nobodys.status_code) == (404, 404), (method, path)
                 assert answer.json() == json.loads(
                     nobodys.text.replace(never, id)
@@ -394,7 +462,9 @@ def test_for_another_user_it_does_not_exist_on_any_route(sdk: SDK, server: str) 
 
 def test_a_chat_goes_on_after_what_was_said_in_it(sdk: SDK, upstream: Upstream) -> None:
     system = {"role": "system", "content": "Be terse."}
-    id = keep(sdk, messages=[system, {"role": "user", "content": "First,\n  a question  " + "!" * 100}])
+    id = keep(
+        sdk, messages=[system, {"role": "user", "content": "First,\n  a question  " + "!" * 100}]
+    )
     title = row(sdk, id)["title"]
     assert title.startswith("First, a question !!!")
     assert len(title) <= 80
@@ -402,15 +472,27 @@ def test_a_chat_goes_on_after_what_was_said_in_it(sdk: SDK, upstream: Upstream) 
     second = go_on(sdk, id, "Second")
     assert (second.id, second.choices[0].message.content) == (id, "Second")
     sent = upstream.requests[-1].json()
-    assert [message["content"][:8] for message in sent["messages"]] == ["Be terse", "First,\n ", "First,\n ", "Second"]
-    assert [message["role"] for message in sent["messages"]] == ["system", "user", "assistant", "user"]
+    assert [message["content"][:8] for message in sent["messages"]] == [
+        "Be terse",
+        "First,\n ",
+        "First,\n ",
+        "Second",
+    ]
+    assert [message["role"] for message in sent["messages"]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
     assert "completion_id" not in sent
     (third,) = {chunk.id for chunk in go_on(sdk, id, "Third", stream=True)}
     assert third == id
-    assert [message["content"] for message in upstream.requests[-1].json()["messages"]][3:] == ["Second"] * 2 + [
-        "Third"
-    ]
-    assert all(set(message) == {"role", "content"} for message in upstream.requests[-1].json()["messages"])
+    assert [message["content"] for message in upstream.requests[-1].json()["messages"]][3:] == [
+        "Second"
+    ] * 2 + ["Third"]
+    assert all(
+        set(message) == {"role", "content"} for message in upstream.requests[-1].json()["messages"]
+    )
     assert [content for _, content in said(sdk, id)][3:] == ["Second"] * 2 + ["Third"] * 2
     kept = row(sdk, id)
     assert (kept["choices"][0]["message"]["content"], kept["title"]) == ("Third", title)
@@ -418,12 +500,17 @@ def test_a_chat_goes_on_after_what_was_said_in_it(sdk: SDK, upstream: Upstream) 
 
 
 @pytest.mark.parametrize(
-    ("message", "content"), [({"refusal": "No."}, "No."), ({"reasoning": "Hm."}, ""), ({"content": "Yes."}, "Yes.")]
+    ("message", "content"),
+    [({"refusal": "No."}, "No."), ({"reasoning": "Hm."}, ""), ({"content": "Yes."}, "Yes.")],
 )
 def test_what_goes_on_has_a_text_where_the_reply_had_none(
     sdk: SDK, upstream: Upstream, message: Any, content: str
 ) -> None:
-    choice = {"index": 0, "message": {"role": "assistant", "content": None} | message, "finish_reason": "stop"}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": None} | message,
+        "finish_reason": "stop",
+    }
     id = keep(sdk, json.dumps({"choices": [choice]}))
     go_on(sdk, id, "And now?")
     assert upstream.requests[-1].json()["messages"][1] == {"role": "assistant", "content": content}
@@ -454,7 +541,11 @@ def test_a_chat_that_is_deleted_while_it_goes_on_stays_deleted() -> None:
             await asyncio.to_thread(gate.wait, 5)
         await echo(request, reader, writer)
 
-    with listening(answer) as up, served(store_url="sqlite://", chat_url=up.url) as url, client(url) as sdk:
+    with (
+        listening(answer) as up,
+        served(store_url="sqlite://", chat_url=up.url) as url,
+        client(url) as sdk,
+    ):
         id = keep(sdk)
         with ThreadPoolExecutor(1) as thread:
             going_on = thread.submit(go_on, sdk, id, "more")
@@ -471,14 +562,33 @@ def test_of_several_choices_the_first_alone_is_said_again(stream: bool) -> None:
     async def answer(request: Request, reader: Reader, writer: Writer) -> None:
         prompt = request.json()["messages"][-1]["content"]
         choices = [
-            {"index": n, "message": {"role": "assistant", "content": f"{prompt} {n}"}, "finish_reason": "stop"}
+            {
+                "index": n,
+                "message": {"role": "assistant", "content": f"{prompt} {n}"},
+                "finish_reason": "stop",
+            }
             for n in range(request.json().get("n", 1))
         ]
-        await send(writer, whole(JSON, json.dumps({"object": "chat.completion", "choices": choices}).encode()))
+        await send(
+            writer,
+            whole(JSON, json.dumps({"object": "chat.completion", "choices": choices}).encode()),
+        )
 
-    with listening(answer) as up, served(store_url="sqlite://", openai_api_base=up.url) as url, client(url) as sdk:
-        prompt = {"role": "user", "content": "a", "choice": 5}  # of the client's own, which means nothing
-        id = streamed(sdk, messages=[prompt], n=3)[0] if stream else keep(sdk, messages=[prompt], n=3)
+    with (
+        listening(answer) as up,
+        served(store_url="sqlite://", openai_api_base=up.url) as url,
+        client(url) as sdk,
+    ):
+        prompt = {
+            "role": "user",
+            "content": "a",
+            "choice": 5,
+        }  # of the client's own, which means nothing
+        id = (
+            streamed(sdk, messages=[prompt], n=3)[0]
+            if stream
+            else keep(sdk, messages=[prompt], n=3)
+        )
         list(go_on(sdk, id, "b", n=2, stream=stream))
         go_on(sdk, id, "c")
         sent = up.requests[-1].json()["messages"]
@@ -487,7 +597,17 @@ def test_of_several_choices_the_first_alone_is_said_again(stream: bool) -> None:
         listed = [message.to_dict() for message in sdk.chat.completions.messages.list(id)]
         contents = ["a", "a 0", "a 1", "a 2", "b", "b 0", "b 1", "c", "c 0"]
         assert [message["content"] for message in listed] == contents
-        assert [message.get("choice") for message in listed] == [None, None, 1, 2, None, None, 1, None, None]
+        assert [message.get("choice") for message in listed] == [
+            None,
+            None,
+            1,
+            2,
+            None,
+            None,
+            1,
+            None,
+            None,
+        ]
 
 
 def test_content_parts_are_kept_and_said_again(sdk: SDK, upstream: Upstream) -> None:
@@ -513,9 +633,17 @@ def test_an_upstream_that_takes_parts_hears_them_again() -> None:
         {"type": "text", "text": "What is"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}},
     ]
-    with listening(with_calls) as up, served(store_url="sqlite://", openai_api_base=up.url) as url, client(url) as sdk:
+    with (
+        listening(with_calls) as up,
+        served(store_url="sqlite://", openai_api_base=up.url) as url,
+        client(url) as sdk,
+    ):
         go_on(sdk, keep(sdk, parts), "And now?")
-        assert [m["content"] for m in up.requests[-1].json()["messages"]] == [parts, None, "And now?"]
+        assert [m["content"] for m in up.requests[-1].json()["messages"]] == [
+            parts,
+            None,
+            "And now?",
+        ]
 
 
 def test_metadata_stays_when_a_chat_goes_on_unless_there_is_other(sdk: SDK) -> None:
@@ -554,10 +682,22 @@ def test_the_figures_of_a_message_are_given_as_plotly_takes_them(sdk: SDK, strea
             for figure in listed["data"]:
                 assert len(go.Figure(figure).data) == 1  # raises where it is none of Plotly's
             assert http.get(f"{prefix}/chat/completions/{id}/messages/{id}-1/plot").json() == BARS
-        assert http.get(f"{PATH}/{id}/messages/{id}-0/plots").json() == {"object": "list", "data": []}
+        assert http.get(f"{PATH}/{id}/messages/{id}-0/plots").json() == {
+            "object": "list",
+            "data": [],
+        }
         none = http.get(f"{PATH}/{id}/messages/{id}-0/plot")
         assert (none.status_code, none.json()["error"]["type"]) == (404, "invalid_request_error")
-        for wrong in (f"{id}-2", f"{id}-01", f"{id}--1", f"{id}-x", f"{id}-", "x-1", f"{id}-" + "9" * 30, f"{id}-٣"):
+        for wrong in (
+            f"{id}-2",
+            f"{id}-01",
+            f"{id}--1",
+            f"{id}-x",
+            f"{id}-",
+            "x-1",
+            f"{id}-" + "9" * 30,
+            f"{id}-٣",
+        ):
             answer = http.get(f"{PATH}/{id}/messages/{wrong}/plots")
             assert (answer.status_code, "Message with id" in answer.text) == (404, True), wrong
 
@@ -576,7 +716,10 @@ def test_a_figure_is_not_said_again_when_a_chat_goes_on(sdk: SDK, upstream: Upst
 def test_tool_calls_are_stored_and_said_again(way: str) -> None:
     with listening(with_calls) as up:
         url = up.url + ("/v1" if way == "openai_api_base" else "/v1/chat/completions")
-        with served(store_url="sqlite://", secret_key=(SECRET,), **{way: url}) as address, client(address) as sdk:
+        with (
+            served(store_url="sqlite://", secret_key=(SECRET,), **{way: url}) as address,
+            client(address) as sdk,
+        ):
             whole_id = keep(sdk, tools=TOOLS, tool_choice="auto")
             stream_id, _ = streamed(sdk, tools=TOOLS, tool_choice="auto")
             again_id = keep(sdk)
@@ -584,23 +727,39 @@ def test_tool_calls_are_stored_and_said_again(way: str) -> None:
             for id in (whole_id, stream_id):
                 kept = sdk.chat.completions.retrieve(id)
                 assert (row(sdk, id)["tools"], row(sdk, id)["tool_choice"]) == (TOOLS, "auto")
-                assert (kept.choices[0].finish_reason, kept.choices[0].message.content) == ("tool_calls", None)
+                assert (kept.choices[0].finish_reason, kept.choices[0].message.content) == (
+                    "tool_calls",
+                    None,
+                )
                 calls = kept.choices[0].message.tool_calls or []
                 assert all(set(call.to_dict()) == {"id", "type", "function"} for call in calls)
-                assert [(c.id, c.function.name, c.function.arguments) for c in calls if c.type == "function"] == [
+                assert [
+                    (c.id, c.function.name, c.function.arguments)
+                    for c in calls
+                    if c.type == "function"
+                ] == [
                     ("call_1", "look", '{"at": "世界"}'),
                     ("call_2", "stop", "{}"),
                 ]
-                answers: Any = [{"role": "tool", "tool_call_id": f"call_{n}", "content": str(n)} for n in (1, 2)]
+                answers: Any = [
+                    {"role": "tool", "tool_call_id": f"call_{n}", "content": str(n)} for n in (1, 2)
+                ]
                 go_on(sdk, id, "", messages=answers)
                 sent = up.requests[-1].json()["messages"]
-                assert [message["role"] for message in sent] == ["user", "assistant", "tool", "tool"]
+                assert [message["role"] for message in sent] == [
+                    "user",
+                    "assistant",
+                    "tool",
+                    "tool",
+                ]
                 assert [(c["id"], c["function"]) for c in sent[1]["tool_calls"]] == [
                     ("call_1", {"name": "look", "arguments": '{"at": "世界"}'}),
                     ("call_2", {"name": "stop", "arguments": "{}"}),
                 ]
                 assert sent[2:] == answers
-                assert all(set(call) == {"id", "type", "function"} for call in sent[1]["tool_calls"])
+                assert all(
+                    set(call) == {"id", "type", "function"} for call in sent[1]["tool_calls"]
+                )
                 *_, last = sdk.chat.completions.messages.list(id)
                 assert last.tool_calls == calls
 
@@ -610,11 +769,17 @@ def test_tool_calls_are_stored_and_said_again(way: str) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_nothing_is_acknowledged_before_the_disk_has_it(tmp_path: Path, stream: bool) -> None:
-    with served(store_url=f"sqlite:///{tmp_path}/chat.db", secret_key=(SECRET,)) as url, client(url) as sdk:
+    with (
+        served(store_url=f"sqlite:///{tmp_path}/chat.db", secret_key=(SECRET,)) as url,
+        client(url) as sdk,
+    ):
         keep(sdk)
         lock = sqlite3.connect(tmp_path / "chat.db", isolation_level=None)
         lock.execute("BEGIN IMMEDIATE")  # what is to be stored has to wait
-        with raw(sdk) as http, http.stream("POST", PATH, json=asked("wait", stream=True), timeout=0.4) as answer:
+        with (
+            raw(sdk) as http,
+            http.stream("POST", PATH, json=asked("wait", stream=True), timeout=0.4) as answer,
+        ):
             pieces: list[str] = []
             with pytest.raises(httpx.ReadTimeout):
                 pieces += answer.iter_text()
@@ -629,7 +794,9 @@ def test_nothing_is_acknowledged_before_the_disk_has_it(tmp_path: Path, stream: 
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "mongodb"])
-def test_what_was_acknowledged_survives_kill_9_of_the_server(engine: str, tmp_path: Path, wire: MongoWire) -> None:
+def test_what_was_acknowledged_survives_kill_9_of_the_server(
+    engine: str, tmp_path: Path, wire: MongoWire
+) -> None:
     url = f"sqlite:///{tmp_path}/chat.db" if engine == "sqlite" else f"{wire.url}killed"
     environment = {"STORE_URL": url, "SECRET_KEY": SECRET, "LOG_LEVEL": "info"}
     acknowledged: list[str] = []
@@ -637,7 +804,9 @@ def test_what_was_acknowledged_survives_kill_9_of_the_server(engine: str, tmp_pa
     def write(process: Process, stream: bool) -> None:
         with client(process.url) as sdk, suppress(openai.APIError):
             for n in count():
-                acknowledged.append(streamed(sdk, f"no. {n}")[0] if stream else keep(sdk, f"no. {n}"))
+                acknowledged.append(
+                    streamed(sdk, f"no. {n}")[0] if stream else keep(sdk, f"no. {n}")
+                )
 
     with started(**environment) as process, ThreadPoolExecutor(8) as threads:
         writers = [threads.submit(write, process, n % 2 == 0) for n in range(8)]
@@ -652,17 +821,27 @@ def test_what_was_acknowledged_survives_kill_9_of_the_server(engine: str, tmp_pa
         assert {completion.id for completion in kept} >= set(acknowledged)
         for completion in kept[:: len(kept) // 10]:
             reply = completion.choices[0].message.content
-            assert [content for _, content in said(sdk, completion.id)] == [str(reply).partition(": ")[2], reply]
+            assert [content for _, content in said(sdk, completion.id)] == [
+                str(reply).partition(": ")[2],
+                reply,
+            ]
 
 
 @pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
 def test_who_leaves_in_mid_stream_leaves_nothing_half_stored(way: str) -> None:
     half = make("sse_openai", TEXT, gate=asyncio.Event())  # one that is never set
-    with listening(echo_openai) as up, served(store_url="sqlite://", **{way: up.url}) as url, client(url) as sdk:
+    with (
+        listening(echo_openai) as up,
+        served(store_url="sqlite://", **{way: up.url}) as url,
+        client(url) as sdk,
+    ):
         id = keep(sdk, "whole")
         up.handler = half
         for more in ({}, {"completion_id": id}):
-            with raw(sdk) as http, http.stream("POST", PATH, json=asked("half", stream=True, **more)) as answer:
+            with (
+                raw(sdk) as http,
+                http.stream("POST", PATH, json=asked("half", stream=True, **more)) as answer,
+            ):
                 assert any('"content":"G' in text for text in answer.iter_text())
             until(lambda: up.requests[-1].closed_at is not None)
         assert ids(sdk) == [id]
@@ -684,7 +863,10 @@ def until(fact: Any, seconds: float = 5.0) -> None:
 
 def expect_down(sdk: SDK) -> None:
     """Chat goes on; whatever is to be stored, or to be read, is 503."""
-    assert sdk.chat.completions.create(**asked("hi", store=False)).choices[0].message.content is not None
+    assert (
+        sdk.chat.completions.create(**asked("hi", store=False)).choices[0].message.content
+        is not None
+    )
     asks = [
         lambda: keep(sdk),
         lambda: go_on(sdk, "chatcmpl-x", "more"),
@@ -697,7 +879,11 @@ def expect_down(sdk: SDK) -> None:
     with ThreadPoolExecutor(len(asks) + 1) as threads:
         stream = threads.submit(expect_no_done, sdk)
         for error in threads.map(failure, asks):
-            assert (error.status_code, error.code, error.type) == (503, "store_unavailable", "server_error")
+            assert (error.status_code, error.code, error.type) == (
+                503,
+                "store_unavailable",
+                "server_error",
+            )
             assert error.response.headers["retry-after"] == "2"
             assert set(error.response.json()["error"]) == {"message", "type", "param", "code"}
         stream.result()
@@ -723,7 +909,10 @@ def expect_no_done(sdk: SDK) -> None:
 def test_with_sqlite_down_chat_goes_on_and_storing_works_again_by_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with served(store_url=f"sqlite:///{tmp_path}/later/chat.db", secret_key=(SECRET,)) as url, client(url) as sdk:
+    with (
+        served(store_url=f"sqlite:///{tmp_path}/later/chat.db", secret_key=(SECRET,)) as url,
+        client(url) as sdk,
+    ):
         expect_down(sdk)
         (tmp_path / "later").mkdir()
         id = keep(sdk)
@@ -735,7 +924,9 @@ def test_with_sqlite_down_chat_goes_on_and_storing_works_again_by_itself(
 def test_with_mongodb_down_chat_goes_on_and_storing_works_again_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(store_module.MONGO_TIMEOUTS, "serverSelectionTimeoutMS", 400)  # that it is 2 s costs time
+    monkeypatch.setitem(
+        store_module.MONGO_TIMEOUTS, "serverSelectionTimeoutMS", 400
+    )  # that it is 2 s costs time
     with MongoWire(tmp_path) as wire:
         wire.kill(signal.SIGTERM)
         with served(store_url=wire.url, secret_key=(SECRET,)) as url, client(url) as sdk:
@@ -754,12 +945,19 @@ def test_with_mongodb_down_chat_goes_on_and_storing_works_again_by_itself(
 
 
 @pytest.mark.parametrize("command", [["main.py"], ["-m", "uvicorn", "main:app", "--port", "0"]])
-def test_a_store_of_a_newer_version_stops_the_start_with_one_line(tmp_path: Path, command: list[str]) -> None:
+def test_a_store_of_a_newer_version_stops_the_start_with_one_line(
+    tmp_path: Path, command: list[str]
+) -> None:
     with closing(sqlite3.connect(tmp_path / "chat.db")) as newer:
         newer.execute("PRAGMA user_version = 99")
     settings = {"STORE_URL": f"sqlite:///{tmp_path}/chat.db", "PORT": "0"}
     run = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=os.environ | settings, capture_output=True, text=True, timeout=20
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | settings,
+        capture_output=True,
+        text=True,
+        timeout=20,
     )
     assert run.returncode != 0
     (line,) = run.stderr.splitlines()
@@ -777,7 +975,11 @@ def test_workers_cannot_share_memory_however_it_is_spelled(url: str) -> None:
 
 
 def test_two_workers_over_one_file_see_each_others_completions(tmp_path: Path) -> None:
-    environment = {"STORE_URL": f"sqlite:///{tmp_path}/chat.db", "SECRET_KEY": SECRET, "WORKERS": "2"}
+    environment = {
+        "STORE_URL": f"sqlite:///{tmp_path}/chat.db",
+        "SECRET_KEY": SECRET,
+        "WORKERS": "2",
+    }
     with started(**environment) as process:
         one, other = workers(process)
         with frozen(other), client(process.url) as sdk:
@@ -788,7 +990,10 @@ def test_two_workers_over_one_file_see_each_others_completions(tmp_path: Path) -
             second = keep(sdk)
         with frozen(other), client(process.url) as sdk:
             assert ids(sdk) == [first, second]
-            assert [content for role, content in said(sdk, first) if role == "user"] == ["by one", "by the other"]
+            assert [content for role, content in said(sdk, first) if role == "user"] == [
+                "by one",
+                "by the other",
+            ]
             sdk.chat.completions.delete(second)
         with frozen(one), client(process.url) as sdk:
             assert ids(sdk, metadata={"k": "v"}) == ids(sdk) == [first]
@@ -799,7 +1004,9 @@ def workers(process: Process) -> list[int]:
 
     def found() -> list[int]:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        return [
+            int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        ]
 
     until(lambda: len(found()) == 2 and all(listens(pid) for pid in found()), 15)
     return found()
@@ -825,7 +1032,10 @@ def frozen(pid: int) -> Iterator[None]:
 
 def test_two_servers_over_one_mongodb_see_each_others_completions(wire: MongoWire) -> None:
     store = f"{wire.url}shared"
-    with served(store_url=store, secret_key=(SECRET,)) as one, served(store_url=store, secret_key=(SECRET,)) as other:
+    with (
+        served(store_url=store, secret_key=(SECRET,)) as one,
+        served(store_url=store, secret_key=(SECRET,)) as other,
+    ):
         with client(one) as here, client(other) as there:
             first = keep(here, "by one", metadata={"k": "v"})
             go_on(there, first, "by the other")
@@ -843,7 +1053,10 @@ def test_two_servers_over_one_mongodb_see_each_others_completions(wire: MongoWir
 def test_no_key_stands_in_the_store(tmp_path: Path, keys: tuple[str, ...]) -> None:
     headers = {"authorization": "Bearer sk-canary-of-a-client"}
     with served(store_url=f"sqlite:///{tmp_path}/chat.db", api_keys=keys) as url:
-        assert httpx.post(f"{url}{PATH}", json=asked(), headers=headers, trust_env=False).status_code == 200
+        assert (
+            httpx.post(f"{url}{PATH}", json=asked(), headers=headers, trust_env=False).status_code
+            == 200
+        )
         files = [file for file in tmp_path.iterdir() if file.is_file()]
         assert any(b"chatcmpl-" in file.read_bytes() for file in files)
         assert [file for file in files if b"sk-canary" in file.read_bytes()] == []

@@ -43,8 +43,8 @@ from upstreams import (
     whole,
 )
 
-from extras import transport
-from extras.transport import BUFFER_BYTES, Connection, Transport
+from rewrap.upstream import pool as transport
+from rewrap.upstream.pool import BUFFER_BYTES, Connection, Transport
 
 pytestmark = pytest.mark.anyio
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -81,7 +81,9 @@ async def rest(reply: Connection) -> bytes:
     return b"".join(parts)
 
 
-async def ask(pool: Transport, url: str, body: bytes = b"{}", seconds: float = 3.0) -> tuple[int, bytes]:
+async def ask(
+    pool: Transport, url: str, body: bytes = b"{}", seconds: float = 3.0
+) -> tuple[int, bytes]:
     """A whole exchange: status and body."""
     reply = await begin(pool, url, body, seconds)
     return reply.status, await rest(reply)
@@ -208,7 +210,10 @@ async def test_there_are_never_more_connections_than_the_bound_and_all_get_their
 
 
 async def test_who_waits_too_long_for_a_place_is_told_so() -> None:
-    async with Upstream(FAULTS["hang"]) as up, pooled(max_connections=1, connect_timeout=0.1) as pool:
+    async with (
+        Upstream(FAULTS["hang"]) as up,
+        pooled(max_connections=1, connect_timeout=0.1) as pool,
+    ):
         first = asyncio.create_task(begin(pool, up.url))
         await up.wait_requests()
         with fails(httpx.PoolTimeout):
@@ -221,7 +226,11 @@ async def test_who_waits_too_long_for_a_place_is_told_so() -> None:
 
 
 async def test_a_full_pool_gives_an_idle_place_to_another_origin() -> None:
-    async with Upstream(says(b"1")) as one, Upstream(says(b"2")) as two, pooled(max_connections=2) as pool:
+    async with (
+        Upstream(says(b"1")) as one,
+        Upstream(says(b"2")) as two,
+        pooled(max_connections=2) as pool,
+    ):
         await asyncio.gather(ask(pool, one.url), ask(pool, one.url))
         assert await ask(pool, two.url) == (200, b"2")
         await one.until(lambda: one.open == 1)
@@ -261,9 +270,9 @@ async def test_a_new_connection_that_closes_without_a_byte_is_not_asked_again(th
 async def test_after_the_race_there_is_one_retry_and_no_more() -> None:
     answers = iter([whole(JSON, b"{}"), [], [], whole(JSON, b"late")])
     async with Upstream(
-        lambda r, i, o: sends(lambda _: (part := next(answers)) and part, None if len(up.requests) == 1 else close)(
-            r, i, o
-        )
+        lambda r, i, o: sends(
+            lambda _: (part := next(answers)) and part, None if len(up.requests) == 1 else close
+        )(r, i, o)
     ) as up:
         async with pooled() as pool:
             await ask(pool, up.url)
@@ -274,7 +283,9 @@ async def test_after_the_race_there_is_one_retry_and_no_more() -> None:
 
 async def test_of_many_connections_that_have_become_stale_one_is_tried() -> None:
     async with Upstream(FAULTS["keepalive_race"]) as up, pooled() as pool:
-        assert [status for status, _ in await asyncio.gather(*(ask(pool, up.url) for _ in range(5)))] == [200] * 5
+        assert [
+            status for status, _ in await asyncio.gather(*(ask(pool, up.url) for _ in range(5)))
+        ] == [200] * 5
         assert len(up.requests) == 5
         assert (await ask(pool, up.url))[0] == 200
         assert len(up.requests) == 7
@@ -339,7 +350,11 @@ async def test_ipv6_is_spoken() -> None:
         pytest.skip("no IPv6 here")
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        host = [line for line in (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n") if line.startswith(b"host:")]
+        host = [
+            line
+            for line in (await reader.readuntil(b"\r\n\r\n")).split(b"\r\n")
+            if line.startswith(b"host:")
+        ]
         writer.write(b"".join(whole(JSON, host[0])))
 
     async with listening(serve, "::1") as port, pooled() as pool:
@@ -360,7 +375,10 @@ async def test_the_head_must_come_before_the_deadline_however_it_drips() -> None
 
 
 async def test_a_body_that_stalls_is_a_read_timeout() -> None:
-    async with Upstream(sends(lambda r: chunked(JSON, [b"some"])[:-1], hold)) as up, pooled() as pool:
+    async with (
+        Upstream(sends(lambda r: chunked(JSON, [b"some"])[:-1], hold)) as up,
+        pooled() as pool,
+    ):
         reply = await begin(pool, up.url)
         assert await reply.read() == b"some"
         reply.deadline = pool.loop.time() + 0.1
@@ -371,7 +389,10 @@ async def test_a_body_that_stalls_is_a_read_timeout() -> None:
 
 
 async def test_a_deadline_that_is_moved_on_is_not_reached() -> None:
-    async with Upstream(sends(lambda r: chunked(JSON, [b"a"] * 10), pause_s=0.03)) as up, pooled() as pool:
+    async with (
+        Upstream(sends(lambda r: chunked(JSON, [b"a"] * 10), pause_s=0.03)) as up,
+        pooled() as pool,
+    ):
         reply = await begin(pool, up.url, seconds=0.15)
         got = b""
         while data := await reply.read():
@@ -409,30 +430,64 @@ async def test_endless_early_hints_are_refused() -> None:
 CHUNKED_BODY = "transfer-encoding: chunked"
 EMPTY_BLOCKS = b"\x00\x00\x00\xff\xff"  # stored, with nothing in it
 GZIP = "content-encoding: gzip"
-ANSWERS: dict[str, tuple[list[bytes], tuple[int, bytes], bool]] = {  # the bytes, what they mean, used again
+ANSWERS: dict[
+    str, tuple[list[bytes], tuple[int, bytes], bool]
+] = {  # the bytes, what they mean, used again
     "length": ([OK + b"content-length: 2\r\n\r\nok"], (200, b"ok"), True),
     "no body": ([OK + b"content-length: 0\r\n\r\n"], (200, b""), True),
     "204": ([b"HTTP/1.1 204 No Content\r\n\r\n"], (204, b""), True),
     "304": ([b"HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n"], (304, b""), True),
-    "chunked": ([OK + b"Transfer-Encoding: chunked\r\n\r\n2;x=y\r\nok\r\n0\r\n\r\n"], (200, b"ok"), True),
+    "chunked": (
+        [OK + b"Transfer-Encoding: chunked\r\n\r\n2;x=y\r\nok\r\n0\r\n\r\n"],
+        (200, b"ok"),
+        True,
+    ),
     "trailers": (
         [OK + b"transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\nx-b: 2\r\n\r\n"],
         (200, b"ok"),
         True,
     ),
-    "100": ([b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"content-length: 2\r\n\r\nok"], (200, b"ok"), True),
-    "103s": (
-        [EARLY, b"HTTP/1.1 103 Early Hints\r\ncontent-length: 9\r\n\r\n", OK + b"content-length: 2\r\n\r\nok"],
+    "100": (
+        [b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"content-length: 2\r\n\r\nok"],
         (200, b"ok"),
         True,
     ),
-    "connection: close": ([OK + b"connection: close\r\ncontent-length: 2\r\n\r\nok"], (200, b"ok"), False),
+    "103s": (
+        [
+            EARLY,
+            b"HTTP/1.1 103 Early Hints\r\ncontent-length: 9\r\n\r\n",
+            OK + b"content-length: 2\r\n\r\nok",
+        ],
+        (200, b"ok"),
+        True,
+    ),
+    "connection: close": (
+        [OK + b"connection: close\r\ncontent-length: 2\r\n\r\nok"],
+        (200, b"ok"),
+        False,
+    ),
     "HTTP/1.0": ([b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok"], (200, b"ok"), False),
     "until close": ([OK + b"content-type: a/b\r\n\r\no", b"k"], (200, b"ok"), False),
-    "identity until close": ([OK + b"transfer-encoding: identity\r\n\r\no", b"k"], (200, b"ok"), False),
-    "gzip": ([b"".join(whole(JSON, gzip.compress(b"ok"), "content-encoding: gzip"))], (200, b"ok"), True),
-    "deflate": ([b"".join(whole(JSON, zlib.compress(b"ok"), "content-encoding: deflate"))], (200, b"ok"), True),
-    "two gzips": ([b"".join(whole(JSON, gzip.compress(b"o") + gzip.compress(b"k"), GZIP))], (200, b"ok"), True),
+    "identity until close": (
+        [OK + b"transfer-encoding: identity\r\n\r\no", b"k"],
+        (200, b"ok"),
+        False,
+    ),
+    "gzip": (
+        [b"".join(whole(JSON, gzip.compress(b"ok"), "content-encoding: gzip"))],
+        (200, b"ok"),
+        True,
+    ),
+    "deflate": (
+        [b"".join(whole(JSON, zlib.compress(b"ok"), "content-encoding: deflate"))],
+        (200, b"ok"),
+        True,
+    ),
+    "two gzips": (
+        [b"".join(whole(JSON, gzip.compress(b"o") + gzip.compress(b"k"), GZIP))],
+        (200, b"ok"),
+        True,
+    ),
     "gzips byte by byte": (
         [
             head(JSON, "content-length: 42", GZIP),
@@ -441,7 +496,11 @@ ANSWERS: dict[str, tuple[list[bytes], tuple[int, bytes], bool]] = {  # the bytes
         (200, b"ok"),
         True,
     ),
-    "byte by byte": ([bytes([byte]) for byte in OK + b"content-length: 2\r\n\r\nok"], (200, b"ok"), True),
+    "byte by byte": (
+        [bytes([byte]) for byte in OK + b"content-length: 2\r\n\r\nok"],
+        (200, b"ok"),
+        True,
+    ),
 }
 
 
@@ -486,7 +545,8 @@ async def test_broken_answers_are_protocol_errors(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [OK + b"content-length: 6\r\n\r\nforged", OK + b"x-a: ", b"HTT", b"garbage", b"\r\n" * 9]
+    "extra",
+    [OK + b"content-length: 6\r\n\r\nforged", OK + b"x-a: ", b"HTT", b"garbage", b"\r\n" * 9],
 )
 @pytest.mark.parametrize("pause", [0, 0.02])
 async def test_more_than_the_answer_is_never_the_next_answer(extra: bytes, pause: float) -> None:
@@ -514,7 +574,9 @@ async def test_more_than_the_answer_is_never_the_next_answer(extra: bytes, pause
         (b"x", "gzip, br"),
     ],
 )
-async def test_compression_that_is_broken_or_was_not_asked_for_is_a_decoding_error(data: bytes, coding: str) -> None:
+async def test_compression_that_is_broken_or_was_not_asked_for_is_a_decoding_error(
+    data: bytes, coding: str
+) -> None:
     async with Upstream(says(data, f"content-encoding: {coding}")) as up, pooled() as pool:
         with fails(httpx.DecodingError):
             reply = await begin(pool, up.url)
@@ -537,7 +599,10 @@ async def test_a_bomb_that_is_read_slowly_is_not_gathered() -> None:
     zeros = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
     first, again = (zeros.compress(bytes(2**20)) + zeros.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
     bomb = first + again * 4000  # 4 MB
-    async with Upstream(sends(lambda r: [head(JSON, CHUNKED_BODY, GZIP), chunk(bomb)], hold)) as up, pooled() as pool:
+    async with (
+        Upstream(sends(lambda r: [head(JSON, CHUNKED_BODY, GZIP), chunk(bomb)], hold)) as up,
+        pooled() as pool,
+    ):
         reply = await begin(pool, up.url)
         for _ in range(200):
             assert 0 < len(await reply.read()) <= BUFFER_BYTES
@@ -636,7 +701,10 @@ async def test_an_early_answer_ends_a_large_request() -> None:
             await asyncio.sleep(0.001)
 
     async with listening(serve, limit=100_000) as port, pooled() as pool:
-        assert await ask(pool, f"http://127.0.0.1:{port}/", b"x" * 50_000_000) == (413, b"too large")
+        assert await ask(pool, f"http://127.0.0.1:{port}/", b"x" * 50_000_000) == (
+            413,
+            b"too large",
+        )
         await asyncio.sleep(0.05)
         assert not pool.connections  # half a request was sent on it
     assert taken < 40_000_000
@@ -651,7 +719,10 @@ async def test_an_early_answer_is_not_waited_for_where_the_server_takes_no_more(
 
     async with listening(serve, limit=1000) as port, pooled() as pool:
         async with asyncio.timeout(1):
-            assert await ask(pool, f"http://127.0.0.1:{port}/", b"x" * 50_000_000) == (413, b"too large")
+            assert await ask(pool, f"http://127.0.0.1:{port}/", b"x" * 50_000_000) == (
+                413,
+                b"too large",
+            )
 
 
 async def test_a_connection_that_was_held_back_is_not_used_again() -> None:
@@ -695,7 +766,9 @@ async def test_an_early_answer_counts_although_the_server_closes_at_once(
         busy = asyncio.create_task(others())
         async with pooled() as pool:
             for _ in range(50):
-                answer = await ask(pool, f"http://127.0.0.1:{server.getsockname()[1]}/", b"x" * 5_000_000)
+                answer = await ask(
+                    pool, f"http://127.0.0.1:{server.getsockname()[1]}/", b"x" * 5_000_000
+                )
                 assert answer == (413, b"too large")
         busy.cancel()
         server.shutdown(socket.SHUT_RDWR)
@@ -753,7 +826,9 @@ async def test_requests_cancelled_at_any_moment_never_poison_the_pool() -> None:
         assert answers == [(200, b"%d" % n) for n in range(60)]
         await up.until(lambda: up.open == len(pool.connections) <= 20)
         assert not pool.waiters
-        assert sorted(map(id, pool.connections)) == sorted(id(c) for idle in pool.idle.values() for c in idle)
+        assert sorted(map(id, pool.connections)) == sorted(
+            id(c) for idle in pool.idle.values() for c in idle
+        )
 
 
 # ---- the end of an answer that nobody reads
@@ -772,12 +847,16 @@ async def test_the_unread_end_of_an_answer_may_come_late_and_its_connection_is_u
         assert up.connections == 1
 
 
-async def test_a_connection_is_given_back_once_even_if_its_end_comes_between_linger_and_close() -> None:
+async def test_a_connection_is_given_back_once_even_if_its_end_comes_between_linger_and_close() -> (
+    None
+):
     async with Upstream(sends(lambda r: TWO_ENDS, pause_s=0.02)) as up, pooled() as pool:
         reply = await begin(pool, up.url)
         await reply.read()
         reply.linger()
-        await asyncio.sleep(0.05)  # a client that reads slowly: the answer's end comes before its reader's
+        await asyncio.sleep(
+            0.05
+        )  # a client that reads slowly: the answer's end comes before its reader's
         other = await begin(pool, up.url)
         assert other is not reply
         await reply.aclose()
@@ -787,7 +866,9 @@ async def test_a_connection_is_given_back_once_even_if_its_end_comes_between_lin
         assert {id(await begin(pool, up.url)) for _ in range(3)} >= {id(reply), id(other)}
 
 
-async def test_an_answer_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_that_does_not_end_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(transport, "LINGER_SECONDS", 0.1)
     async with Upstream(sends(lambda r: TWO_ENDS[:1], hold)) as up, pooled() as pool:
         reply = await begin(pool, up.url)
@@ -831,12 +912,16 @@ async def secure(certificate: tuple[Path, Path], serve: Server) -> AsyncIterator
         yield port
 
 
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heads: Any = None) -> None:
+async def echo(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heads: Any = None
+) -> None:
     while True:
         asked = (await reader.readuntil(b"\r\n\r\n")).lower()
         if heads is not None:
             heads.append(asked)
-        body = await reader.readexactly(int(asked.partition(b"content-length: ")[2].split(b"\r\n")[0]))
+        body = await reader.readexactly(
+            int(asked.partition(b"content-length: ")[2].split(b"\r\n")[0])
+        )
         writer.write(b"".join(whole(JSON, body)))
         await writer.drain()
 
@@ -847,7 +932,9 @@ def trusted(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("trusted")
-async def test_https_is_spoken_and_its_connections_are_used_again(certificate: tuple[Path, Path]) -> None:
+async def test_https_is_spoken_and_its_connections_are_used_again(
+    certificate: tuple[Path, Path],
+) -> None:
     accepted = 0
 
     async def counted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -879,7 +966,9 @@ async def test_a_certificate_for_another_name_is_refused(certificate: tuple[Path
             await ask(pool, f"https://127.0.0.1:{port}/")
 
 
-async def test_plain_http_at_a_tls_port_and_tls_at_a_plain_one_are_errors(certificate: tuple[Path, Path]) -> None:
+async def test_plain_http_at_a_tls_port_and_tls_at_a_plain_one_are_errors(
+    certificate: tuple[Path, Path],
+) -> None:
     async with secure(certificate, echo) as port, Upstream(says(b"{}")) as up, pooled() as pool:
         with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
             await ask(pool, f"http://localhost:{port}/")
@@ -890,7 +979,9 @@ async def test_plain_http_at_a_tls_port_and_tls_at_a_plain_one_are_errors(certif
 
 
 @pytest.mark.usefixtures("trusted")
-async def test_a_cancelled_request_closes_a_tls_connection_at_once(certificate: tuple[Path, Path]) -> None:
+async def test_a_cancelled_request_closes_a_tls_connection_at_once(
+    certificate: tuple[Path, Path],
+) -> None:
     ended = asyncio.Event()
     asked = asyncio.Event()
 
@@ -962,13 +1053,23 @@ class Proxy:
         self.seen.append((await reader.readuntil(b"\r\n\r\n")).decode())
         return self.seen[-1]
 
-    async def forward(self, head: str, reader: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+    async def forward(
+        self, head: str, reader: asyncio.StreamReader, to: asyncio.StreamWriter
+    ) -> None:
         while True:
             first, *lines = head.split("\r\n")
             method, url, version = first.split(" ")
             lines = [line for line in lines if not line.startswith("proxy-")]
-            to.write("\r\n".join([f"{method} {httpx.URL(url).raw_path.decode()} {version}", *lines]).encode())
-            to.write(await reader.readexactly(int(head.partition("content-length: ")[2].split("\r\n")[0])))
+            to.write(
+                "\r\n".join(
+                    [f"{method} {httpx.URL(url).raw_path.decode()} {version}", *lines]
+                ).encode()
+            )
+            to.write(
+                await reader.readexactly(
+                    int(head.partition("content-length: ")[2].split("\r\n")[0])
+                )
+            )
             head = await self.head(reader)
 
     async def pour(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -978,10 +1079,14 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxied(proxy: Proxy, user: str = "", tls: Any = None, **options: Any) -> AsyncIterator[Transport]:
+async def proxied(
+    proxy: Proxy, user: str = "", tls: Any = None, **options: Any
+) -> AsyncIterator[Transport]:
     """A pool whose way is by the proxy; `tls`: its certificate, where TLS is spoken to it, too."""
     async with secure(tls, proxy) if tls else listening(proxy) as port:
-        async with pooled(proxy=f"{'https' if tls else 'http'}://{user}localhost:{port}", **options) as pool:
+        async with pooled(
+            proxy=f"{'https' if tls else 'http'}://{user}localhost:{port}", **options
+        ) as pool:
             yield pool
 
 
@@ -1001,9 +1106,13 @@ async def test_http_goes_to_the_proxy_as_whole_urls_and_its_connections_are_used
             for body in (b"{}", b"x" * 3_000_000, b"{}"):
                 assert await ask(pool, f"{up.url}/a%20b?c=d", body) == (200, body)
         assert (proxy.accepted, up.connections) == (1, 1)
-        assert [(r.path, r.headers["host"]) for r in up.requests] == [("/a%20b?c=d", f"127.0.0.1:{up.port}")] * 3
+        assert [(r.path, r.headers["host"]) for r in up.requests] == [
+            ("/a%20b?c=d", f"127.0.0.1:{up.port}")
+        ] * 3
         for head in proxy.seen:
-            assert head.startswith(f"POST {up.url}/a%20b?c=d HTTP/1.1\r\nhost: 127.0.0.1:{up.port}\r\n")
+            assert head.startswith(
+                f"POST {up.url}/a%20b?c=d HTTP/1.1\r\nhost: 127.0.0.1:{up.port}\r\n"
+            )
             assert (BASIC in head) == bool(user)
 
 
@@ -1021,7 +1130,9 @@ async def test_https_goes_through_a_tunnel_that_is_used_again(
         for body in (b"{}", b"x" * 3_000_000, b"{}"):
             assert await ask(pool, f"https://localhost:{to}/a?b=c", body) == (200, body)
     secret = f"{BASIC}\r\n" if user else ""
-    assert proxy.seen == [f"CONNECT localhost:{to} HTTP/1.1\r\nhost: localhost:{to}\r\n{secret}\r\n"]
+    assert proxy.seen == [
+        f"CONNECT localhost:{to} HTTP/1.1\r\nhost: localhost:{to}\r\n{secret}\r\n"
+    ]
     assert len(inside) == 3
     for asked in inside:
         assert asked.startswith(b"post /a?b=c http/1.1\r\nhost: localhost:%d\r\n" % to)
@@ -1055,7 +1166,9 @@ NO_TUNNEL: dict[str, tuple[bytes, Any]] = {
 
 @pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("name", NO_TUNNEL)
-async def test_a_proxy_that_makes_no_tunnel_is_a_connect_error(certificate: tuple[Path, Path], name: str) -> None:
+async def test_a_proxy_that_makes_no_tunnel_is_a_connect_error(
+    certificate: tuple[Path, Path], name: str
+) -> None:
     proxy = Proxy(*NO_TUNNEL[name])
     async with secure(certificate, echo) as to, proxied(proxy, USER) as pool:
         with fails(httpx.ConnectError) as caught:
@@ -1090,11 +1203,15 @@ async def test_a_proxy_that_is_not_there_is_a_connect_error() -> None:
 
 @pytest.mark.usefixtures("trusted")
 @BY_TLS
-async def test_a_tunnel_does_not_vouch_for_a_name(certificate: tuple[Path, Path], tls: bool) -> None:
+async def test_a_tunnel_does_not_vouch_for_a_name(
+    certificate: tuple[Path, Path], tls: bool
+) -> None:
     loop = asyncio.get_running_loop()
     told = loop.get_exception_handler()
     async with secure(certificate, echo) as to, proxied(Proxy(), "", tls and certificate) as pool:
-        loop.set_exception_handler(lambda *_: None)  # asyncio of 3.11 stumbles over TLS within TLS that fails
+        loop.set_exception_handler(
+            lambda *_: None
+        )  # asyncio of 3.11 stumbles over TLS within TLS that fails
         with fails(httpx.ConnectError):
             await ask(pool, f"https://127.0.0.1:{to}/")
         assert not pool.connections
@@ -1121,14 +1238,18 @@ async def test_an_end_behind_tls_is_noticed_at_once(
                     (pool, f"https://localhost:{to}/"),
                     (pool, f"http://localhost:{plain}/"),
                 ):
-                    with pytest.raises((httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)):
+                    with pytest.raises(
+                        (httpx.ConnectError, httpx.ReadError, httpx.RemoteProtocolError)
+                    ):
                         await ask(way, url)
             assert not pool.connections
 
 
 @pytest.mark.usefixtures("trusted")
 @BY_TLS
-async def test_tunnels_cancelled_at_any_moment_never_poison_the_pool(certificate: tuple[Path, Path], tls: bool) -> None:
+async def test_tunnels_cancelled_at_any_moment_never_poison_the_pool(
+    certificate: tuple[Path, Path], tls: bool
+) -> None:
     dice, proxy = random.Random(7), Proxy()
 
     async def impatient(n: int) -> None:
@@ -1136,7 +1257,10 @@ async def test_tunnels_cancelled_at_any_moment_never_poison_the_pool(certificate
             async with asyncio.timeout(dice.random() * 0.2):
                 assert await ask(pool, url, b"%d" % n) == (200, b"%d" % n)
 
-    async with secure(certificate, echo) as to, proxied(proxy, "", tls and certificate, max_connections=20) as pool:
+    async with (
+        secure(certificate, echo) as to,
+        proxied(proxy, "", tls and certificate, max_connections=20) as pool,
+    ):
         url = f"https://localhost:{to}/"
         for _ in range(4):
             await asyncio.gather(*(impatient(n) for n in range(100)))
@@ -1164,7 +1288,9 @@ def text_of(response: httpx.Response, stream: bool) -> str | None:
     """The reply; None for a failure, which must look like one."""
     assert LEAK not in response.text
     assert LEAK not in str(response.headers)
-    assert not {"set-cookie", "x-internal", "x-injected", "keep-alive", "www-authenticate"} & set(response.headers)
+    assert not {"set-cookie", "x-internal", "x-injected", "keep-alive", "www-authenticate"} & set(
+        response.headers
+    )
     if response.status_code != 200:
         assert response.status_code in (400, 404, 413, 422, 429, 502, 503, 504)
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -1174,7 +1300,8 @@ def text_of(response: httpx.Response, stream: bool) -> str | None:
     body = response.text.replace("\r\n", "\n").replace("\r", "\n")
     assert body.endswith("\n\n")
     lines = (
-        [line[5:].strip() for line in event.split("\n") if line.startswith("data:")] for event in body.split("\n\n")
+        [line[5:].strip() for line in event.split("\n") if line.startswith("data:")]
+        for event in body.split("\n\n")
     )
     *datas, last = ["\n".join(data) for data in lines if data]
     if last != DONE:
@@ -1185,9 +1312,13 @@ def text_of(response: httpx.Response, stream: bool) -> str | None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["uvloop"], indirect=True)
-@pytest.mark.parametrize("name", sorted(set(FAULTS) - {"endless", "deep_json"}))  # no end; deeper than we can read
+@pytest.mark.parametrize(
+    "name", sorted(set(FAULTS) - {"endless", "deep_json"})
+)  # no end; deeper than we can read
 async def test_no_fault_hangs_or_leaks_or_spoils_the_next_request(name: str) -> None:
-    limits = LIMITS | ({"first_byte_timeout_seconds": 0.4, "total_timeout_seconds": 0.4} if name in SILENT else {})
+    limits = LIMITS | (
+        {"first_byte_timeout_seconds": 0.4, "total_timeout_seconds": 0.4} if name in SILENT else {}
+    )
     async with Upstream(FAULTS[name]) as up:
         with (
             served(chat_url=f"{up.url}/chat", **limits) as one,
@@ -1197,14 +1328,21 @@ async def test_no_fault_hangs_or_leaks_or_spoils_the_next_request(name: str) -> 
 
                 async def sweep() -> list[str | None]:
                     ways = [(url, stream) for url in (one, two) for stream in (False, True)]
-                    asking = (client.post(f"{u}/v1/chat/completions", json=ASKED | {"stream": s}) for u, s in ways)
+                    asking = (
+                        client.post(f"{u}/v1/chat/completions", json=ASKED | {"stream": s})
+                        for u, s in ways
+                    )
                     answers = await asyncio.gather(*asking)
-                    return [text_of(answer, way[1]) for answer, way in zip(answers, ways, strict=True)]
+                    return [
+                        text_of(answer, way[1]) for answer, way in zip(answers, ways, strict=True)
+                    ]
 
                 for _ in range(2 if name == "keepalive_race" else 1):
                     texts = await sweep()
                 if name in GOOD:
-                    whole_of_openai = None if name == "done_then_open" else GOOD[name]  # JSON has no end but HTTP's
+                    whole_of_openai = (
+                        None if name == "done_then_open" else GOOD[name]
+                    )  # JSON has no end but HTTP's
                     assert texts == [GOOD[name], GOOD[name], whole_of_openai, GOOD[name]]
                 up.handler = FAULTS["good"]
                 assert await sweep() == [GOOD["good"]] * 4

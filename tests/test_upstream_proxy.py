@@ -25,9 +25,13 @@ def anyio_backend() -> str:
 async def test_the_upstream_is_asked_by_way_of_the_proxy(way: str, path: str, stream: bool) -> None:
     proxy = Proxy()
     async with Upstream(FAULTS["good"]) as up, listening(proxy) as port:
-        with served(**{way: up.url + WAYS[way]}, upstream_proxy=f"http://{SECRET}@localhost:{port}") as url:
+        with served(
+            **{way: up.url + WAYS[way]}, upstream_proxy=f"http://{SECRET}@localhost:{port}"
+        ) as url:
             async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
-                answers = [await client.post(path, json=ASKED | {"stream": stream}) for _ in range(3)]
+                answers = [
+                    await client.post(path, json=ASKED | {"stream": stream}) for _ in range(3)
+                ]
         assert [answer.status_code for answer in answers] == [200] * 3
         assert all(TEXT[-1] in answer.text for answer in answers)
         assert (len(proxy.seen), proxy.accepted, len(up.requests)) == (3, 1, 3)
@@ -37,7 +41,9 @@ async def test_the_upstream_is_asked_by_way_of_the_proxy(way: str, path: str, st
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_the_password_of_a_proxy_that_fails_is_told_to_nobody(scheme: str) -> None:
-    proxy = Proxy(b"HTTP/1.1 407 Who are you?\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n")
+    proxy = Proxy(
+        b"HTTP/1.1 407 Who are you?\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n"
+    )
     async with listening(proxy) as port:
         for where in (port, closed_port()):
             way = {
@@ -50,14 +56,20 @@ async def test_the_password_of_a_proxy_that_fails_is_told_to_nobody(scheme: str)
                 process.stop()
             told = answer.text + str(answer.headers) + process.log
             assert answer.status_code == 502
-            assert not [secret for secret in ("canary", b64encode(SECRET.encode()).decode()) if secret in told]
+            assert not [
+                secret
+                for secret in ("canary", b64encode(SECRET.encode()).decode())
+                if secret in told
+            ]
     assert proxy.accepted == 1
 
 
 async def test_the_proxy_gets_no_more_connections_than_the_bound() -> None:
     async with Upstream(FAULTS["hang"]) as proxy:
         limits = {"max_connections": 2, "connect_timeout_seconds": 0.2}
-        with served(chat_url="http://nowhere.invalid/chat", upstream_proxy=proxy.url, **limits) as url:
+        with served(
+            chat_url="http://nowhere.invalid/chat", upstream_proxy=proxy.url, **limits
+        ) as url:
             clients = [await Client.ask(url) for _ in range(2)]
             await proxy.wait_requests(2)
             async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
@@ -72,12 +84,16 @@ async def test_crowds_that_leave_do_not_poison_the_way_by_the_proxy() -> None:
     async with Upstream(FAULTS["hang"]) as proxy:
         with started(CHAT_URL="http://nowhere.invalid/chat", UPSTREAM_PROXY=proxy.url) as process:
             for _ in range(3):
-                crowd = await asyncio.gather(*(Client.ask(process.url, stream=bool(n % 2)) for n in range(300)))
+                crowd = await asyncio.gather(
+                    *(Client.ask(process.url, stream=bool(n % 2)) for n in range(300))
+                )
                 await asyncio.sleep(0.5)
                 for client in crowd:
                     client.leave()
             proxy.handler = FAULTS["good"]
-            async with httpx.AsyncClient(base_url=process.url, trust_env=False, timeout=10) as client:
+            async with httpx.AsyncClient(
+                base_url=process.url, trust_env=False, timeout=10
+            ) as client:
                 answers = await asyncio.gather(*(client.post(CHAT, json=ASKED) for _ in range(30)))
             assert [answer.status_code for answer in answers] == [200] * 30
             await proxy.until(lambda: proxy.open <= 30)

@@ -15,7 +15,19 @@ from typing import Any
 import httpx
 import pytest
 import upstreams
-from upstreams import BIG, DONE, FAULTS, FORCED_SSE, GOOD, KINDS, TEXT, Upstream, closed_port, lf, make
+from upstreams import (
+    BIG,
+    DONE,
+    FAULTS,
+    FORCED_SSE,
+    GOOD,
+    KINDS,
+    TEXT,
+    Upstream,
+    closed_port,
+    lf,
+    make,
+)
 
 pytestmark = pytest.mark.anyio
 HARD = "a\r\n\n  b \u2028\u0085 世界 👋🏽 [DONE] data: x\n"
@@ -43,7 +55,9 @@ async def ask(
     return reader, writer
 
 
-async def raw(up: Upstream, path: str = "/chat", stream: bool = False, timeout_s: float = 0.3) -> tuple[bytes, str]:
+async def raw(
+    up: Upstream, path: str = "/chat", stream: bool = False, timeout_s: float = 0.3
+) -> tuple[bytes, str]:
     """An answer's first MB, and how it ended: "closed", "reset", or still "open" when nothing came for a while."""
     reader, writer = await ask(up, path, stream)
     got, end = b"", "open"
@@ -82,12 +96,20 @@ def reply(text: str) -> str:
         return text
     if isinstance(value, str):
         return value
-    choices = [choice.get("delta") or choice.get("message") or {} for choice in value.get("choices", [])]
-    return value.get("reply") or value.get("text") or "".join(choice.get("content", "") for choice in choices)
+    choices = [
+        choice.get("delta") or choice.get("message") or {} for choice in value.get("choices", [])
+    ]
+    return (
+        value.get("reply")
+        or value.get("text")
+        or "".join(choice.get("content", "") for choice in choices)
+    )
 
 
 def client_of_tests() -> httpx.AsyncClient:
-    return httpx.AsyncClient(trust_env=False, verify=False)  # reading the certificates takes longer than a test
+    return httpx.AsyncClient(
+        trust_env=False, verify=False
+    )  # reading the certificates takes longer than a test
 
 
 async def post(url: str, stream: bool = False) -> httpx.Response:
@@ -97,13 +119,22 @@ async def post(url: str, stream: bool = False) -> httpx.Response:
 
 async def test_a_fault_that_is_legal_gives_its_text() -> None:
     paths = ["v1/chat/completions", "chat"]
-    asked = [(name, path, stream) for name in GOOD.keys() - {"done_then_open"} for path in paths for stream in (0, 1)]
+    asked = [
+        (name, path, stream)
+        for name in GOOD.keys() - {"done_then_open"}
+        for path in paths
+        for stream in (0, 1)
+    ]
     async with Upstream(upstreams.by_path) as up:
-        answers = await asyncio.gather(*(post(f"{up.url}/fault/{n}/{path}", bool(stream)) for n, path, stream in asked))
+        answers = await asyncio.gather(
+            *(post(f"{up.url}/fault/{n}/{path}", bool(stream)) for n, path, stream in asked)
+        )
     for (name, path, stream), answer in zip(asked, answers, strict=True):
         kind = answer.headers["content-type"]
         assert (name, said(kind, answer.content)) == (name, GOOD[name])
-        assert ("event-stream" in kind) == bool(stream or (name in FORCED_SSE and path == "chat")), (name, path)
+        assert ("event-stream" in kind) == bool(
+            stream or (name in FORCED_SSE and path == "chat")
+        ), (name, path)
 
 
 WIRE = {
@@ -157,7 +188,9 @@ WIRE = {
 
 async def test_a_fault_is_on_the_wire_what_its_name_says() -> None:
     async with Upstream(upstreams.by_path) as up:
-        answers = await asyncio.gather(*(raw(up, f"/fault/{name}/chat", timeout_s=0.7) for name in WIRE))
+        answers = await asyncio.gather(
+            *(raw(up, f"/fault/{name}/chat", timeout_s=0.7) for name in WIRE)
+        )
     for (name, (pattern, end)), (data, ended) in zip(WIRE.items(), answers, strict=True):
         assert (name, ended) == (name, end)
         assert re.search(pattern, data.decode()), (name, data[:500], data[-100:])
@@ -302,7 +335,11 @@ async def test_one_process_serves_them_all_by_path() -> None:
     assert process.stdout
     assert process.stderr
     url = f"http://127.0.0.1:{int(await process.stdout.readline())}"
-    for path, status in {"/good/v1/chat/completions": 200, "/fault/403/chat": 403, "/fault/no/chat": 404}.items():
+    for path, status in {
+        "/good/v1/chat/completions": 200,
+        "/fault/403/chat": 403,
+        "/fault/no/chat": 404,
+    }.items():
         assert (await post(url + path)).status_code == status
     for kind in KINDS:
         answer = await post(f"{url}/good/{kind}/chat")

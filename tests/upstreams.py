@@ -87,7 +87,9 @@ async def read_request(reader: Reader) -> Request:
         before = headers.get(name.lower())
         headers[name.lower()] = value.strip() if before is None else f"{before}, {value.strip()}"
     if "chunked" not in headers.get("transfer-encoding", ""):
-        return Request(method, path, headers, await reader.readexactly(int(headers.get("content-length", "0"))))
+        return Request(
+            method, path, headers, await reader.readexactly(int(headers.get("content-length", "0")))
+        )
     body = b""
     while size := int((await reader.readline()).split(b";")[0], 16):
         body += (await reader.readexactly(size + 2))[:-2]
@@ -127,7 +129,9 @@ class Wire(asyncio.StreamReaderProtocol):
                     break
         except (asyncio.CancelledError, EOFError, ConnectionError):
             pass
-        except Exception as error:  # a mistake in a test's own handler: raised where its Upstream ends
+        except (
+            Exception
+        ) as error:  # a mistake in a test's own handler: raised where its Upstream ends
             self.upstream.errors.append(error)
         finally:
             self.request = None
@@ -183,7 +187,9 @@ class Upstream:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: Wire(self), "127.0.0.1", self.port, backlog=1024)
+        self.server = await loop.create_server(
+            lambda: Wire(self), "127.0.0.1", self.port, backlog=1024
+        )
         self.port = self.server.sockets[0].getsockname()[1]
         return self
 
@@ -195,7 +201,9 @@ class Upstream:
             wire.transport.abort()
         for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)  # one that never started is cancelled as a whole
+        await asyncio.gather(
+            *self.tasks, return_exceptions=True
+        )  # one that never started is cancelled as a whole
         await self.until(lambda: not self.wires)
         await self.server.wait_closed()
         if self.errors:
@@ -210,8 +218,14 @@ class Upstream:
         return len(self.wires)
 
     def evidence(self, asking: Wire) -> dict[str, Any]:
-        requests = [asdict(r) | {"body": r.body[:10_000].decode(errors="replace")} for r in self.requests]
-        return {"connections": self.connections, "open": len(self.wires - {asking}), "requests": requests}
+        requests = [
+            asdict(r) | {"body": r.body[:10_000].decode(errors="replace")} for r in self.requests
+        ]
+        return {
+            "connections": self.connections,
+            "open": len(self.wires - {asking}),
+            "requests": requests,
+        }
 
     def changed(self) -> None:
         before, self._change = self._change, asyncio.Event()
@@ -249,7 +263,9 @@ dumps = partial(json.dumps, ensure_ascii=False)
 
 def head(content_type: str, *headers: str, status: int = 200, version: str = "1.1") -> bytes:
     first = f"HTTP/{version} {status} {HTTPStatus(status).phrase}"
-    return ("\r\n".join([first, f"content-type: {content_type}", *headers]) + "\r\n\r\n").encode("latin-1")
+    return ("\r\n".join([first, f"content-type: {content_type}", *headers]) + "\r\n\r\n").encode(
+        "latin-1"
+    )
 
 
 def whole(content_type: str, data: bytes, *headers: str, status: int = 200) -> list[bytes]:
@@ -260,7 +276,9 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def chunked(content_type: str, pieces: Iterable[bytes], *headers: str, end: bytes = END) -> list[bytes]:
+def chunked(
+    content_type: str, pieces: Iterable[bytes], *headers: str, end: bytes = END
+) -> list[bytes]:
     return [head(content_type, CHUNKED, *headers), *map(chunk, pieces), end]
 
 
@@ -296,7 +314,14 @@ USAGE = {"prompt_tokens": 11, "completion_tokens": 22, "total_tokens": 33}
 def openai(kind: str, asked: Asked, choices: list[Any], **more: Any) -> str:
     model = asked.get("model") or "upstream-model"
     return dumps(
-        {"id": "chatcmpl-up", "object": kind, "created": 17 * 10**8, "model": model, "choices": choices} | more
+        {
+            "id": "chatcmpl-up",
+            "object": kind,
+            "created": 17 * 10**8,
+            "model": model,
+            "choices": choices,
+        }
+        | more
     )
 
 
@@ -311,10 +336,20 @@ def chunks(pieces: Sequence[str], asked: Asked) -> list[str]:
 
     def event(delta: Asked, finish_reason: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return openai("chat.completion.chunk", asked, [choice], **{"usage": None} if with_usage else {})
+        return openai(
+            "chat.completion.chunk", asked, [choice], **{"usage": None} if with_usage else {}
+        )
 
-    events = [event({"role": "assistant", "content": ""}), *(event({"content": p}) for p in pieces), event({}, "stop")]
-    return [*events, *([openai("chat.completion.chunk", asked, [], usage=USAGE)] if with_usage else []), DONE]
+    events = [
+        event({"role": "assistant", "content": ""}),
+        *(event({"content": p}) for p in pieces),
+        event({}, "stop"),
+    ]
+    return [
+        *events,
+        *([openai("chat.completion.chunk", asked, [], usage=USAGE)] if with_usage else []),
+        DONE,
+    ]
 
 
 def keyed(key: str, pieces: Sequence[str]) -> list[str]:
@@ -331,16 +366,26 @@ KINDS: dict[str, Callable[[Sequence[str], Asked], Body]] = {
     "openai_json": lambda pieces, asked: (JSON, halves(completion("".join(pieces), asked))),
     "json_string": lambda pieces, asked: (JSON, halves(dumps("".join(pieces)))),
     "sse_json": lambda pieces, asked: (SSE, sse([*keyed("reply", pieces), DONE])),
-    "sse_json_text": lambda pieces, asked: (SSE, sse(keyed("text", pieces))),  # just ends, as many do
+    "sse_json_text": lambda pieces, asked: (
+        SSE,
+        sse(keyed("text", pieces)),
+    ),  # just ends, as many do
     "sse_openai": lambda pieces, asked: (SSE, sse(chunks(pieces, asked))),
     "sse_text": lambda pieces, asked: (SSE, sse([*map(lf, pieces), DONE])),
-    "ndjson": lambda pieces, asked: ("application/x-ndjson", [f"{line}\n".encode() for line in keyed("reply", pieces)]),
+    "ndjson": lambda pieces, asked: (
+        "application/x-ndjson",
+        [f"{line}\n".encode() for line in keyed("reply", pieces)],
+    ),
     "plain_text": lambda pieces, asked: (PLAIN, [piece.encode() for piece in pieces]),
 }
 
 
 def make(
-    kind: str, text: str, pieces: Sequence[str] = (), pause_s: float = 0.0, gate: asyncio.Event | None = None
+    kind: str,
+    text: str,
+    pieces: Sequence[str] = (),
+    pause_s: float = 0.0,
+    gate: asyncio.Event | None = None,
 ) -> Handler:
     """A good upstream of one of KINDS that says `text`, in `pieces` (default: ten), `pause_s` seconds apart.
 
@@ -349,7 +394,9 @@ def make(
     """
 
     async def answer(request: Request, reader: Reader, writer: Writer) -> None:
-        content_type, body = KINDS[kind](pieces or split(lf(text) if kind == "sse_text" else text), request.asked)
+        content_type, body = KINDS[kind](
+            pieces or split(lf(text) if kind == "sse_text" else text), request.asked
+        )
         parts = chunked(content_type, body)
         first = 3 if kind == "sse_openai" else 2  # the head, a role without text, the first text
         await send(writer, parts[:first], pause_s)
@@ -376,11 +423,15 @@ async def hold(writer: Writer) -> None:
 
 async def reset(writer: Writer) -> None:
     await asyncio.sleep(0.05)  # a reset may overtake what was sent just before
-    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.get_extra_info("socket").setsockopt(
+        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+    )
     writer.transport.abort()
 
 
-def sends(script: Script, then: Callable[[Writer], Awaitable[None]] | None = None, pause_s: float = 0.0) -> Handler:
+def sends(
+    script: Script, then: Callable[[Writer], Awaitable[None]] | None = None, pause_s: float = 0.0
+) -> Handler:
     async def answer(request: Request, reader: Reader, writer: Writer) -> None:
         await send(writer, script(request), pause_s)
         if then:
@@ -401,7 +452,9 @@ def payloads(r: Request, text: str = TEXT) -> list[str]:
     return [*keyed("reply", split(text)), DONE] if r.sse else keyed("reply", [text])
 
 
-def framed(r: Request, events: Sequence[str], eol: str = "\n", field: str = "data: ") -> list[bytes]:
+def framed(
+    r: Request, events: Sequence[str], eol: str = "\n", field: str = "data: "
+) -> list[bytes]:
     return sse(events, eol, field) if r.sse else [events[0].encode()]
 
 
@@ -415,7 +468,11 @@ def form(r: Request) -> str:
 
 def ok(r: Request, pieces: Sequence[bytes], *headers: str) -> list[bytes]:
     """Faultless HTTP: one piece with its length, several in chunks."""
-    return whole(form(r), pieces[0], *headers) if len(pieces) == 1 else chunked(form(r), pieces, *headers)
+    return (
+        whole(form(r), pieces[0], *headers)
+        if len(pieces) == 1
+        else chunked(form(r), pieces, *headers)
+    )
 
 
 def cut(pieces: Sequence[bytes]) -> list[bytes]:
@@ -437,7 +494,9 @@ def around(r: Request) -> tuple[bytes, bytes]:
 
 def pours(block: bytes, times: Iterable[object] = count(), pause_s: float = 0.0) -> Handler:
     """One JSON string that goes on and on; after so many times silence, but never its end."""
-    return sends(lambda r: chain(begun(r, around(r)[:1]), (chunk(block) for _ in times)), hold, pause_s)
+    return sends(
+        lambda r: chain(begun(r, around(r)[:1]), (chunk(block) for _ in times)), hold, pause_s
+    )
 
 
 def slow_head(r: Request) -> list[bytes]:
@@ -452,7 +511,11 @@ def unlike(old: str, new: bytes) -> Handler:
 
 def extra(raw: str) -> Handler:
     """A good answer with one more member, `raw`, in each object."""
-    return sends(lambda r: ok(r, framed(r, [p[:-1] + f', "extra": {raw}}}' if p != DONE else p for p in payloads(r)])))
+    return sends(
+        lambda r: ok(
+            r, framed(r, [p[:-1] + f', "extra": {raw}}}' if p != DONE else p for p in payloads(r)])
+        )
+    )
 
 
 def only(value: object) -> Handler:
@@ -488,7 +551,11 @@ def says(status: int, data: bytes, *headers: str, content_type: str = JSON) -> H
 
 
 def fails(
-    status: int, message: str, code: str | None = None, param: str | None = None, headers: Sequence[str] = ()
+    status: int,
+    message: str,
+    code: str | None = None,
+    param: str | None = None,
+    headers: Sequence[str] = (),
 ) -> Handler:
     return says(status, envelope(message, code, param), *headers)
 
@@ -507,16 +574,35 @@ def repeated_key(r: Request) -> list[bytes]:
 def redirects(status: int) -> Handler:
     """To another host name that is this server too: who follows is seen at /stolen."""
     place = "location: http://localhost:{}/stolen"
-    return sends(lambda r: whole(HTML, b"", place.format(r.headers["host"].rpartition(":")[2]), status=status))
+    return sends(
+        lambda r: whole(
+            HTML, b"", place.format(r.headers["host"].rpartition(":")[2]), status=status
+        )
+    )
 
 
-EARLY, CONTINUE = b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"
+EARLY, CONTINUE = (
+    b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+)
 ERROR = envelope(f"The engine stopped. {LEAK}").decode()
 PAGE = f"<html><title>Oops</title><h1>nginx</h1>{LEAK}</html>".encode()
 ABOVE = "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 99.0 instead."
-RATE = ["x-ratelimit-limit-requests: 60", "x-ratelimit-remaining-requests: 0", "x-ratelimit-reset-requests: 7s"]
-PRIVATE = [f"set-cookie: session={LEAK}", f"server: {LEAK}", f"x-internal: {LEAK}", "keep-alive: timeout=5"]
-CORS = ["access-control-allow-origin: https://evil.example", "access-control-allow-credentials: true"]
+RATE = [
+    "x-ratelimit-limit-requests: 60",
+    "x-ratelimit-remaining-requests: 0",
+    "x-ratelimit-reset-requests: 7s",
+]
+PRIVATE = [
+    f"set-cookie: session={LEAK}",
+    f"server: {LEAK}",
+    f"x-internal: {LEAK}",
+    "keep-alive: timeout=5",
+]
+CORS = [
+    "access-control-allow-origin: https://evil.example",
+    "access-control-allow-credentials: true",
+]
 CHAT = {"id": "chatcmpl-up", "object": "chat.completion"}
 
 FAULTS: dict[str, Handler] = {
@@ -527,28 +613,44 @@ FAULTS: dict[str, Handler] = {
     "reset_mid": sends(lambda r: begun(r, cut(body(r))), reset),
     "keepalive_race": keepalive_race,
     "slow_head": sends(slow_head, pause_s=0.2),
-    "slow_good": sends(lambda r: chunked(form(r), body(r) if r.sse else halves(payloads(r)[0], 10)), pause_s=0.1),
+    "slow_good": sends(
+        lambda r: chunked(form(r), body(r) if r.sse else halves(payloads(r)[0], 10)), pause_s=0.1
+    ),
     "drip": pours(b"a", pause_s=0.05),
     "drip_json": pours(b"a", pause_s=0.05),
     "drip_mid": sends(
-        lambda r: chain(begun(r, [*body(r)[: 3 if r.sse else 0], around(r)[0]]), repeat(chunk(b"a"))), pause_s=0.05
+        lambda r: chain(
+            begun(r, [*body(r)[: 3 if r.sse else 0], around(r)[0]]), repeat(chunk(b"a"))
+        ),
+        pause_s=0.05,
     ),
-    "pings_only": sends(lambda r: chain(begun(r, []), repeat(chunk(b": ping\n\n" if r.sse else b"\n"))), pause_s=0.05),
+    "pings_only": sends(
+        lambda r: chain(begun(r, []), repeat(chunk(b": ping\n\n" if r.sse else b"\n"))),
+        pause_s=0.05,
+    ),
     "blanks": sends(lambda r: chain(begun(r, []), repeat(chunk(b"\n"))), pause_s=0.05),
-    "endless": sends(lambda r: chain(begun(r, body(r)[:1]), repeat(chunk([*body(r), b" " * 2**12][1])))),
+    "endless": sends(
+        lambda r: chain(begun(r, body(r)[:1]), repeat(chunk([*body(r), b" " * 2**12][1])))
+    ),
     "endless_json": pours(b"a" * 2**16),
-    "endless_head": sends(lambda r: chain([head(form(r))[:-2]], repeat(b"x-more: and more\r\n" * 100))),
+    "endless_head": sends(
+        lambda r: chain([head(form(r))[:-2]], repeat(b"x-more: and more\r\n" * 100))
+    ),
     "huge_event": pours(b"a" * 10**5, range(500)),
     "done_then_open": sends(lambda r: begun(r, body(r)), hold),
     # HTTP
     "cut_chunk": sends(lambda r: [b"".join(begun(r, body(r)[:3]))[:-10]], close),
-    "bad_chunk_size": sends(lambda r: [*begun(r, body(r)[:2]), b"zz\r\nnot hexadecimal\r\n" + END], close),
+    "bad_chunk_size": sends(
+        lambda r: [*begun(r, body(r)[:2]), b"zz\r\nnot hexadecimal\r\n" + END], close
+    ),
     "truncated_json": sends(lambda r: [head(JSON, "content-length: 9999"), *cut(body(r))], close),
     "two_lengths": sends(lambda r: whole(form(r), b"".join(body(r)), "content-length: 7"), close),
     "header_injection": sends(lambda r: ok(r, body(r), "x-first: a\nx-injected: yes")),
     "obs_fold": sends(lambda r: ok(r, body(r), "x-folded: a\r\n\tset-cookie: b")),
     "set_cookie": sends(lambda r: ok(r, body(r), *PRIVATE, *CORS)),
-    "trailers": sends(lambda r: chunked(form(r), body(r), "trailer: x-sum", end=b"0\r\nx-sum: 1\r\n\r\n")),
+    "trailers": sends(
+        lambda r: chunked(form(r), body(r), "trailer: x-sum", end=b"0\r\nx-sum: 1\r\n\r\n")
+    ),
     "early_hints": sends(lambda r: [EARLY, *ok(r, body(r))], pause_s=0.01),
     "hundred_continue": sends(lambda r: [CONTINUE, *ok(r, body(r))], pause_s=0.01),
     "close_delimited": sends(lambda r: [head(form(r)), *body(r)], close),
@@ -560,8 +662,13 @@ FAULTS: dict[str, Handler] = {
     "401_repeats_key": sends(repeated_key),
     "403": fails(403, f"Country not supported. {LEAK}", "unsupported_country_region_territory"),
     "404_model": fails(404, "The model `x` does not exist.", "model_not_found"),
-    "422": says(422, b'{"detail": [{"loc": ["body", "messages"], "msg": "field required", "type": "missing"}]}'),
-    "429_retry_after": fails(429, "Rate limit reached.", "rate_limit_exceeded", headers=["retry-after: 7", *RATE]),
+    "422": says(
+        422,
+        b'{"detail": [{"loc": ["body", "messages"], "msg": "field required", "type": "missing"}]}',
+    ),
+    "429_retry_after": fails(
+        429, "Rate limit reached.", "rate_limit_exceeded", headers=["retry-after: 7", *RATE]
+    ),
     "500": says(500, f"Traceback (most recent call last):\n  {LEAK}".encode(), content_type=PLAIN),
     "503_retry_after": says(503, PAGE, "retry-after: 3", content_type=HTML),
     "html_502": says(502, PAGE, content_type=HTML),
@@ -673,7 +780,9 @@ async def by_path(request: Request, reader: Reader, writer: Writer) -> None:
     handler = fails(404, f"Invalid URL ({request.method} {request.path})")
     match request.path.partition("?")[0].split("/"):
         case ["", "fault" | "good", *_, "models"]:
-            handler = says(200, b'{"object": "list", "data": [{"id": "upstream-model", "object": "model"}]}')
+            handler = says(
+                200, b'{"object": "list", "data": [{"id": "upstream-model", "object": "model"}]}'
+            )
         case ["", "fault", name, *_] if name in FAULTS:
             handler = FAULTS[name]
         case ["", "good", kind, "chat"] if kind in KINDS:

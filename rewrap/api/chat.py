@@ -1,99 +1,138 @@
-"""Renderings: how a backend's Deltas look to a client. Chunks and PlainText as they come, `completion` once all are there.
+"""Renderings of chat completions: chunks, the whole completion, and the plain text of /ask.
 
-A rendering that streams has its `headers`, gives the bytes of each Delta, of the `end`, and of a `failure` after the first
-byte. Does not know who answers, nor who has asked.
+Does not know which backend answers. Source: OpenAI's reference, and recordings of its API.
 """
 
-from typing import Any
+from dataclasses import dataclass, field
 
 import orjson
 
-from backends import APIError, Chat, Delta, estimated_tokens, size_of, text_of, usage, words
+from rewrap.api.merge import merge, merged
+from rewrap.types import (
+    APIError,
+    ChatRequest,
+    Delta,
+    Headers,
+    JSONObject,
+    ResponseInfo,
+    estimated_tokens,
+    size_of,
+    usage,
+    words,
+)
+
+EVENT_STREAM: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
-class Chunks:
-    """`chat.completion.chunk` events: role first, finish_reason, usage if it was asked for, [DONE].
+class ChatRendering:
+    """`chat.completion.chunk` events: role first, then the text, finish_reason, usage if the client wants it, [DONE].
 
-    A chunk is a frame made once with the delta put in: dumping each whole was 10 µs a chunk, this is 0.4.
+    A chunk is a prebuilt frame with the delta put in: that costs 0.4 µs, and dumping each chunk whole costs 10.
 
         data: {"id":...,"system_fingerprint":null,"choices":[{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}
-        |---------------- head ------------------|----------- begin -----------|               |---- between, ends with tail ---...
+        |---------------- head ------------------|---------- opening -----------|               |------ closing, ends with tail ---...
     """
 
-    headers = [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),
-    ]
+    headers = EVENT_STREAM
 
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
-        self.roles: set[int] = set()
+    def __init__(self, request: ChatRequest, info: ResponseInfo) -> None:
+        self.info = info
+        self.include_usage = request.include_usage
+        self.roles: set[int] = set()  # choices whose role chunk was sent
         self.raw = False
         self.size = 0
-        head = b'"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b,"service_tier":"default"'
-        self.head = b"data: {" + head % (orjson.dumps(chat.id), chat.created, orjson.dumps(chat.model))
-        self.head += b',"system_fingerprint":null,'
-        self.tail = b',"finish_reason":null}]' + (b',"usage":null' if chat.include_usage else b"") + b"}\n\n"
+        self.head = b""
+        no_usage = b',"usage":null' if self.include_usage else b""
+        self.tail = b',"finish_reason":null}]%b}\n\n' % no_usage
+        self.finish_tail = b"}]%b}\n\n" % no_usage
 
     def __call__(self, delta: Delta) -> bytes:
         if delta.raw:
             self.raw = True
             return delta.raw
-        begin = b'%b"choices":[{"index":%d,"delta":' % (self.head, delta.index)
+        if not self.head:
+            self.head = self.frame_head()
+        opening = b'%b"choices":[{"index":%d,"delta":' % (self.head, delta.index)
         out = b""
         if delta.index not in self.roles:
             self.roles.add(delta.index)
-            calls = not delta.content and delta.fields is not None and "tool_calls" in delta.fields
-            content = b"null" if calls else b'""'
-            role = b'{"role":"assistant","content":%b,"refusal":null},"logprobs":null' % content
-            out = begin + role + self.tail
-        fields = dict(delta.fields) if delta.fields else {}
-        tool_calls = fields.pop("tool_calls", None) or []
-        if fields:  # reasoning comes before the text; in one chunk, for it has two names, and clients read either
-            out += begin + orjson.dumps(fields) + b',"logprobs":null' + self.tail
+            out = opening + self.role_chunk(delta)
+        tool_calls: list[JSONObject] = []
+        if delta.fields:
+            fields = dict(delta.fields)
+            tool_calls = fields.pop("tool_calls", None) or []
+            if fields:  # reasoning comes before the text
+                out += opening + orjson.dumps(fields) + b',"logprobs":null' + self.tail
         if delta.content or delta.logprobs is not None:
-            self.size += size_of(delta.content)
-            logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
-            between = b'},"logprobs":%b%b' % (logprobs, self.tail)
-            begin_text = begin + b'{"content":'
-            # Words that are ready together leave together, each still an event: 100 words cost a tenth of 100 sends.
-            texts = words(delta.content) if delta.whole and delta.logprobs is None else [delta.content]
-            out += begin_text + (between + begin_text).join(map(orjson.dumps, texts)) + between
+            out += self.text_chunks(opening, delta)
         for position, call in enumerate(tool_calls):
             piece = {"tool_calls": [{"index": position} | call]}
-            out += begin + orjson.dumps(piece) + b',"logprobs":null' + self.tail
+            out += opening + orjson.dumps(piece) + b',"logprobs":null' + self.tail
         if delta.finish_reason:
-            finish = b'{},"logprobs":null,"finish_reason":%b' % orjson.dumps(delta.finish_reason)
-            out += begin + finish + self.tail.removeprefix(b',"finish_reason":null')
+            reason = orjson.dumps(delta.finish_reason)
+            out += opening + b'{},"logprobs":null,"finish_reason":%b' % reason + self.finish_tail
         return out
+
+    def frame_head(self) -> bytes:
+        """The members that all chunks share. An upstream may have set the id by the first Delta."""
+        info = self.info
+        return (
+            b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b'
+            b',"service_tier":"default","system_fingerprint":null,'
+        ) % (orjson.dumps(info.id), info.created, orjson.dumps(info.model))
+
+    def role_chunk(self, delta: Delta) -> bytes:
+        has_calls = delta.fields is not None and "tool_calls" in delta.fields
+        content = b"null" if has_calls and not delta.content else b'""'
+        role = b'{"role":"assistant","content":%b,"refusal":null},"logprobs":null' % content
+        return role + self.tail
+
+    def text_chunks(self, opening: bytes, delta: Delta) -> bytes:
+        """The text; word by word if it came whole: 100 words in one send cost a tenth of 100 sends."""
+        self.size += size_of(delta.content)
+        logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
+        closing = b'},"logprobs":%b%b' % (logprobs, self.tail)
+        opening += b'{"content":'
+        if delta.whole and delta.logprobs is None:
+            texts = words(delta.content)
+        else:
+            texts = [delta.content]
+        return opening + (closing + opening).join(map(orjson.dumps, texts)) + closing
 
     def end(self) -> bytes:
         if self.raw:
             return b""
-        counted(self.chat, self.size)
-        last = b""
-        if self.chat.include_usage:
-            last = self.head + b'"choices":[],"usage":' + orjson.dumps(self.chat.usage) + b"}\n\n"
-        return last + b"data: [DONE]\n\n"
+        complete_usage(self.info, self.size)
+        if not self.include_usage:
+            return b"data: [DONE]\n\n"
+        counts = orjson.dumps(self.info.usage)
+        head = self.head or self.frame_head()
+        return head + b'"choices":[],"usage":' + counts + b"}\n\ndata: [DONE]\n\n"
 
     def failure(self, error: APIError) -> bytes:
-        """After the first byte the status cannot change any more: the SDKs raise on an event with an `error`."""
+        """An event with an `error`: the SDKs raise on it. The status is already sent."""
         return b"data: " + orjson.dumps(error.body) + b"\n\n"
 
+    def document(self, deltas: list[Delta]) -> JSONObject:
+        return self.info.completion or completion(self.info, deltas)
 
-class PlainText:
-    """The text alone, for /ask."""
 
-    headers = [
+class TextRendering:
+    """The text alone, for /ask. `x-vercel-ai-data-stream` is the AI SDK's."""
+
+    headers: Headers = [
         (b"content-type", b"text/plain; charset=utf-8"),
         (b"x-vercel-ai-data-stream", b"v1"),
         (b"cache-control", b"no-cache"),
         (b"x-accel-buffering", b"no"),
     ]
 
-    def __init__(self, chat: Chat) -> None:
-        self.chat = chat
+    def __init__(self, request: ChatRequest, info: ResponseInfo) -> None:
+        self.info = info
         self.size = 0
 
     def __call__(self, delta: Delta) -> bytes:
@@ -103,86 +142,85 @@ class PlainText:
         return delta.content.encode()
 
     def end(self) -> bytes:
-        counted(self.chat, self.size)
+        complete_usage(self.info, self.size)
         return b""
 
     def failure(self, error: APIError) -> None:
-        """Plain text has no place for an error: the connection is cut, so that nobody takes the half for the whole."""
+        """Plain text cannot hold an error. A cut connection shows that the text is not complete."""
+
+    def document(self, deltas: list[Delta]) -> JSONObject:
+        return self.info.completion or completion(self.info, deltas)
 
 
-def completion(chat: Chat, deltas: list[Delta]) -> dict[str, Any]:
-    """The `chat.completion` object."""
-    choices: dict[int, dict[str, Any]] = {}
-    size = 0
-    for delta in deltas:
-        choice = choices.setdefault(delta.index, {"texts": [], "fields": {}, "logprobs": None, "finish": "stop"})
-        choice["texts"].append(delta.content)
-        size += size_of(delta.content)
+@dataclass(slots=True)
+class Choice:
+    """One choice of a completion, put together from its Deltas."""
+
+    texts: list[str] = field(default_factory=list)
+    fields: JSONObject = field(default_factory=dict)
+    logprobs: JSONObject = field(default_factory=dict)
+    finish_reason: str = "stop"
+
+    def add(self, delta: Delta) -> None:
+        self.texts.append(delta.content)
         if delta.fields:
-            merge(choice["fields"], delta.fields)
+            merge(self.fields, delta.fields)
         if delta.logprobs:
-            merge(choice, {"logprobs": delta.logprobs})
-        choice["finish"] = delta.finish_reason or choice["finish"]
-    for choice in choices.values():
-        calls = choice["fields"].get("tool_calls") or []
-        calls.sort(key=lambda call: call.get("index", 0))
-        for call in calls:
-            call.pop("index", None)  # it is of pieces alone; some upstreams refuse to hear it
-    counted(chat, size)
+            merge(self.logprobs, delta.logprobs)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+    def message(self) -> JSONObject:
+        fields = {name: merged(value) for name, value in self.fields.items()}
+        if isinstance(fields.get("tool_calls"), list):
+            fields["tool_calls"] = in_order(fields["tool_calls"])
+        text = "".join(self.texts)
+        message: JSONObject = {
+            "role": "assistant",
+            "content": text or (None if fields else ""),
+            "refusal": None,
+            "annotations": [],
+        }
+        return message | fields
+
+    def document(self, index: int) -> JSONObject:
+        return {
+            "index": index,
+            "message": self.message(),
+            "logprobs": merged(self.logprobs) if self.logprobs else None,
+            "finish_reason": self.finish_reason,
+        }
+
+
+def in_order(calls: list[JSONObject]) -> list[JSONObject]:
+    """Tool calls in the order of their `index`, which only pieces have."""
+    ordered = sorted(calls, key=lambda call: call.get("index", 0))
+    return [{k: v for k, v in call.items() if k != "index"} for call in ordered]
+
+
+def completion(info: ResponseInfo, deltas: list[Delta]) -> JSONObject:
+    """The `chat.completion` object."""
+    choices: dict[int, Choice] = {}
+    for delta in deltas:
+        choices.setdefault(delta.index, Choice()).add(delta)
+    complete_usage(info, sum([size_of(delta.content) for delta in deltas]))
     return {
-        "id": chat.id,
+        "id": info.id,
         "object": "chat.completion",
-        "created": chat.created,
-        "model": chat.model,
-        "choices": [
-            {
-                "index": index,
-                "message": {
-                    "role": "assistant",
-                    "content": "".join(choice["texts"]) or (None if choice["fields"] else ""),
-                    "refusal": None,
-                    "annotations": [],
-                    **choice["fields"],
-                },
-                "logprobs": choice["logprobs"],
-                "finish_reason": choice["finish"],
-            }
-            for index, choice in sorted(choices.items())
-        ],
-        "usage": chat.usage,
+        "created": info.created,
+        "model": info.model,
+        "choices": [choice.document(index) for index, choice in sorted(choices.items())],
+        "usage": info.usage,
         "service_tier": "default",
         "system_fingerprint": None,
     }
 
 
-def merge(into: dict[str, Any], more: dict[str, Any]) -> None:
-    """Put the pieces of streamed fields together: texts are joined, lists by their items' `index`, objects by name."""
-    for name, value in more.items():
-        old = into.get(name)
-        if isinstance(old, str) and isinstance(value, str) and name not in CONSTANT:
-            into[name] = old + value
-        elif isinstance(old, dict) and isinstance(value, dict):
-            merge(old, value)
-        elif isinstance(value, list) and all(isinstance(item, dict) and "index" in item for item in value):
-            rows = into[name] = old if isinstance(old, list) else []
-            for item in value:
-                known = (row for row in rows if isinstance(row, dict) and row.get("index") == item["index"])
-                merge(row, item) if (row := next(known, None)) else rows.append(dict(item))
-        elif isinstance(old, list) and isinstance(value, list):
-            into[name] = old + value
-        elif value is not None:
-            into[name] = value
-
-
-CONSTANT = ("id", "type", "role", "name", "format", "channel")  # texts that each piece repeats
-
-
-def counted(chat: Chat, size: int) -> None:
-    """The upstream's usage where it has told it; an estimate of what it has not."""
-    known = chat.usage or {}
+def complete_usage(info: ResponseInfo, size: int) -> None:
+    """Estimate the counts that the upstream did not send. `size`: bytes of the reply's text."""
+    known = info.usage or {}
     if "prompt_tokens" in known and "completion_tokens" in known:
         return
     prompt = known.get("prompt_tokens")
     if prompt is None:
-        prompt = estimated_tokens(sum(size_of(text_of(message.get("content"))) for message in chat.messages))
-    chat.usage = usage(prompt, known.get("completion_tokens", estimated_tokens(size))) | known
+        prompt = estimated_tokens(info.prompt_bytes)
+    info.usage = usage(prompt, known.get("completion_tokens", estimated_tokens(size))) | known

@@ -7,7 +7,7 @@ was read from recordings of its API and from people's reports: to correct a text
 from collections.abc import Callable
 from typing import Any
 
-from backends import APIError
+from rewrap.types import APIError
 
 
 def invalid(message: str, param: str | None, code: str | None) -> APIError:
@@ -18,7 +18,7 @@ def missing(param: str) -> APIError:
     return invalid(f"Missing required parameter: '{param}'.", param, "missing_required_parameter")
 
 
-def named(value: Any) -> str:
+def type_name(value: Any) -> str:
     """The type of a JSON value, in OpenAI's words."""
     if isinstance(value, list) and not value:
         return "an empty array"
@@ -36,13 +36,17 @@ TYPE_NAMES: dict[type, str] = {
 
 
 def wrong_type(param: str, expected: str, value: Any) -> APIError:
-    message = f"Invalid type for '{param}': expected {expected}, but got {named(value)} instead."
+    message = (
+        f"Invalid type for '{param}': expected {expected}, but got {type_name(value)} instead."
+    )
     return invalid(message, param, "invalid_type")
 
 
 def wrong_value(param: str, value: Any, supported: tuple[str, ...]) -> APIError:
     *most, last = (f"'{name}'" for name in supported)
-    message = f"Invalid value: '{str(value)[:100]}'. Supported values are: {', '.join(most)}, and {last}."
+    message = (
+        f"Invalid value: '{str(value)[:100]}'. Supported values are: {', '.join(most)}, and {last}."
+    )
     return invalid(message, param, "invalid_value")
 
 
@@ -57,9 +61,13 @@ def number(low: float, high: float, kind: type = float) -> Check:
         if type(value) is not int and (kind is int or type(value) is not float):
             raise wrong_type(param, f"{'an' if kind is int else 'a'} {noun}", value)
         if not low <= value <= high:
-            side, sign, bound = ("below minimum", ">=", low) if value < low else ("above maximum", "<=", high)
+            side, sign, bound = (
+                ("below minimum", ">=", low) if value < low else ("above maximum", "<=", high)
+            )
             message = f"Invalid '{param}': {noun} {side} value. Expected a value {sign} {bound}, but got {kind(value)} instead."
-            raise invalid(message, param, f"{noun}_{side.replace('imum', '').replace(' ', '_')}_value")
+            raise invalid(
+                message, param, f"{noun}_{side.replace('imum', '').replace(' ', '_')}_value"
+            )
 
     return check
 
@@ -76,9 +84,7 @@ def check_messages(param: str, messages: Any) -> None:
     if not isinstance(messages, list):
         raise wrong_type(param, "an array of objects", messages)
     if not messages:
-        message = (
-            f"Invalid '{param}': empty array. Expected an array with minimum length 1, but got an empty array instead."
-        )
+        message = f"Invalid '{param}': empty array. Expected an array with minimum length 1, but got an empty array instead."
         raise invalid(message, param, "empty_array")
     for position, message in enumerate(messages):
         if type(message) is not dict:
@@ -88,7 +94,11 @@ def check_messages(param: str, messages: Any) -> None:
             where = f"{param}[{position}].role"
             if role is None:
                 raise missing(where)
-            raise wrong_value(where, role, ROLES) if isinstance(role, str) else wrong_type(where, "a string", role)
+            raise (
+                wrong_value(where, role, ROLES)
+                if isinstance(role, str)
+                else wrong_type(where, "a string", role)
+            )
         if type(content) is not str:
             check_content(f"{param}[{position}].content", content, message)
         if role == "tool" and type(message.get("tool_call_id")) is not str:
@@ -98,7 +108,14 @@ def check_messages(param: str, messages: Any) -> None:
 
 
 ROLES = ("system", "assistant", "user", "function", "tool", "developer")
-INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "refusal", "audio", "reasoning_content", "reasoning")
+INSTEAD_OF_CONTENT = (
+    "tool_calls",
+    "function_call",
+    "refusal",
+    "audio",
+    "reasoning_content",
+    "reasoning",
+)
 
 
 def check_content(param: str, content: Any, message: dict[str, Any]) -> None:
@@ -121,7 +138,11 @@ def check_content(param: str, content: Any, message: dict[str, Any]) -> None:
         if type(part["type"]) is not str:
             raise wrong_type(f"{where}.type", "a string", part["type"])
         if part["type"] == "text" and type(part.get("text")) is not str:
-            raise wrong_type(f"{where}.text", "a string", part["text"]) if "text" in part else missing(f"{where}.text")
+            raise (
+                wrong_type(f"{where}.text", "a string", part["text"])
+                if "text" in part
+                else missing(f"{where}.text")
+            )
 
 
 def objects(param: str, value: Any) -> None:

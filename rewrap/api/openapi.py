@@ -52,5 +52,7 @@ def failure(error: Document, schema: str) -> Document:
     if schema == "AskError":
         body = {"role": "assistant", "content": message, "error": kind, "details": code or param}
     headers = {name: header(name) for name in error.get("headers", ())}
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": body}}
+    content = {
+        "application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": body}
+    }
     return {"description": error["description"], "headers": headers, "content": content}

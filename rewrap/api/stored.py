@@ -1,246 +1,384 @@
-"""Stored completions, as OpenAI has them: keep one, go on with one, and the routes that list, show, change and delete them.
+"""Stored completions: keep a reply, continue a chat, and the routes that list, show, change and delete them.
 
-Each belongs to the owner of the key that made it; for anybody else it does not exist. Takes the store, and who asks, from outside:
-imports neither. Source: OpenAI's reference, and recordings of its API.
+Each belongs to the owner of the key that made it; for any other owner it does not exist. Source: OpenAI's reference, and
+recordings of its API. Does not know backends, nor how a request is authenticated.
 """
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from backends import APIError, Chat, text_of
+from rewrap.api.requests import parse_metadata
+from rewrap.figures import figures
+from rewrap.storage.base import Page, Store, StoreDown
+from rewrap.types import APIError, ChatRequest, JSONObject, ResponseInfo, text_of
 
-Document = dict[str, Any]
+T = TypeVar("T")
 
-ASKED = ("tools", "tool_choice", "seed", "temperature", "top_p", "presence_penalty", "frequency_penalty")
+# Parameters of the request that a stored completion repeats.
+REQUEST_MEMBERS = (
+    "tools",
+    "tool_choice",
+    "seed",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "response_format",
+)
+# Members of a stored message that are not sent to a backend.
+LOCAL_MEMBERS = frozenset(
+    [
+        "id",
+        "content_parts",
+        "choice",
+        "figure",
+        "figures",
+        "refusal",
+        "reasoning",
+        "reasoning_content",
+    ]
+)
+CONTENT_SUBSTITUTES = frozenset(["tool_calls", "function_call", "audio"])
 MAX_FILTERS = 16
+MAX_LIMIT = 100
+HISTORY_PAGE = 1000
 TITLE_CHARACTERS = 80
+FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+DOWN = "The store of chat completions cannot be reached."
 
 
-class JSON(Response):
+class JSONResponse(Response):
+    """Starlette's, written by orjson."""
+
     media_type = "application/json"
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         return orjson.dumps(content)
 
 
-def no_such(id: str, what: str = "Chat completion") -> APIError:
-    return APIError(404, f"{what} with id '{id}' not found.", reason="unknown id")
+def not_found(id: str, kind: str = "Chat completion") -> APIError:
+    return APIError(404, f"{kind} with id '{id}' not found.", reason="unknown id")
+
+
+async def reached(work: Awaitable[T]) -> T:
+    """The result of the store. Raises APIError: 503 if it is down, 404 if `after` names nothing.
+
+    Chats that are not stored never ask the store, so that they go on without it.
+    """
+    try:
+        return await work
+    except StoreDown as exc:
+        headers = [(b"retry-after", b"2")]
+        raise APIError(
+            503, DOWN, type="server_error", code="store_unavailable", headers=headers
+        ) from exc
+    except LookupError:
+        message = "The object that `after` names was not found."
+        raise APIError(404, message, param="after") from None
 
 
 class StoredCompletions:
-    """`store` keeps; `owner(request)` says who asks, and raises APIError where nobody may; `metadata(request)` reads
-    its body; `figures(message)` draws.
+    """Completions and their messages in a store."""
 
-    A store that is down is 503 here, and only here: what is not to be stored goes on.
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    async def history(self, id: str, owner: str) -> list[JSONObject]:
+        """The messages of a stored chat, as a backend takes them. Raises APIError."""
+        messages: list[JSONObject] = []
+        after = None
+        more = True
+        while more:
+            page = await reached(self.store.messages(owner, id, after=after, limit=HISTORY_PAGE))
+            if page is None:
+                raise not_found(id)
+            messages += page.data
+            more = page.has_more
+            after = page.data[-1]["id"] if page.data else None
+        return [as_request_message(message) for message in messages if not message.get("choice")]
+
+    async def put(
+        self,
+        request: ChatRequest,
+        info: ResponseInfo,
+        owner: str,
+        request_id: str,
+        new_messages: list[JSONObject] | None = None,
+    ) -> None:
+        """Keep a finished completion: it is in the store when this returns. Raises APIError.
+
+        `new_messages` are those that a continued chat adds; None for a new chat.
+        """
+        completion = info.completion or {}
+        row = completion | {name: request.payload.get(name) for name in REQUEST_MEMBERS}
+        row["metadata"] = await self.metadata_of(request, info, owner, new_messages)
+        row["request_id"] = request_id
+        row["input_user"] = request.payload.get("user")
+        new = request.messages if new_messages is None else new_messages
+        messages = [as_stored(message) for message in new]
+        for number, choice in enumerate(completion["choices"]):
+            messages.append(as_stored(choice["message"], number))
+        try:
+            await reached(
+                self.store.put(row, messages, owner=owner, title=title_of(request.messages))
+            )
+        except TypeError:  # orjson writes 254 levels, and an upstream may send more
+            message = "The reply is nested too deeply to be stored."
+            raise APIError(502, message, type="upstream_error") from None
+
+    async def metadata_of(
+        self,
+        request: ChatRequest,
+        info: ResponseInfo,
+        owner: str,
+        new_messages: list[JSONObject] | None,
+    ) -> JSONObject:
+        """The request's metadata, or those of the chat that continues. Raises APIError if that was deleted meanwhile."""
+        metadata = request.payload.get("metadata")
+        if new_messages is None:
+            return metadata or {}
+        old = await reached(self.store.get(owner, info.id))
+        if old is None:
+            raise not_found(info.id)
+        if metadata is None:
+            return old["metadata"] or {}
+        return metadata or {}
+
+
+class StoredRoutes:
+    """The routes of stored completions.
+
+    `owner(request)` admits a request and gives its owner; it raises APIError. `body(request)` reads its body.
     """
 
     def __init__(
         self,
-        store: Any,
-        down: type[Exception],
+        store: Store,
         owner: Callable[[Request], Awaitable[str]],
-        metadata: Callable[[Request], Awaitable[dict[str, str]]],
-        figures: Callable[[Document], list[Document]],
+        body: Callable[[Request], Awaitable[bytes]],
     ) -> None:
-        self.store, self.down, self.owner, self.metadata, self.figures = store, down, owner, metadata, figures
-
-    async def reached(self, work: Awaitable[Any]) -> Any:
-        """The one place where a store that is down becomes an APIError; LookupError: `after` names nothing."""
-        try:
-            return await work
-        except self.down as exc:
-            again = [(b"retry-after", b"2")]
-            message = "The store of chat completions cannot be reached."
-            raise APIError(503, message, type="server_error", code="store_unavailable", headers=again) from exc
-        except LookupError:
-            raise APIError(404, "The object that `after` names was not found.", param="after") from None
-
-    async def go_on(self, chat: Chat, owner: str) -> None:
-        """`completion_id` in a request: the messages of that stored chat come before the new ones."""
-        id = chat.payload["completion_id"]
-        earlier: list[Document] = []
-        page = None
-        while page is None or page.has_more:
-            after = earlier[-1]["id"] if earlier else None
-            page = await self.reached(self.store.messages(owner, id, after=after, limit=1000))
-            if page is None:
-                raise no_such(id)
-            earlier += page.data
-        chat.new_messages = chat.messages
-        chat.messages = [said(message) for message in earlier if not message.get("choice")] + chat.messages
-        chat.id, chat.body = id, b""
-        chat.payload = {k: v for k, v in chat.payload.items() if k != "completion_id"} | {"store": True}
-
-    async def put(self, chat: Chat, completion: Document, owner: str, request_id: str) -> None:
-        """Keep a completion; it is in the store when this returns."""
-        asked = {name: chat.payload.get(name) for name in (*ASKED, "response_format")}
-        metadata = chat.payload.get("metadata")
-        if chat.new_messages is not None:
-            old = await self.reached(self.store.get(owner, chat.id))
-            if old is None:  # deleted while it went on: it stays so
-                raise no_such(chat.id)
-            metadata = old["metadata"] if metadata is None else metadata
-        known = {"metadata": metadata or {}, "request_id": request_id, "input_user": chat.payload.get("user")}
-        row = completion | asked | known
-        new = chat.messages if chat.new_messages is None else chat.new_messages
-        replies = [as_stored(choice["message"], n) for n, choice in enumerate(completion["choices"])]
-        messages = [as_stored(message) for message in new] + replies
-        try:
-            await self.reached(self.store.put(row, messages, owner=owner, title=title(chat.messages)))
-        except TypeError:  # orjson writes 254 levels, and an upstream may send more
-            raise APIError(502, "The reply is nested too deeply to be stored.", type="upstream_error") from None
+        self.store = store
+        self.owner = owner
+        self.body = body
 
     def routes(self) -> list[Route]:
-        one, all_of = "/chat/completions/{id}", "/chat/completions"
+        one = "/chat/completions/{id}"
+        message = f"{one}/messages/{{message_id}}"
         return [
-            Route(all_of, self.list_completions),
+            Route("/chat/completions", self.list_completions),
             Route(one, self.retrieve),
             Route(one, self.update, methods=["POST"]),
             Route(one, self.delete, methods=["DELETE"]),
             Route(f"{one}/messages", self.list_messages),
-            Route(f"{one}/messages/{{message_id}}/plots", self.plots),
-            Route(f"{one}/messages/{{message_id}}/plot", self.plot),
+            Route(f"{message}/plots", self.plots),
+            Route(f"{message}/plot", self.plot),
         ]
 
     async def list_completions(self, request: Request) -> Response:
-        """GET /v1/chat/completions: the stored ones, by model and metadata."""
+        """GET /v1/chat/completions: stored completions, by model and metadata."""
         owner = await self.owner(request)
-        found = ((FILTER.fullmatch(name), value) for name, value in request.query_params.multi_items())
-        metadata = {match[1]: value for match, value in found if match}
+        query = request.query_params
+        metadata: dict[str, str] = {}
+        for name, value in query.multi_items():
+            if match := FILTER.fullmatch(name):
+                metadata[match[1]] = value
         if len(metadata) > MAX_FILTERS:
-            raise APIError(400, f"At most {MAX_FILTERS} metadata filters can be given.", param="metadata")
-        model = request.query_params.get("model") or None
-        page = await self.reached(self.store.list(owner, model=model, metadata=metadata, **paging(request)))
-        return listed(page)
+            message = f"At most {MAX_FILTERS} metadata filters can be given."
+            raise APIError(400, message, param="metadata")
+        page = await reached(
+            self.store.list(
+                owner,
+                model=query.get("model") or None,
+                metadata=metadata,
+                after=query.get("after") or None,
+                limit=limit_of(request),
+                order=order_of(request),
+            )
+        )
+        return listing(page)
 
     async def retrieve(self, request: Request) -> Response:
         """GET /v1/chat/completions/{id}: one stored completion."""
-        owner, id = await self.owner(request), request.path_params["id"]
-        if (row := await self.reached(self.store.get(owner, id))) is None:
-            raise no_such(id)
-        return JSON(row)
+        owner = await self.owner(request)
+        id = request.path_params["id"]
+        row = await reached(self.store.get(owner, id))
+        if row is None:
+            raise not_found(id)
+        return JSONResponse(row)
 
     async def update(self, request: Request) -> Response:
-        """POST /v1/chat/completions/{id}: other metadata for it."""
-        owner, id = await self.owner(request), request.path_params["id"]
-        metadata = await self.metadata(request)
-        if (row := await self.reached(self.store.update(owner, id, metadata))) is None:
-            raise no_such(id)
-        return JSON(row)
+        """POST /v1/chat/completions/{id}: the completion with its new metadata."""
+        owner = await self.owner(request)
+        id = request.path_params["id"]
+        metadata = parse_metadata(await self.body(request))
+        row = await reached(self.store.update(owner, id, metadata))
+        if row is None:
+            raise not_found(id)
+        return JSONResponse(row)
 
     async def delete(self, request: Request) -> Response:
-        """DELETE /v1/chat/completions/{id}: away with it, and its messages."""
-        owner, id = await self.owner(request), request.path_params["id"]
-        if not await self.reached(self.store.delete(owner, id)):
-            raise no_such(id)
-        return JSON({"object": "chat.completion.deleted", "id": id, "deleted": True})
+        """DELETE /v1/chat/completions/{id}: `{"deleted": true}`; its messages go with it."""
+        owner = await self.owner(request)
+        id = request.path_params["id"]
+        if not await reached(self.store.delete(owner, id)):
+            raise not_found(id)
+        return JSONResponse({"object": "chat.completion.deleted", "id": id, "deleted": True})
 
     async def list_messages(self, request: Request) -> Response:
-        """GET /v1/chat/completions/{id}/messages: what was said in it."""
-        owner, id = await self.owner(request), request.path_params["id"]
-        page = await self.reached(self.store.messages(owner, id, **paging(request)))
+        """GET /v1/chat/completions/{id}/messages: the messages of a stored completion."""
+        owner = await self.owner(request)
+        id = request.path_params["id"]
+        page = await reached(
+            self.store.messages(
+                owner,
+                id,
+                after=request.query_params.get("after") or None,
+                limit=limit_of(request),
+                order=order_of(request),
+            )
+        )
         if page is None:
-            raise no_such(id)
-        return listed(page)
+            raise not_found(id)
+        return listing(page)
 
     async def plots(self, request: Request) -> Response:
-        """GET /v1/chat/completions/{id}/messages/{message_id}/plots: its figures, as Plotly JSON."""
-        return JSON({"object": "list", "data": await self.figures_of(request)})
+        """GET /v1/chat/completions/{id}/messages/{message_id}/plots: the figures of a message, as Plotly JSON."""
+        return JSONResponse({"object": "list", "data": await self.figures_of(request)})
 
     async def plot(self, request: Request) -> Response:
-        """GET /v1/chat/completions/{id}/messages/{message_id}/plot: the first of them."""
-        if not (found := await self.figures_of(request)):
-            raise no_such(request.path_params["message_id"], "A figure of the message")
-        return JSON(found[0])
+        """GET /v1/chat/completions/{id}/messages/{message_id}/plot: the first figure of a message."""
+        found = await self.figures_of(request)
+        if not found:
+            raise not_found(request.path_params["message_id"], "A figure of the message")
+        return JSONResponse(found[0])
 
-    async def figures_of(self, request: Request) -> list[Document]:
-        owner, id, message_id = await self.owner(request), request.path_params["id"], request.path_params["message_id"]
-        number = message_id.removeprefix(f"{id}-")
-        if not number.isdecimal() or not number.isascii() or message_id != f"{id}-{int(number[:9])}":
-            raise no_such(message_id, "Message")
-        after = f"{id}-{int(number) - 1}" if int(number) else None
+    async def figures_of(self, request: Request) -> list[JSONObject]:
+        owner = await self.owner(request)
+        id = request.path_params["id"]
+        message_id = request.path_params["message_id"]
+        number = message_number(id, message_id)
+        after = f"{id}-{number - 1}" if number else None
         try:
-            page = await self.reached(self.store.messages(owner, id, after=after, limit=1))
+            page = await reached(self.store.messages(owner, id, after=after, limit=1))
         except APIError as error:
-            raise no_such(message_id, "Message") if error.status == 404 else error from None
+            raise not_found(message_id, "Message") if error.status == 404 else error from None
         if page is None or not page.data:
-            raise no_such(message_id, "Message")
-        return await asyncio.to_thread(self.figures, page.data[0])  # a megabyte of tables takes a second
+            raise not_found(message_id, "Message")
+        # A megabyte of tables takes a second.
+        return await asyncio.to_thread(figures, page.data[0])
 
 
-FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+def message_number(id: str, message_id: str) -> int:
+    """The number in a message's id, "{completion id}-{number}". Raises APIError."""
+    digits = message_id.removeprefix(f"{id}-")
+    if digits.isdecimal() and digits.isascii():
+        number = int(digits[:9])
+        if message_id == f"{id}-{number}":
+            return number
+    raise not_found(message_id, "Message")
 
 
-def paging(request: Request) -> dict[str, Any]:
-    """`after`, `limit` (0 to 100) and `order` of a list. Raises APIError."""
-    asked = request.query_params
-    order = asked.get("order") or "asc"
-    if order not in ("asc", "desc"):
-        message = f"Invalid value: '{order[:100]}'. Supported values are: 'asc' and 'desc'."
-        raise APIError(400, message, param="order", code="invalid_value")
-    limit = asked.get("limit") or "20"
-    if not (limit.isascii() and limit.isdecimal() and len(limit) <= 3 and int(limit) <= 100):
-        message = f"Invalid 'limit': expected an integer between 0 and 100, but got '{limit[:100]}' instead."
-        raise APIError(400, message, param="limit", code="invalid_value")
-    return {"after": asked.get("after") or None, "limit": int(limit), "order": order}
+def order_of(request: Request) -> str:
+    """The `order` of a list. Raises APIError."""
+    order = request.query_params.get("order") or "asc"
+    if order in ("asc", "desc"):
+        return order
+    message = f"Invalid value: '{order[:100]}'. Supported values are: 'asc' and 'desc'."
+    raise APIError(400, message, param="order", code="invalid_value")
 
 
-def listed(page: Any) -> Response:
-    first, last = (page.data[0]["id"], page.data[-1]["id"]) if page.data else (None, None)
-    return JSON({"object": "list", "data": page.data, "first_id": first, "last_id": last, "has_more": page.has_more})
+def limit_of(request: Request) -> int:
+    """The `limit` of a list, 0 to 100. Raises APIError."""
+    limit = request.query_params.get("limit") or "20"
+    if limit.isascii() and limit.isdecimal() and len(limit) <= 3 and int(limit) <= MAX_LIMIT:
+        return int(limit)
+    message = f"Invalid 'limit': expected an integer between 0 and {MAX_LIMIT}, but got '{limit[:100]}' instead."
+    raise APIError(400, message, param="limit", code="invalid_value")
 
 
-def as_stored(message: Document, choice: int = 0) -> Document:
-    """A message as the API lists it: text in `content`, the parts of a list in `content_parts`, and what else it has.
+def listing(page: Page) -> Response:
+    """A page in OpenAI's form of lists."""
+    ids = [item["id"] for item in page.data]
+    document = {
+        "object": "list",
+        "data": page.data,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
+        "has_more": page.has_more,
+    }
+    return JSONResponse(document)
 
-    Of the choices of one reply, those after the first have their number in `choice`: they are listed, and not said again.
+
+def as_stored(message: JSONObject, choice: int = 0) -> JSONObject:
+    """A message as the API lists it: text in `content`, a list of parts in `content_parts`.
+
+    Of several choices of a reply, those after the first have their number in `choice`: a continued chat leaves them out.
     """
     content = message.get("content")
+    stored = {
+        name: value
+        for name, value in message.items()
+        if value is not None and name not in ("id", "annotations", "choice")
+    }
     parts = content if isinstance(content, list) else None
-    kept = {k: v for k, v in message.items() if v is not None and k not in ("id", "annotations", "choice")}
-    text = text_of(content) if parts is not None else content
-    number = {"choice": choice} if choice else {}
-    return kept | {"content": text, "content_parts": parts, "name": message.get("name")} | number
+    stored["content"] = content if parts is None else text_of(parts)
+    stored["content_parts"] = parts
+    stored["name"] = message.get("name")
+    if choice:
+        stored["choice"] = choice
+    return stored
 
 
-def said(message: Document) -> Document:
-    """A stored message as it goes to a backend."""
-    kept = {k: v for k, v in message.items() if v is not None and k not in NOT_SAID}
+def as_request_message(message: JSONObject) -> JSONObject:
+    """A stored message as a backend takes it."""
+    kept = {
+        name: value
+        for name, value in message.items()
+        if value is not None and name not in LOCAL_MEMBERS
+    }
     content = message.get("content_parts") or message.get("content")
-    if content is None and not kept.keys() & {"tool_calls", "function_call", "audio"}:
-        content = message.get("refusal") or ""  # null alone would be refused
-    return kept | {"content": content}
+    if content is None and not kept.keys() & CONTENT_SUBSTITUTES:
+        content = message.get("refusal") or ""  # backends refuse null alone
+    kept["content"] = content
+    return kept
 
 
-NOT_SAID = frozenset(
-    ["id", "content_parts", "choice", "figure", "figures", "refusal", "reasoning", "reasoning_content"]
-)
+def new_after_hooks(
+    earlier: Sequence[JSONObject], new: Sequence[JSONObject], after: Sequence[JSONObject]
+) -> list[JSONObject]:
+    """The new messages of a continued chat after the hooks, which may change, copy, insert, append and remove messages.
 
-
-def still_new(before: list[Document], new: list[Document], after: list[Document]) -> list[Document]:
-    """Which messages are new when hooks have been there: they may change, copy, insert, append and leave out.
-
-    The first new one that is still the same object shows where they begin; as many before it as there were may be copies.
-    If none is, as many from the end as there were. What was said earlier never is.
+    `earlier`: all messages before the hooks; `new`: the last of them; `after`: all messages after the hooks.
+    The first new message that is still the same object shows where the new ones start. As many before it as there were may
+    be copies. If none is left, as many from the end count as there were. Messages of the history never count.
     """
-    places = {id(message): n for n, message in enumerate(new)}
-    earlier = {id(message) for message in before} - places.keys()
-    found = ((at, places[id(message)]) for at, message in enumerate(after) if id(message) in places)
-    start, copies = next(found, (len(after), len(new)))
-    while copies and start and id(after[start - 1]) not in earlier:
-        start, copies = start - 1, copies - 1
-    return after[start:]
+    places = {id(message): place for place, message in enumerate(new)}
+    history = {id(message) for message in earlier} - places.keys()
+    start = len(after)
+    copies = len(new)
+    for position, message in enumerate(after):
+        if id(message) in places:
+            start = position
+            copies = places[id(message)]
+            break
+    while copies and start and id(after[start - 1]) not in history:
+        start -= 1
+        copies -= 1
+    return list(after[start:])
 
 
-def title(messages: list[Document]) -> str:
-    """The first prompt's beginning, in one line."""
-    first = next((text_of(m.get("content")) for m in messages if m.get("role") == "user"), "")
-    line = " ".join(first[:1000].split())
-    return line if len(line) <= TITLE_CHARACTERS else line[: TITLE_CHARACTERS - 1].rstrip() + "…"
+def title_of(messages: Sequence[JSONObject]) -> str:
+    """The beginning of the first prompt, in one line."""
+    prompts = (message for message in messages if message.get("role") == "user")
+    first = next(prompts, {})
+    line = " ".join(text_of(first.get("content"))[:1000].split())
+    if len(line) <= TITLE_CHARACTERS:
+        return line
+    return line[: TITLE_CHARACTERS - 1].rstrip() + "…"

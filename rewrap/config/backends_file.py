@@ -14,20 +14,23 @@ words_per_second (mock); first_byte_, stall_ and total_timeout_seconds. Does not
 Imports nothing of ours, so that settings.py and shapes.py can share its checks of URLs and headers.
 """
 
-import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_origin
 
-import httpx
 import orjson
 
+from rewrap.urls import check_url, is_header
+
 KINDS = ("openai", "chat", "mock")
-ONLY = {"shape": "chat", "mapping": "chat", "words_per_second": "mock"}  # what other kinds would pass over in silence
+ONLY = {
+    "shape": "chat",
+    "mapping": "chat",
+    "words_per_second": "mock",
+}  # what other kinds would pass over in silence
 PARAMS = {"rename": dict, "defaults": dict, "drop": list, "roles": dict}
-HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(?:%[\w.-]+)?")  # a name or an IPv6 address, as httpx writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +55,30 @@ class BackendTable:
     total_timeout_seconds: float = 0.0
 
 
-def read_config(path: str, environ: Mapping[str, str]) -> list[BackendTable]:
+def read_backends_file(path: str, environ: Mapping[str, str]) -> list[BackendTable]:
     """The backends of a file, in its order. Raises ValueError: one line that names the file, the backend and the field."""
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"CONFIG: {path} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; so is a number without end
+        raise ValueError(
+            f"CONFIG: {path} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}"
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # TOMLDecodeError is a ValueError; so is a number without end
         raise ValueError(f"CONFIG: {path} is not TOML: {error}") from None
     tables = data.pop("backend", None)
-    if data or not isinstance(tables, list) or not tables or not all(isinstance(t, dict) for t in tables):
+    if (
+        data
+        or not isinstance(tables, list)
+        or not tables
+        or not all(isinstance(t, dict) for t in tables)
+    ):
         raise ValueError(f"CONFIG: {path} must have [[backend]] tables, and nothing beside them")
     backends = [
-        backend_table(table, f"CONFIG: {path}: backend {number}", environ) for number, table in enumerate(tables, 1)
+        backend_table(table, f"CONFIG: {path}: backend {number}", environ)
+        for number, table in enumerate(tables, 1)
     ]
     names = [backend.name for backend in backends]
     for backend in backends:
@@ -80,7 +94,11 @@ def read_config(path: str, environ: Mapping[str, str]) -> list[BackendTable]:
 
 def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str]) -> BackendTable:
     """One table, checked. Raises ValueError."""
-    known = {spec.name: get_origin(spec.type) or spec.type for spec in fields(BackendTable) if spec.name != "key"}
+    known = {
+        spec.name: get_origin(spec.type) or spec.type
+        for spec in fields(BackendTable)
+        if spec.name != "key"
+    }
     for name, value in table.items():
         kind: Any = known.get(name)
         if kind is None:
@@ -110,13 +128,19 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
         if name not in PARAMS:
             raise ValueError(f"{where}: params may have {', '.join(PARAMS)}")
         items = value.values() if isinstance(value, dict) else value
-        if not isinstance(value, PARAMS[name]) or (name != "defaults" and not all(isinstance(i, str) for i in items)):
-            raise ValueError(f"{where}: params: {name} must be a {PARAMS[name].__name__} of strings")
+        if not isinstance(value, PARAMS[name]) or (
+            name != "defaults" and not all(isinstance(i, str) for i in items)
+        ):
+            raise ValueError(
+                f"{where}: params: {name} must be a {PARAMS[name].__name__} of strings"
+            )
     params = table.get("params", {})
     rename, defaults = params.get("rename", {}), params.get("defaults", {})
     for name in ("model", "messages"):
         if name in (*rename, *rename.values(), *defaults, *params.get("drop", ())):
-            raise ValueError(f"{where}: params: {name} cannot be renamed, dropped, or have a default")
+            raise ValueError(
+                f"{where}: params: {name} cannot be renamed, dropped, or have a default"
+            )
     try:
         orjson.dumps(defaults)
     except TypeError as error:
@@ -124,7 +148,9 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
     if table.get("shape") and table.get("mapping"):
         raise ValueError(f"{where}: shape and mapping are two ways to say one thing")
     if "mapping" in table and not table["mapping"]:
-        raise ValueError(f"{where}: mapping is empty: it needs a reply, the path of the text of an answer")
+        raise ValueError(
+            f"{where}: mapping is empty: it needs a reply, the path of the text of an answer"
+        )
     variable = table.get("key_env")
     key = environ.get(variable, "").strip() if variable else ""
     if variable and not key:
@@ -132,22 +158,3 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
     if not is_header("key", key):
         raise ValueError(f"{where}: key_env: the variable {variable} holds no key that can be sent")
     return BackendTable(**table, key=key)
-
-
-def check_url(url: str, where: str) -> None:
-    """Raises ValueError where no request can go to `url`, in a line that does not repeat it: keys may stand in it."""
-    try:
-        address = httpx.URL(url)
-        host, port = address.raw_host.decode("ascii"), 80 if address.port is None else address.port
-        host.encode("idna")  # as it is looked up: no label is empty, or too long
-    except (httpx.InvalidURL, UnicodeError):
-        address, host, port = httpx.URL(), "", 0
-    if address.scheme not in ("http", "https") or not HOST.fullmatch(host) or not 0 < port < 65536 or " #" in url:
-        parts = "name a host (and a port from 1 to 65535, if any), and have no control characters, and no comment"
-        raise ValueError(f"{where} must begin with http:// or https://, {parts}")
-
-
-def is_header(name: str, value: Any) -> bool:
-    """A name and a value that HTTP can carry."""
-    named = re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name)
-    return bool(named) and isinstance(value, str) and re.fullmatch(r"[\t\x20-\x7e\x80-\xff]*", value) is not None

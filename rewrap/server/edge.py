@@ -1,391 +1,239 @@
-"""Everything's way in, pure ASGI around the router: Host, path, CORS, failures, and a line in the log for each request.
+"""ASGI middleware around the router: host check, path, CORS, errors, access log.
 
-A Call is one request on its way: its id, and the watch for its client's leaving. Does not know what the routes do.
-Raises nothing: whatever the router raises becomes an answer.
+It replaces Starlette's two error middlewares, whose wrappers cost 60 µs for a stream of 100 chunks. Whatever the router
+raises becomes an answer here. Does not know what the routes do.
 """
 
 import asyncio
 import logging
 import re
-import time
-from functools import lru_cache
-from ipaddress import ip_address
-from random import Random, SystemRandom
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import orjson
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers as StarletteHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from backends import APIError, Chat, running_loop
+from rewrap.eventloop import running_loop
+from rewrap.server.access_log import AccessLog
+from rewrap.server.context import ClientLeft, RequestContext, printable, stopping
+from rewrap.server.hosts import NORMAL, HostCheck, normal_path
+from rewrap.types import APIError, Headers, JSONObject
 
 log = logging.getLogger("rewrap")
 
-IDS = Random(SystemRandom().getrandbits(256))
+JSON_TYPE: Headers = [(b"content-type", b"application/json")]
+WRONG_METHOD = "(HINT: Perhaps you meant to use a different HTTP method?)"
+OTHER_API = ". This server has chat completions: POST /v1/chat/completions."
+OTHER_APIS = re.compile("/(?:responses|completions|embeddings)(?:/|$)")
+EXPOSED = [
+    "x-request-id",
+    "retry-after",
+    "x-dropped-params",
+    "x-should-retry",
+    "openai-processing-ms",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+]
 
 
-def random_hex() -> str:
-    """32 hex digits that are nobody's secret, only never the same: 0.3 µs, where asking the system for them was 2."""
-    return f"{IDS.getrandbits(128):032x}"
+@dataclass(frozen=True, slots=True)
+class EdgeOptions:
+    """Settings of the edge. Units as in the settings of the same names."""
+
+    allow_origins: Sequence[str] = ()
+    allowed_hosts: Sequence[str] = ()
+    grace_seconds: float = 30.0
+    invalid_request_status: int = 400
 
 
-class ClientLeft(Exception):
-    """Nobody is there to answer any more."""
+class EdgeMiddleware:
+    """The outermost ASGI app: it makes a RequestContext and turns exceptions into answers."""
 
-
-class Call:
-    """One HTTP request on its way: its id, what has been sent, and the watch for the client's leaving.
-
-    Our work may be cancelled by that watch (`left`), by the end of the server (`ending`), or by somebody else: `cancelled`
-    tells them apart, and makes an answer of it where somebody is there to read one.
-    """
-
-    __slots__ = ("chat", "ending", "error", "first_byte", "gate", "given", "headers", "id", "key", "left", "loop", "raw_send", "receive", "scope", "send_start", "started", "status", "watcher", "working")  # fmt: skip
-
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.scope, self.receive, self.raw_send = scope, receive, send
-        self.given: dict[bytes, bytes] = dict(scope["headers"])
-        self.send_start: Send = self.send  # by way of CORS, where there is any
-        self.id = f"req_{random_hex()}"
-        self.started = time.perf_counter()
-        self.first_byte = 0.0
-        self.status = 0
-        self.error = ""
-        self.key = ""  # that was checked
-        self.chat: Chat | None = None
-        self.headers: list[tuple[bytes, bytes]] = []  # for whatever the answer will be
-        self.gate: Any = None  # to be left at the end
-        self.left = self.ending = False
-        self.loop: Any = None
-        self.working: asyncio.Task[Any] | None = None
-        self.watcher: asyncio.Task[None] | None = None
-
-    def header(self, name: bytes) -> str:
-        """A header's value, the last one of several; "" if there is none."""
-        return self.given.get(name, b"").decode("latin-1")
-
-    def address(self) -> str:
-        client = self.scope.get("client")
-        return str(client[0]) if client else ""
-
-    async def body(self, most: int) -> bytes:
-        """The request's body. Raises APIError where it is larger than `most` bytes, ClientLeft where it breaks off."""
-        length = self.header(b"content-length")
-        if length.isdecimal() and int(length) > most:
-            raise too_large(most)
-        parts, size, more = list[bytes](), 0, True
-        while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > most:
-                raise too_large(most)
-            more = message.get("more_body", False)
-        return b"".join(parts)  # the very same bytes, if they came at once
-
-    def watch(self) -> None:
-        """From here on, the client's leaving cancels what is being done for it."""
-        self.working = asyncio.current_task(self.loop)
-        self.watcher = self.loop.create_task(self.until_left())
-
-    async def until_left(self) -> None:
-        while (await self.receive())["type"] != "http.disconnect":
-            pass
-        if self.watcher is not None and self.working is not None and not self.ending:
-            self.left = True
-            self.working.cancel()
-
-    def end(self) -> None:
-        """The server stops: what is being done for this client ends with an error that says so."""
-        if self.watcher is not None and self.working is not None and not self.left:
-            self.ending = True
-            self.working.cancel()
-
-    def cancelled(self) -> APIError | None:
-        """Why our work was cancelled: None if the client left. Raises CancelledError if neither it nor we did that."""
-        if not self.left and not self.ending:
-            raise asyncio.CancelledError
-        if self.working is not None:
-            self.working.uncancel()
-        return stopping() if self.ending else None
-
-    def unwatch(self) -> None:
-        if self.watcher is not None:
-            watcher, self.watcher = self.watcher, None
-            watcher.cancel()
-
-    async def send(self, message: Message) -> None:
-        """Start the answer with the request's id; everything else goes as it is."""
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.first_byte = time.perf_counter()
-            ours = [(b"x-request-id", self.id.encode()), *self.headers]
-            given = message.get("headers", ())
-            if self.headers:  # of an upstream's limits and ours, ours are told
-                names = {name for name, _ in ours}
-                given = [header for header in given if header[0] not in names]
-            message["headers"] = [*given, *ours]
-        await self.raw_send(message)
-
-    async def respond(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        length = (b"content-length", b"%d" % len(body))
-        await self.send_start({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-        await self.raw_send({"type": "http.response.body", "body": body})
-
-    def line(self) -> str:
-        """The access line: method, path, model, backend, status, seconds, tokens, id."""
-        now = time.perf_counter()
-        first = (self.first_byte or now) - self.started
-        chat = self.chat
-        told = ""
-        if chat is not None:
-            counts = chat.usage or {}
-            tokens = f"{counts.get('prompt_tokens', '-')}+{counts.get('completion_tokens', '-')}"
-            told = f" model={printable(chat.model)} backend={chat.backend} tokens={tokens}"
-        error = f" error={self.error}" if self.error else ""
-        seconds = f"first_byte={first * 1e3:.1f}ms total={(now - self.started) * 1e3:.1f}ms"
-        path = printable(self.scope["original_path"])
-        return f"{self.scope['method']} {path} {499 if self.left else self.status} {seconds}{told}{error} id={self.id}"
-
-
-def too_large(most: int) -> APIError:
-    return APIError(413, f"The request is too large: this server takes {most} bytes at most.")
-
-
-def printable(text: str) -> str:
-    """Text for a log line: control characters escaped, so that nobody can forge a line; bounded."""
-    return text if text.isascii() and text.isprintable() and len(text) < 200 else ascii(text[:200])[1:-1]
-
-
-class AccessLog:
-    """A line a request, written in batches: a line by itself through `logging` cost 15 µs, in a batch 2.
-
-    A pipe that is full, as nobody reads the log, holds the whole server back, as `logging` waits: log to a file, or to
-    somebody who reads.
-    """
-
-    SECONDS = 0.1
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.loop: asyncio.AbstractEventLoop | None = None  # that flushes
-
-    def __call__(self, line: str) -> None:
-        loop = running_loop()
-        if not self.lines or self.loop is not loop:  # another one may have ended before it came to that
-            self.loop = loop
-            loop.call_later(self.SECONDS, self.flush)
-        self.lines.append(line)
-
-    def flush(self) -> None:
-        lines, self.lines = self.lines, []
-        if lines:
-            log.info("\n".join(lines))
-
-
-JSON_TYPE = [(b"content-type", b"application/json")]
-
-
-def stopping() -> APIError:
-    again = [(b"retry-after", b"1"), (b"connection", b"close")]
-    return APIError(503, "The server is stopping.", type="server_error", headers=again, reason="stopping")
-
-
-class Front:
-    """Takes the place of Starlette's two error middlewares, whose wrappers cost 60 µs for a stream of 100 chunks."""
-
-    def __init__(self, router: Any, settings: Any) -> None:
-        self.router, self.settings = router, settings
-        self.inner: ASGIApp = self.guarded
-        if origins := settings.allow_origins:
-            stars = [re.escape(origin).replace(r"\*", r"[\w.-]+") for origin in origins if "*" in origin]
-            self.inner = CORS(
-                self.guarded,
-                allow_origins=["*"] if "*" in origins else list(origins),
-                allow_origin_regex="|".join(stars) or None,
-                allow_credentials="*" not in origins,  # together they would let every page use its visitor's cookies
-                allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
-                allow_headers=["*"],
-                expose_headers=EXPOSED,
-            )
-        self.access = AccessLog()
+    def __init__(self, router: Router, options: EdgeOptions) -> None:
+        self.router = router
+        self.options = options
+        self.hosts = HostCheck(options.allowed_hosts)
+        self.access_log = AccessLog()
         self.logs_lines = log.isEnabledFor(logging.INFO)
-        self.calls: set[Call] = set()
-        self.allowed_hosts = {host_name(f"[{host}]" if IPV6.match(host) else host) for host in settings.allowed_hosts}
-        self.known_hosts: set[bytes] = set()
-        self.hot = {r.path: r.endpoint for r in router.routes if r.methods == {"POST"} and "{" not in r.path}
+        self.open_requests: set[RequestContext] = set()
         self.stopping = False
+        routes = [route for route in router.routes if isinstance(route, Route)]
+        # A lookup by path saves the router's search: 5 µs.
+        self.fast_routes = {
+            route.path: route.endpoint
+            for route in routes
+            if route.methods == {"POST"} and "{" not in route.path
+        }
+        self.inner: ASGIApp = self.guarded
+        if options.allow_origins:
+            self.inner = cors(self.guarded, options.allow_origins)
 
     async def drain(self) -> None:
-        """Answer 503 from now on; end when all calls have, the last of them with an error after GRACE_SECONDS."""
+        """Answer 503 from now on, and end when all requests have ended.
+
+        After GRACE_SECONDS the rest end with an error.
+        """
         self.stopping = True
         loop = running_loop()
-        deadline = loop.time() + self.settings.grace_seconds
-        while self.calls and loop.time() < deadline:
+        deadline = loop.time() + self.options.grace_seconds
+        while self.open_requests and loop.time() < deadline:
             await asyncio.sleep(0.05)
-        for call in list(self.calls):
-            call.end()
-        while self.calls and loop.time() < deadline + 1:
+        for context in list(self.open_requests):
+            context.end()
+        while self.open_requests and loop.time() < deadline + 1:
             await asyncio.sleep(0.02)
-        self.access.flush()
+        self.access_log.flush()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
-        scope = dict(scope)  # a copy: the server's own log names the path as it came
-        call = scope["call"] = Call(scope, receive, send)
-        call.loop = running_loop()  # in tests, each may have one of its own
-        scope["original_path"] = path = scope["path"]
-        if root := scope.get("root_path", "").strip("/"):
-            scope["path"], scope["root_path"] = self.below(root, path), ""
+        scope = dict(scope)  # a copy: uvicorn's own log names the path as it came
+        context = RequestContext(scope, receive, send, running_loop())
+        scope["context"] = context
+        path = scope["path"]
+        scope["original_path"] = path
+        root = scope.get("root_path", "").strip("/")
+        if root:
+            scope["path"] = self.path_below(root, path)
+            scope["root_path"] = ""
         else:
             scope["path"] = NORMAL.get(path) or normal_path(path)
-        self.calls.add(call)
+        self.open_requests.add(context)
         try:
-            # CORS answers a preflight by itself.
-            refused = scope["method"] == "OPTIONS" and self.foreign(call)
-            await (self.guarded if refused else self.inner)(scope, receive, call.send)
+            # CORS answers a preflight by itself, so that a foreign host has to be refused before it.
+            refused = scope["method"] == "OPTIONS" and self.is_foreign(context)
+            app = self.guarded if refused else self.inner
+            await app(scope, receive, context.send)
         finally:
-            self.calls.discard(call)
-            call.unwatch()
-            if call.gate:
-                call.gate.leave()
+            self.open_requests.discard(context)
             if self.logs_lines:
-                self.access(call.line())
-            # No cycle stays: it would keep a long prompt until the garbage is collected.
-            del scope["call"]
-            call.send_start = call.raw_send
-
-    def below(self, root: str, path: str) -> str:
-        """What stands after root_path. uvicorn puts it before every path, one that a proxy has left it in, too."""
-        prefix = re.compile(rf"^/+{re.escape(root)}(?=/|$)")
-        rest = prefix.sub("", path)
-        found = normal_path(rest)
-        return found if self.methods(found) else normal_path(prefix.sub("", rest))
+                self.access_log(context.log_line())
+            # A cycle would keep a long prompt in memory until the next garbage collection.
+            del scope["context"]
+            context.send_start = context.raw_send
 
     async def guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The router; whatever it raises becomes an answer."""
-        call: Call = scope["call"]
-        call.send_start = send
+        """The router. Exceptions become answers."""
+        context: RequestContext = scope["context"]
+        context.send_start = send
         try:
             if self.stopping:
                 raise stopping()
-            if self.foreign(call):
-                raise APIError(403, "This server does not answer to that Host (ALLOWED_HOSTS).", reason="foreign Host")
-            if scope["method"] == "POST" and (endpoint := self.hot.get(scope["path"])):
+            if self.is_foreign(context):
+                message = "This server does not answer to that Host (ALLOWED_HOSTS)."
+                raise APIError(403, message, reason="foreign Host")
+            endpoint = self.fast_routes.get(scope["path"]) if scope["method"] == "POST" else None
+            if endpoint is not None:
                 scope["path_params"] = {}
-                await endpoint(scope, receive, send)  # without the router's search: 5 µs less
+                await endpoint(scope, receive, send)
             else:
                 await self.router(scope, receive, send)
         except asyncio.CancelledError:
-            if self.stopping and call.watcher is None:  # it has gone on to the very end, and is cut
-                call.left = True
-            elif error := call.cancelled():
-                await self.render_failure(call, error)
+            await self.answer_cancelled(context)
         except ClientLeft:
-            call.left = True
+            context.left = True
         except Exception as exc:
-            await self.render_failure(call, exc)
+            await self.render_failure(context, exc)
 
-    def foreign(self, call: Call) -> bool:
-        """A Host that a web page could have made up (DNS rebinding): on a loopback, or where ALLOWED_HOSTS names others."""
-        scope, allowed = call.scope, self.allowed_hosts
-        server = scope.get("server")
-        if not allowed and (server is None or not on_loopback(server[0])):
-            return False
-        given = call.given.get(b"host", b"")
-        alone = len(call.given) == len(scope["headers"]) or [name for name, _ in scope["headers"]].count(b"host") == 1
-        if alone and given in self.known_hosts:
-            return False
-        name = host_name(given.decode("latin-1")) if alone else "?"  # of two, who knows which one is meant
-        if is_loopback(name) or name.endswith(OF_THIS_MACHINE) or name in allowed or "*" in allowed:
-            if len(self.known_hosts) < 100:
-                self.known_hosts.add(given)
-            return False
-        return bool(scope["path"] != "/health")
-
-    async def render_failure(self, call: Call, exc: Exception) -> None:
-        error = self.api_error(call, exc)
-        call.error = error.reason
-        if call.status:  # the answer has begun: uvicorn cuts the connection of one that does not end
+    async def answer_cancelled(self, context: RequestContext) -> None:
+        """Answer a cancelled request, if its client is still there. Raises CancelledError for a foreign cause."""
+        if self.stopping and not context.ending and not context.left:
+            context.left = True  # still running when the grace period ended
             return
-        status, body = error.status, orjson.dumps(error.body)
-        if call.scope["path"] == "/ask":
-            status = (
-                500 if status in (502, 504) else status
-            )  # what concerns the request, and "wait", are for the client to know
-            said = {"role": "assistant", "content": error.message, "error": error.type}
-            body = orjson.dumps(said | {"details": error.code or error.param})
+        error = context.cancellation()
+        if error is not None:
+            await self.render_failure(context, error)
+
+    def is_foreign(self, context: RequestContext) -> bool:
+        """Whether the Host is one that a web page could have made up. /health answers to any."""
+        accepted = self.hosts.accepts(context.scope, context.request_headers)
+        return not accepted and context.scope["path"] != "/health"
+
+    async def render_failure(self, context: RequestContext, exc: Exception) -> None:
+        error = self.api_error(context, exc)
+        context.error = error.reason
+        if (
+            context.status
+        ):  # the answer has started: uvicorn cuts the connection of one that does not end
+            return
+        status = error.status
+        body = error.body
+        if context.scope["path"] == "/ask":
+            body = ask_failure(error)
+            if status in (502, 504):  # the templates' status for an upstream's failure
+                status = 500
         elif status == 400 and error.type == "invalid_request_error":
-            status = self.settings.invalid_request_status
-        await call.respond(status, JSON_TYPE + error.headers, body)
+            status = self.options.invalid_request_status
+        await context.respond(status, JSON_TYPE + error.headers, orjson.dumps(body))
 
-    def methods(self, path: str) -> list[str]:
-        return sorted({m for route in self.router.routes if route.path_regex.match(path) for m in route.methods})
-
-    def api_error(self, call: Call, exc: Exception) -> APIError:
+    def api_error(self, context: RequestContext, exc: Exception) -> APIError:
+        """The error that the client sees for an exception."""
         if isinstance(exc, APIError):
             return exc
-        method, path = call.scope["method"], printable(call.scope["original_path"])
         if isinstance(exc, HTTPException) and exc.status_code == 404:
-            hint = (
-                ". This server has chat completions: POST /v1/chat/completions."
-                if OTHER_APIS.match(call.scope["path"])
-                else ""
-            )
-            return APIError(404, f"Invalid URL ({method} {path}){hint}", reason="unknown URL")
+            return self.unknown_url(context)
         if isinstance(exc, HTTPException) and exc.status_code == 405:
-            hint = "(HINT: Perhaps you meant to use a different HTTP method?)"
-            allow = [(b"allow", ", ".join(self.methods(call.scope["path"])).encode())]
-            return APIError(405, f"Not allowed to {method} on {path}. {hint}", headers=allow, reason="wrong method")
-        log.error("%s failed", call.id, exc_info=exc)
-        return APIError(500, "The server had an error while processing your request.", type="server_error")
+            return self.wrong_method(context)
+        log.error("%s failed", context.id, exc_info=exc)
+        message = "The server had an error while processing your request."
+        return APIError(500, message, type="server_error")
+
+    def unknown_url(self, context: RequestContext) -> APIError:
+        scope = context.scope
+        hint = OTHER_API if OTHER_APIS.match(scope["path"]) else ""
+        message = f"Invalid URL ({scope['method']} {printable(scope['original_path'])}){hint}"
+        return APIError(404, message, reason="unknown URL")
+
+    def wrong_method(self, context: RequestContext) -> APIError:
+        scope = context.scope
+        path = printable(scope["original_path"])
+        allow = ", ".join(self.methods(scope["path"])).encode()
+        return APIError(
+            405,
+            f"Not allowed to {scope['method']} on {path}. {WRONG_METHOD}",
+            headers=[(b"allow", allow)],
+            reason="wrong method",
+        )
+
+    def path_below(self, root: str, path: str) -> str:
+        """The path after root_path. uvicorn puts root_path before every path, also where a proxy left it in."""
+        prefix = re.compile(rf"^/+{re.escape(root)}(?=/|$)")
+        rest = prefix.sub("", path)
+        found = normal_path(rest)
+        if self.methods(found):
+            return found
+        return normal_path(prefix.sub("", rest))
+
+    def methods(self, path: str) -> list[str]:
+        """The methods that the routes of a path take."""
+        methods: set[str] = set()
+        for route in self.router.routes:
+            if isinstance(route, Route) and route.path_regex.match(path):
+                methods |= route.methods or set()
+        return sorted(methods)
 
 
-OTHER_APIS = re.compile("/(?:responses|completions|embeddings)(?:/|$)")
-LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
-OF_THIS_MACHINE = (".localhost", ".docker.internal", ".containers.internal")  # no page on the net can have such a name
-PORT = re.compile(r":\d*\Z")
-IPV6 = re.compile(r"[0-9A-Fa-f]*:.*:")  # without the brackets that it has in a URL
+def ask_failure(error: APIError) -> JSONObject:
+    """The template's form of an error on /ask."""
+    return {
+        "role": "assistant",
+        "content": error.message,
+        "error": error.type,
+        "details": error.code or error.param,
+    }
 
 
-def host_name(host: str) -> str:
-    """Of a Host: in lower case, without its port."""
-    return PORT.sub("", host).lower()
+class OpenAICORSMiddleware(CORSMiddleware):
+    """Starlette's CORS, with OpenAI's envelope where it refuses a preflight."""
 
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address is of this machine alone."""
-    try:
-        address: Any = ip_address(host[1:-1] if host[:1] == "[" else host)
-    except ValueError:
-        return host in LOOPBACK
-    return bool((getattr(address, "ipv4_mapped", None) or address).is_loopback)  # one socket may take both
-
-
-on_loopback = lru_cache(64)(is_loopback)  # of our own addresses: there are few
-
-
-def normal_path(path: str) -> str:
-    """`/v1/models`, `//v1/models`, `/v1/v1/models/` and `/models` are one; so is Azure's `/openai/v1`."""
-    path = re.sub(r"/{2,}", "/", path)
-    path = re.sub(r"^(?:/openai)?(?:/v1)+(?=/|$)", "", path)
-    return path.rstrip("/") or "/"
-
-
-NORMAL = {f"{prefix}{path}": path for prefix in ("", "/v1") for path in ("/chat/completions", "/models", "/ask")}
-
-
-class CORS(CORSMiddleware):
-    """Starlette's, with OpenAI's envelope where it refuses a preflight."""
-
-    def preflight_response(self, request_headers: Headers) -> Response:
+    def preflight_response(self, request_headers: StarletteHeaders) -> Response:
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response
@@ -393,5 +241,16 @@ class CORS(CORSMiddleware):
         return Response(body, 400, {"vary": "Origin"}, "application/json")
 
 
-EXPOSED = ["x-request-id", "retry-after", "x-dropped-params", "x-should-retry", "openai-processing-ms"]
-EXPOSED += [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+def cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """`app` behind CORS for origins such as https://app.example, https://*.app.example, or *."""
+    patterns = [re.escape(origin).replace(r"\*", r"[\w.-]+") for origin in origins if "*" in origin]
+    any_origin = "*" in origins
+    return OpenAICORSMiddleware(
+        app,
+        allow_origins=["*"] if any_origin else list(origins),
+        allow_origin_regex="|".join(patterns) or None,
+        allow_credentials=not any_origin,  # with both, every page could use its visitor's cookies
+        allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+    )

@@ -45,19 +45,25 @@ def sign(secret: str, user: str, *, days: float | None = None, now: float | None
         raise ValueError("A key needs the name of a user.")
     if days is not None and not 0 < days < 1e6:
         raise ValueError("A key must be good for more than 0 and less than 1,000,000 days.")
-    expires = 0 if days is None else math.ceil((time.time() if now is None else now) + days * 86_400)
+    expires = (
+        0 if days is None else math.ceil((time.time() if now is None else now) + days * 86_400)
+    )
     body = f"sk-{quote(user, safe='')}-{randomness.token_hex(8)}.{expires}"
     return f"{body}.{signature(secret, body)}"
 
 
-def verify(secrets: Sequence[str], key: str, *, revoked: Container[str] = (), now: float | None = None) -> Key | None:
+def verify(
+    secrets: Sequence[str], key: str, *, revoked: Container[str] = (), now: float | None = None
+) -> Key | None:
     """The Key, if one of the secrets signed it and it has neither ended nor been revoked (by its id); else None."""
     shape = SHAPE.fullmatch(key)
     if not shape:
         return None
     body, user, id, expires, signed = shape.groups()
     # An empty entry in the list of secrets would let anybody sign: it never verifies.
-    if not any(hmac.compare_digest(signature(secret, body), signed) for secret in secrets if secret.strip()):
+    if not any(
+        hmac.compare_digest(signature(secret, body), signed) for secret in secrets if secret.strip()
+    ):
         return None
     ends = int(expires) or None
     if id in revoked or (ends and ends <= (time.time() if now is None else now)):
@@ -72,7 +78,9 @@ def revoked_ids(entries: Sequence[str]) -> tuple[str, ...]:
         key = SHAPE.fullmatch(entry)
         if not key and not re.fullmatch(r"[0-9a-fA-F]{16}", entry):
             whole = "a whole key (sk-USER-ID.EXPIRES.SIGNATURE)"
-            raise ValueError(f"REVOKED_KEYS: entry {number} is neither {whole} nor the ID of one (16 hex digits)")
+            raise ValueError(
+                f"REVOKED_KEYS: entry {number} is neither {whole} nor the ID of one (16 hex digits)"
+            )
         ids.append(key[3] if key else entry.lower())
     return tuple(ids)
 
@@ -90,18 +98,26 @@ def save(path: str | os.PathLike[str], key: str, user: str) -> None:
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         os.fchmod(file, 0o600)  # before the key is in it
-        os.write(file, f"{key}  # {user!r}\n".encode())  # one write: lines of two processes never mix
+        os.write(
+            file, f"{key}  # {user!r}\n".encode()
+        )  # one write: lines of two processes never mix
     finally:
         os.close(file)
 
 
-def run(arguments: Sequence[str], secret_keys: Sequence[str]) -> int:
+def key_command(arguments: Sequence[str], secret_keys: Sequence[str]) -> int:
     """`key USER [--days N] [--save [FILE]]`: print a new key; the exit code."""
-    parser = argparse.ArgumentParser(prog="key", description="Print a new key, signed with the first of SECRET_KEY.")
+    parser = argparse.ArgumentParser(
+        prog="key", description="Print a new key, signed with the first of SECRET_KEY."
+    )
     parser.add_argument("user", help="whose key it is: any name")
     parser.add_argument("--days", type=float, help="for how long it is good; without it, for ever")
     parser.add_argument(
-        "--save", nargs="?", const="keys.txt", metavar="FILE", help="append it to a file, keys.txt, too"
+        "--save",
+        nargs="?",
+        const="keys.txt",
+        metavar="FILE",
+        help="append it to a file, keys.txt, too",
     )
     asked = parser.parse_args(arguments)
     if not secret_keys:

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from backends import APIError
+from rewrap.types import APIError
 
 if TYPE_CHECKING:
     from limits.aio.storage import Storage
@@ -27,7 +27,12 @@ WINDOW_SECONDS = 60
 MAX_KEYS = 100_000  # in memory, some 30 MB: beyond them the oldest window is forgotten, and its key starts anew
 STORE_TIMEOUT_SECONDS = 1.0
 STORE_PAUSE_SECONDS = 5.0  # for so long a store that failed is not asked
-DRIVERS = {"redis": "redis", "rediss": "redis", "mongodb": "pymongo", "mongodb+srv": "pymongo"}  # scheme: package
+DRIVERS = {
+    "redis": "redis",
+    "rediss": "redis",
+    "mongodb": "pymongo",
+    "mongodb+srv": "pymongo",
+}  # scheme: package
 
 
 class Verdict(NamedTuple):
@@ -49,17 +54,21 @@ class RateLimit:
 
     def __init__(self, per_minute: int, store_url: str = "") -> None:
         self.per_minute = per_minute
-        self.windows: OrderedDict[str, tuple[int, float]] = OrderedDict()  # key: (hits, end on the monotonic clock)
+        self.windows: OrderedDict[str, tuple[int, float]] = (
+            OrderedDict()
+        )  # key: (hits, end on the monotonic clock)
         self.store_url = store_url
         self.loop: asyncio.AbstractEventLoop | None = None  # that the store's connections are of
-        self.store = open_store(store_url) if store_url else None
+        self.store = open_limit_storage(store_url) if store_url else None
         self.retry_at = 0.0  # on the monotonic clock; 0: the store is up
 
     async def hit(self, key: str) -> Verdict:
         """Count one request of `key` (an API key, an address): a store sees only its hash."""
         digest = hashlib.blake2b(key.encode(errors="surrogatepass"), digest_size=16).hexdigest()
         hits, reset = await self.hit_store(digest) or self.hit_memory(digest)
-        return Verdict(hits <= self.per_minute, self.per_minute, max(0, self.per_minute - hits), reset)
+        return Verdict(
+            hits <= self.per_minute, self.per_minute, max(0, self.per_minute - hits), reset
+        )
 
     def hit_memory(self, key: str) -> tuple[int, float]:
         """Hits in the key's window, and seconds to its end. The same small cost with one key and with MAX_KEYS."""
@@ -79,10 +88,12 @@ class RateLimit:
 
         loop = asyncio.get_running_loop()
         if self.loop is not loop:  # the drivers keep to the one of their first use
-            self.store = open_store(self.store_url) if self.loop else self.store
+            self.store = open_limit_storage(self.store_url) if self.loop else self.store
             self.loop = loop
         if self.retry_at:
-            self.retry_at = time.monotonic() + STORE_PAUSE_SECONDS  # this request alone waits to see if it is back
+            self.retry_at = (
+                time.monotonic() + STORE_PAUSE_SECONDS
+            )  # this request alone waits to see if it is back
         try:
             async with asyncio.timeout(STORE_TIMEOUT_SECONDS):
                 hits = await self.store.incr(f"rewrap/{key}", WINDOW_SECONDS)
@@ -90,7 +101,10 @@ class RateLimit:
         except (StorageError, TimeoutError) as exc:
             if not self.retry_at:  # only the type: the words may hold the address
                 reason = type(exc.__cause__ if isinstance(exc, StorageError) else exc).__name__
-                log.warning("RATE_LIMIT_STORE_URL: the store failed (%s); each process counts for itself.", reason)
+                log.warning(
+                    "RATE_LIMIT_STORE_URL: the store failed (%s); each process counts for itself.",
+                    reason,
+                )
             self.retry_at = time.monotonic() + STORE_PAUSE_SECONDS
             return None
         self.retry_at = 0.0
@@ -100,27 +114,35 @@ class RateLimit:
         """Close the connections to the store; the next hit opens them anew."""
         if self.store:
             client: Any = getattr(self.store, "bridge", self.store)  # of Redis, of MongoDB
-            self.store, self.loop = open_store(self.store_url), None
+            self.store, self.loop = open_limit_storage(self.store_url), None
             await client.storage.aclose()
 
 
-def open_store(url: str) -> "Storage":
+def open_limit_storage(url: str) -> "Storage":
     """The storage of `limits` for a URL; connects to nothing yet. Raises ValueError as RateLimit does."""
     scheme = url.partition("://")[0]
     if scheme not in DRIVERS:
-        raise ValueError(f"RATE_LIMIT_STORE_URL must start with one of {', '.join(f'{name}://' for name in DRIVERS)}.")
+        raise ValueError(
+            f"RATE_LIMIT_STORE_URL must start with one of {', '.join(f'{name}://' for name in DRIVERS)}."
+        )
     for package in ("limits", DRIVERS[scheme]):
         if not find_spec(package):
-            raise ValueError(f"RATE_LIMIT_STORE_URL: {scheme} needs the package {package} (pip install {package}).")
+            raise ValueError(
+                f"RATE_LIMIT_STORE_URL: {scheme} needs the package {package} (pip install {package})."
+            )
     try:
         if DRIVERS[scheme] == "pymongo":
             return mongodb(url)
         from limits.aio.storage import RedisStorage
 
         return RedisStorage(f"async+{url}", wrap_exceptions=True, implementation="redispy")
-    except Exception as exc:  # of the driver; its words may hold a password: not even in the traceback
+    except (
+        Exception
+    ) as exc:  # of the driver; its words may hold a password: not even in the traceback
         reason = type(exc).__name__
-        raise ValueError(f"RATE_LIMIT_STORE_URL cannot be used ({reason}): is it {scheme}://host:port?") from None
+        raise ValueError(
+            f"RATE_LIMIT_STORE_URL cannot be used ({reason}): is it {scheme}://host:port?"
+        ) from None
 
 
 def mongodb(url: str) -> "Storage":
@@ -130,7 +152,9 @@ def mongodb(url: str) -> "Storage":
 
     class Storage(MongoDBStorage):
         dependencies: Any = {
-            "motor.motor_asyncio": SimpleNamespace(module=SimpleNamespace(AsyncIOMotorClient=pymongo.AsyncMongoClient)),
+            "motor.motor_asyncio": SimpleNamespace(
+                module=SimpleNamespace(AsyncIOMotorClient=pymongo.AsyncMongoClient)
+            ),
             "pymongo": SimpleNamespace(module=pymongo),
         }
 
@@ -140,7 +164,7 @@ def mongodb(url: str) -> "Storage":
     return Storage(url, wrap_exceptions=True)
 
 
-def headers(verdict: Verdict) -> list[tuple[bytes, bytes]]:
+def rate_limit_headers(verdict: Verdict) -> list[tuple[bytes, bytes]]:
     """OpenAI's x-ratelimit headers for one verdict, and Retry-After (whole seconds, at least 1) with a refusal."""
     fields: list[tuple[bytes, object]] = [
         (b"x-ratelimit-limit-requests", verdict.limit),
@@ -160,20 +184,31 @@ def duration(seconds: float) -> str:
 
 
 class Gate:
-    """At most `most` requests at a moment: `enter()` lets one more in, `leave()` lets it out. Raises APIError 503."""
+    """A `with` block that at most `maximum` requests enter at the same time; 0: no limit."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.inside = most, 0
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self.inside = 0
 
     def check(self) -> None:
-        if self.inside >= self.most:
-            again = [(b"retry-after", b"1")]
-            message = "The server is busy: too many requests at this moment."
-            raise APIError(503, message, type="server_error", headers=again, reason="too many requests")
+        """Raises APIError 503 if the block is full."""
+        if self.maximum and self.inside >= self.maximum:
+            raise APIError(
+                503,
+                "The server is busy: too many requests at this moment.",
+                type="server_error",
+                headers=[(b"retry-after", b"1")],
+                reason="too many requests",
+            )
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         self.check()
         self.inside += 1
 
-    def leave(self) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.inside -= 1
+
+
+def limit_exceeded(verdict: Verdict) -> APIError:
+    message = f"Rate limit reached for requests: {verdict.limit} a minute. Please try again later."
+    return APIError(429, message, type="requests", code="rate_limit_exceeded")

@@ -31,10 +31,13 @@ UNSENT_SECONDS = 1.0  # at least, for what a client has yet to read when everyth
 HEAD_BYTES = 64 * 2**10
 NO_HTTP = 400, "This is not an HTTP request."
 TOO_SLOW = 408, "The rest of the request did not come in time."
-TOO_LARGE = 431, f"The head of the request is too large: this server takes {HEAD_BYTES} bytes at most."
+TOO_LARGE = (
+    431,
+    f"The head of the request is too large: this server takes {HEAD_BYTES} bytes at most.",
+)
 
 
-class Corked:
+class HeadCoalescingTransport:
     """A transport that lets the head of an answer wait for its body: one system call for both, 8 µs less a request.
 
     It waits until the next turn of the loop at most, and 100 Continue not at all.
@@ -53,7 +56,11 @@ class Corked:
         if self.head:
             head, self.head = self.head, b""
             self.transport.write(head + data)
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1") and data.endswith(b"\r\n\r\n"):
+        elif (
+            data.startswith(b"HTTP/1.1 ")
+            and not data.startswith(b"HTTP/1.1 1")
+            and data.endswith(b"\r\n\r\n")
+        ):
             self.head = data
             self.loop.call_soon(self.flush)
         else:
@@ -81,13 +88,15 @@ class Protocol(HttpToolsProtocol):
     PATIENCE_SECONDS = 60.0
 
     def connection_made(self, transport: Any) -> None:
-        corked: Any = Corked(transport, self.loop)
+        corked: Any = HeadCoalescingTransport(transport, self.loop)
         super().connection_made(corked)
         self.overhead = 0  # bytes in a row that are no body
         self.refused = self.heard = False
         self.unsent = -1  # at the last look
         self.slow_head: Any = None
-        self.running: Any = None  # what is being answered; `cycle` is the newest request, which may wait behind it
+        self.running: Any = (
+            None  # what is being answered; `cycle` is the newest request, which may wait behind it
+        )
         self.timer = self.loop.call_later(self.PATIENCE_SECONDS, self.look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -113,7 +122,10 @@ class Protocol(HttpToolsProtocol):
             self.refuse(*TOO_LARGE)
 
     def on_headers_complete(self) -> None:
-        if self.overhead > HEAD_BYTES and len(self.url) + sum(len(n) + len(v) for n, v in self.headers) > HEAD_BYTES:
+        if (
+            self.overhead > HEAD_BYTES
+            and len(self.url) + sum(len(n) + len(v) for n, v in self.headers) > HEAD_BYTES
+        ):
             self.refuse(*TOO_LARGE)
             raise ValueError
         self.overhead = 0
@@ -134,7 +146,11 @@ class Protocol(HttpToolsProtocol):
 
         Java asks for HTTP/2 with each request (`Upgrade: h2c`).
         """
-        first = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        first = b"%b %b HTTP/%b" % (
+            self.parser.get_method(),
+            self.url,
+            self.parser.get_http_version().encode(),
+        )
         lines = [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -194,7 +210,9 @@ class Protocol(HttpToolsProtocol):
             unsent = self.transport.get_write_buffer_size()
             if unsent == self.unsent:
                 self.transport.abort()
-        elif not (self.flow.read_paused or (cycle and not cycle.response_complete and not cycle.more_body)):
+        elif not (
+            self.flow.read_paused or (cycle and not cycle.response_complete and not cycle.more_body)
+        ):
             # We are not at work for it.
             head = self.headers if self.scope and self.headers is self.scope["headers"] else None
             if not self.heard or (head is not None and head is self.slow_head):
@@ -205,16 +223,26 @@ class Protocol(HttpToolsProtocol):
         self.heard, self.slow_head, self.unsent = False, head, unsent
 
 
-def run(
-    app: Any, *, host: str, port: int, workers: int, forwarded_allow_ips: str, announce: Callable[[str], None]
+def serve_app(
+    app: Any,
+    *,
+    host: str,
+    port: int,
+    workers: int,
+    forwarded_allow_ips: str,
+    announce: Callable[[str], None],
 ) -> None:
     """Serve until a signal. `app` is the app, or "module:name" where there are workers; `announce` gets the address."""
     # They wait until somebody hears them, in `graceful`: before, they would end this with -15, or not at all as PID 1.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     # /ask is cut on purpose where it cannot be finished, and says so in its own line.
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing" not in record.getMessage())
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: "without completing" not in record.getMessage()
+    )
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard))  # each stream is two descriptors
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (max(soft, min(hard, 65536)), hard)
+    )  # each stream is two descriptors
     config = uvicorn.Config(
         app,
         host=host,
@@ -230,7 +258,9 @@ def run(
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:  # who connects as soon as the start line is out waits, and is not refused
         both = host == "::" and socket.has_dualstack_ipv6()  # all addresses, of IPv4 too
-        sock = socket.create_server((host, port), family=family, backlog=config.backlog, dualstack_ipv6=both)
+        sock = socket.create_server(
+            (host, port), family=family, backlog=config.backlog, dualstack_ipv6=both
+        )
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
         sys.exit(f"rewrap: HOST {host}, PORT {port}: {reason}")
@@ -279,7 +309,9 @@ def serve_by_workers(config: uvicorn.Config, sock: Any) -> None:
 
 
 @asynccontextmanager
-async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 0.0) -> AsyncIterator[None]:
+async def graceful(
+    drain: Callable[[], Awaitable[None]], grace_seconds: float = 0.0
+) -> AsyncIterator[None]:
     """At SIGTERM or SIGINT let `drain` end what is open, then let uvicorn stop, with exit code 0. A second signal is at once.
 
     uvicorn alone closes its socket first, waits without end for who does not read, and raises the signal again at its end,
@@ -291,7 +323,9 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
 
     def cut(server: Any) -> None:
         server.should_exit = True
-        for connection in list(server.server_state.connections):  # their requests end as those of clients that left
+        for connection in list(
+            server.server_state.connections
+        ):  # their requests end as those of clients that left
             connection.transport.abort()
         loop.call_later(0.1, cancel, server)
 
@@ -322,7 +356,9 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
 
     for number in ENDS:
         handler = signal.getsignal(number)
-        if isinstance(getattr(handler, "__self__", None), uvicorn.Server):  # not in tests, nor other servers
+        if isinstance(
+            getattr(handler, "__self__", None), uvicorn.Server
+        ):  # not in tests, nor other servers
             previous[number] = handler
             signal.signal(number, on_signal)
     if previous:
@@ -335,7 +371,9 @@ async def graceful(drain: Callable[[], Awaitable[None]], grace_seconds: float = 
     if previous and (parent := parent_process()):
         # Ctrl-C reaches all of a terminal: workers wait for their parent's word, or its end.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        loop.add_reader(parent.sentinel, on_orphaned, previous[signal.SIGTERM].__self__, parent.sentinel)
+        loop.add_reader(
+            parent.sentinel, on_orphaned, previous[signal.SIGTERM].__self__, parent.sentinel
+        )
     yield
     for task in stops:
         task.cancel()

@@ -8,54 +8,70 @@ from typing import Any
 
 import orjson
 
-from backends import Chat, Delta, Refused, refused_in_200, text_of, usage
-from extras.framing import TEXT
+from rewrap.types import ChatRequest, Delta, UpstreamRejection, text_of, usage
+from rewrap.upstream.errors import rejection_in_success
+from rewrap.upstream.framing import TEXT
 
 
-class AnyShape:
+class AutoShape:
     """OpenAI-like objects, and JSON with the reply under one of the usual names, at the top or one level down."""
 
     framing = "auto"
 
-    def url(self, url: str, chat: Chat) -> str:
+    def url(self, url: str, chat: ChatRequest) -> str:
         return url
 
     def headers(self, key: str, stream: bool) -> dict[str, str]:
         return {"authorization": f"Bearer {key}"} if key else {}
 
-    def request(self, chat: Chat) -> Any:
-        messages = [{**message, "content": text_of(message.get("content"))} for message in chat.messages]
+    def check(self, url: str) -> None:
+        pass
+
+    def payload(self, chat: ChatRequest) -> Any:
+        messages = [
+            {**message, "content": text_of(message.get("content"))} for message in chat.messages
+        ]
         ours = KEPT_HERE if chat.stored else OURS
         asked = {k: v for k, v in chat.payload.items() if v is not None and k not in ours}
         return asked | {"model": chat.model, "messages": messages}
 
-    def dropped(self, chat: Chat) -> list[str]:
+    def dropped(self, chat: ChatRequest) -> list[str]:
         contents = [m["content"] for m in chat.messages if isinstance(m.get("content"), list)]
-        kinds = {str(part.get("type")) for parts in contents for part in parts if not isinstance(part.get("text"), str)}
+        kinds = {
+            str(part.get("type"))
+            for parts in contents
+            for part in parts
+            if not isinstance(part.get("text"), str)
+        }
         return [f"messages.{kind}" for kind in sorted(kinds)]
 
     def answer(self, value: Any) -> list[Delta]:
         if isinstance(value, dict) and value.get("error"):
-            raise refused_in_200(value["error"])
+            raise rejection_in_success(value["error"])
         if isinstance(value, dict) and isinstance(value.get("choices"), list) and value["choices"]:
             return openai_deltas(value, whole=True)
         text = find_reply(value)
         if text is None:
             raise ValueError("no reply")
         if not text and isinstance(value, dict):  # an empty one may stand beside the reply
-            text = next((said for name in REPLY_NAMES if isinstance(said := value.get(name), str) and said), "")
+            text = next(
+                (said for name in REPLY_NAMES if isinstance(said := value.get(name), str) and said),
+                "",
+            )
         fields = extra_fields(value)
         reason = "tool_calls" if fields and "tool_calls" in fields else "stop"
         return [Delta(text, reason, whole=True, fields=fields, usage=openai_usage(value))]
 
-    def reader(self) -> "AnyReader":
-        return AnyReader()
+    def reader(self) -> "AutoReader":
+        return AutoReader()
 
-    def refusal(self, status: int, value: Any) -> Refused:
+    def rejection(self, status: int, value: Any) -> UpstreamRejection:
         """The words of an OpenAI envelope; of anything else none, for who knows what is in them."""
         error = value.get("error") if isinstance(value, dict) else None
-        error = value if isinstance(value, dict) and value.get("object") == "error" else error  # vLLM's, before 0.9
-        refused = refused_in_200(error if isinstance(error, dict) else {})
+        error = (
+            value if isinstance(value, dict) and value.get("object") == "error" else error
+        )  # vLLM's, before 0.9
+        refused = rejection_in_success(error if isinstance(error, dict) else {})
         refused.status = status
         return refused
 
@@ -64,7 +80,7 @@ OURS = frozenset(["completion_id", "messages", "model"])
 KEPT_HERE = OURS | {"store", "metadata"}
 
 
-class AnyReader:
+class AutoReader:
     """One streamed reply: (event name, data) to Deltas.
 
     The first event that is no object tells whether texts are bare or JSON strings. A stream of OpenAI's chunks is complete
@@ -78,7 +94,9 @@ class AnyReader:
     def __call__(self, name: str, data: bytes) -> list[Delta]:
         if name == TEXT:
             return [Delta(data.decode())]
-        if data.strip() == b"[DONE]" or (name in ("end", "done", "close") and not data.strip(b' {}"')):
+        if data.strip() == b"[DONE]" or (
+            name in ("end", "done", "close") and not data.strip(b' {}"')
+        ):
             self.done = True
             return []
         value = json_in(data)
@@ -95,18 +113,23 @@ class AnyReader:
             self.bare = True
             return [Delta(data.decode("utf-8", "replace"))] if data.strip() != b"null" else []
         if name == "error" or value.get("error"):
-            raise refused_in_200(value.get("error"))
+            raise rejection_in_success(value.get("error"))
         self.bare = self.bare or False
         if isinstance(value.get("choices"), list):
             self.complete = False
             return self.ending(openai_deltas(value, whole=False))
         text = find_reply(value)
         if text is None:
-            texts = (number_as_text(value.get(name)) for name in ("reply", "response", "answer", "text", "content"))
+            texts = (
+                number_as_text(value.get(name))
+                for name in ("reply", "response", "answer", "text", "content")
+            )
             text = next((text for text in texts if isinstance(text, str)), None)
         finish = value.get("finish_reason")
         finish = finish if isinstance(finish, str) else None
-        return self.ending([Delta(text or "", finish, fields=extra_fields(value), usage=openai_usage(value))])
+        return self.ending(
+            [Delta(text or "", finish, fields=extra_fields(value), usage=openai_usage(value))]
+        )
 
     def ending(self, deltas: list[Delta]) -> list[Delta]:
         """The same; what they end with is known if nobody says it."""
@@ -134,12 +157,23 @@ def openai_deltas(value: dict[str, Any], *, whole: bool) -> list[Delta]:
             raise ValueError("a message is no object")
         content = message.get("content", choice.get("text"))
         content = number_as_text(content) if "delta" in choice else content
-        fields = {k: v for k, v in message.items() if k not in ("role", "content") and v not in (None, [], "")}
+        fields = {
+            k: v
+            for k, v in message.items()
+            if k not in ("role", "content") and v not in (None, [], "")
+        }
         fields |= {k: v for k, v in figures_in(value).items() if not position}
-        if whole and content is None and not fields and choice.get("finish_reason") in (None, "stop"):
+        if (
+            whole
+            and content is None
+            and not fields
+            and choice.get("finish_reason") in (None, "stop")
+        ):
             raise ValueError("no reply")
         parts = content if isinstance(content, list) else []
-        if not isinstance(content, (str, list, type(None))) or not all(isinstance(p, (str, dict)) for p in parts):
+        if not isinstance(content, (str, list, type(None))) or not all(
+            isinstance(p, (str, dict)) for p in parts
+        ):
             raise ValueError("content is no text")
         finish_reason = choice.get("finish_reason")
         if whole and not (isinstance(finish_reason, str) and finish_reason):
@@ -165,7 +199,11 @@ def openai_usage(value: Any) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         return None
     prompt, completion = found.get("prompt_tokens"), found.get("completion_tokens")
-    return usage(prompt, completion) | found if isinstance(prompt, int) and isinstance(completion, int) else None
+    return (
+        usage(prompt, completion) | found
+        if isinstance(prompt, int) and isinstance(completion, int)
+        else None
+    )
 
 
 def extra_fields(value: Any) -> dict[str, Any] | None:
@@ -182,8 +220,14 @@ EXTRA = ("reasoning_content", "reasoning", "tool_calls")
 
 def figures_in(value: dict[str, Any]) -> dict[str, Any]:
     """`figure` and `figures`, at the top or one level down."""
-    places = [inner for name in (*WRAPPERS, *REPLY_NAMES, *OUTCOMES) if isinstance(inner := value.get(name), dict)]
-    return {k: place[k] for place in (*places, value) for k in ("figure", "figures") if place.get(k)}
+    places = [
+        inner
+        for name in (*WRAPPERS, *REPLY_NAMES, *OUTCOMES)
+        if isinstance(inner := value.get(name), dict)
+    ]
+    return {
+        k: place[k] for place in (*places, value) for k in ("figure", "figures") if place.get(k)
+    }
 
 
 def number_as_text(value: Any) -> Any:
@@ -202,7 +246,11 @@ def find_reply(value: Any, depth: int = 4, lists: int = 4) -> str | None:
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        texts = [find_reply(item, depth, lists - 1) for item in replies_in(value[:1000])] if lists else []
+        texts = (
+            [find_reply(item, depth, lists - 1) for item in replies_in(value[:1000])]
+            if lists
+            else []
+        )
         found = [text for text in texts if text is not None]
         return "".join(found) if found else None
     if not isinstance(value, dict) or not depth:
@@ -220,7 +268,9 @@ def find_reply(value: Any, depth: int = 4, lists: int = 4) -> str | None:
 
 def replies_in(items: list[Any]) -> list[Any]:
     """Of a conversation that is sent back, what comes after the user's last message; any other list as it is."""
-    roles = [item.get("role", item.get("type")) if isinstance(item, dict) else None for item in items]
+    roles = [
+        item.get("role", item.get("type")) if isinstance(item, dict) else None for item in items
+    ]
     if not any(role in SPEAKERS for role in roles):
         return items
     last = max((at for at, role in enumerate(roles) if role in ("user", "human")), default=-1)
@@ -229,7 +279,10 @@ def replies_in(items: list[Any]) -> list[Any]:
 
 SPEAKERS = ("assistant", "ai", "bot", "model")
 REPLY_NAMES = ("reply", "response", "answer", "output", "text", "content", "generated_text")
-OUTCOMES = ("message", "result")  # texts that may say "success" beside the reply: what is found in an object goes first
+OUTCOMES = (
+    "message",
+    "result",
+)  # texts that may say "success" beside the reply: what is found in an object goes first
 MORE_NAMES = ("completion", "delta", "token", "bot", "assistant", "output_text", "response_text")
 # An object that is cut short, and not the first tokens of a bare text; after others, whatever begins so.
 BEGUN = {None: re.compile(rb"\s*\{.*[:,]", re.DOTALL), False: re.compile(rb'\s*[{\["]')}

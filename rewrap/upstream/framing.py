@@ -7,16 +7,31 @@ Raises ValueError for what is none of these, and for an event larger than it may
 import codecs
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Protocol
 
 import orjson
 
 Event = tuple[str, bytes]
 
 
-Read = Callable[[bool], Awaitable[bytes]]  # the next bytes, b"" at the end; is anything but blanks there already?
+class Decoder(Protocol):
+    """Cuts bytes into events."""
+
+    def feed(self, data: bytes) -> Iterable[Event]:
+        """The events that are whole now. Raises ValueError."""
+
+    def close(self) -> Iterable[Event]:
+        """The last event, which nothing ended. Raises ValueError."""
 
 
-async def framing(headers: Mapping[bytes, bytes], read: Read, known: str = "auto") -> tuple[str, bytes]:
+Read = Callable[
+    [bool], Awaitable[bytes]
+]  # the next bytes, b"" at the end; is anything but blanks there already?
+
+
+async def framing(
+    headers: Mapping[bytes, bytes], read: Read, known: str = "auto"
+) -> tuple[str, bytes]:
     """ "json", "json or text", "sse", "ndjson" or "text", and the bytes that were read to find out.
 
     What comes in pieces is decided with the first of them, if that leaves no doubt. Raises ValueError for anything else.
@@ -55,7 +70,9 @@ def kind_of(start: bytes, said: bytes, whole: bool, enough: bool) -> str:
     elif not enough and any(field.startswith(start) for field in (b"data:", b"event:")):
         return ""
     if json or start[:1] in b'{["':
-        if newline and not whole and is_json(line):  # Flask and others end one JSON value so, but they know its length
+        if (
+            newline and not whole and is_json(line)
+        ):  # Flask and others end one JSON value so, but they know its length
             return "ndjson"
         if not json and NO_JSON.match(start):
             return "text"
@@ -72,8 +89,17 @@ LOOK_BYTES = 65_536
 FIELD = re.compile(rb"(?:data|event|id|retry|):")
 SSE = re.compile(rb"(?:\A|[\r\n])(?:data|event):[^\r\n]*[\r\n]|\A:[^\r\n]*(?:\r\n\r\n|\n\n|\r\r)")
 NO_JSON = re.compile(rb'\{\s*[^"}\s]|\[\s*[^\[{"\]\s]|"(?:[^"\\]|\\.)*"\s*\S', re.DOTALL)
-MARKUP = re.compile(rb"<(?:!--|\?xml|(?:!doctype|html|head|body|meta|title|center|h1|p|div)\b)", re.IGNORECASE)
-NDJSON = frozenset([b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/x-jsonlines"])
+MARKUP = re.compile(
+    rb"<(?:!--|\?xml|(?:!doctype|html|head|body|meta|title|center|h1|p|div)\b)", re.IGNORECASE
+)
+NDJSON = frozenset(
+    [
+        b"application/x-ndjson",
+        b"application/ndjson",
+        b"application/jsonl",
+        b"application/x-jsonlines",
+    ]
+)
 NDJSON |= {b"application/stream+json", b"application/jsonlines", b"application/json-seq"}
 TEXTS = frozenset([b"", b"text/plain", b"text/html", b"text/markdown", b"application/octet-stream"])
 CHARSET = re.compile(rb"charset=[\"']?([\w.:-]+)", re.IGNORECASE)
@@ -95,7 +121,7 @@ def is_json(line: bytes) -> bool:
         return False
 
 
-class Lines:
+class NDJSONDecoder:
     """NDJSON: a JSON value a line."""
 
     def __init__(self, event_bytes: int, rest: bytes = b"") -> None:
@@ -122,7 +148,7 @@ class Lines:
         return self.feed(b"\n") if self.rest else []
 
 
-class Events(Lines):
+class SSEDecoder(NDJSONDecoder):
     """Server-sent events by the standard: CR, LF and CRLF, comments, several data lines, a last one without a blank line.
 
     Splits on nothing else: U+2028 and U+0085, which `str.splitlines` takes for line ends, are legal in JSON.
@@ -149,7 +175,9 @@ class Events(Lines):
         events = []
         for line in self.lines(data):
             if not line:
-                if self.data or self.name:  # the standard drops an event without data: LangServe ends with one
+                if (
+                    self.data or self.name
+                ):  # the standard drops an event without data: LangServe ends with one
                     events.append((self.name, b"\n".join(self.data)))
                 self.name, self.data, self.data_size = "", [], 0
             elif line.startswith(b"data:") or line == b"data":
@@ -180,7 +208,11 @@ def last_event_end(data: bytes, start: int = 0) -> int:
 
 def is_plain_events(data: bytes) -> bool:
     """Whether these are events as almost all are: one line with a JSON object, or [DONE]. Of one, 0.3 µs; of many, 0.2 each."""
-    one = data.find(b"\n") == len(data) - 2 and data.startswith(b"data: {") and data.endswith(b"}\n\n")
+    one = (
+        data.find(b"\n") == len(data) - 2
+        and data.startswith(b"data: {")
+        and data.endswith(b"}\n\n")
+    )
     return one or PLAIN_EVENTS.fullmatch(data) is not None
 
 
@@ -190,10 +222,10 @@ PLAIN_EVENTS = re.compile(rb"(?:data: ?(?:\{[^\n]*\}|\[DONE\])\n\n)+")
 TEXT = "\n"  # the name of a piece of plain text: no event can have it
 
 
-class Pieces:
+class TextDecoder:
     """Plain text, as it comes; a character that is split between two reads is given out whole."""
 
-    def __init__(self, event_bytes: int, encoding: str = "utf-8") -> None:
+    def __init__(self, encoding: str = "utf-8") -> None:
         self.decoder = codecs.getincrementaldecoder(encoding)("replace")
 
     def feed(self, data: bytes) -> Iterable[Event]:

@@ -27,14 +27,18 @@ from typing import Any
 import httptools
 import httpx
 
-from backends import running_loop
+from rewrap.eventloop import running_loop
 
 Origin = tuple[bool, str, int]  # TLS, host, port
-Target = tuple[Origin, bytes]  # where requests go, and the head they share but for Content-Length and the blank line
+Target = tuple[
+    Origin, bytes
+]  # where requests go, and the head they share but for Content-Length and the blank line
 
 FRAMING = {"content-length", "transfer-encoding", "connection"}
 HEAD_BYTES = 65_536  # of a response head, or of what else is no body: trailers, chunk sizes
-BUFFER_BYTES = 262_144  # unread body at which the socket is read no further until the reader has caught up
+BUFFER_BYTES = (
+    262_144  # unread body at which the socket is read no further until the reader has caught up
+)
 WRITE_BYTES = 262_144  # of a request body given to the socket at a time
 INFLATE_BYTES = 16_384  # inflated at a time: what follows the end of a gzip is copied for each
 LINGER_SECONDS = 1.0  # for the rest of an answer that nobody reads, before its connection is closed
@@ -81,7 +85,9 @@ class Connection(asyncio.Protocol):
             transport.abort()  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        if not self.answering:  # bytes that nobody asked for: whatever they are, they are not our next answer
+        if (
+            not self.answering
+        ):  # bytes that nobody asked for: whatever they are, they are not our next answer
             self.abort()
             return
         self.overhead += len(data)
@@ -96,13 +102,17 @@ class Connection(asyncio.Protocol):
         self.wake()
 
     def on_message_begin(self) -> None:
-        if self.complete:  # more than the answer: nobody can tell what would come before the next one
+        if (
+            self.complete
+        ):  # more than the answer: nobody can tell what would come before the next one
             raise ValueError
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.head_done:  # later ones are trailers, or of an answer that nobody asked for
             name = name.lower()
-            self.headers[name] = self.headers[name] + b", " + value if name in self.headers else value
+            self.headers[name] = (
+                self.headers[name] + b", " + value if name in self.headers else value
+            )
 
     def on_headers_complete(self) -> None:
         status = self.parser.get_status_code()
@@ -111,9 +121,16 @@ class Connection(asyncio.Protocol):
             return
         self.status, self.head_done = status, True
         self.reusable = self.parser.should_keep_alive()
-        framed = b"content-length" in self.headers or b"chunked" in self.headers.get(b"transfer-encoding", b"").lower()
+        framed = (
+            b"content-length" in self.headers
+            or b"chunked" in self.headers.get(b"transfer-encoding", b"").lower()
+        )
         self.until_close = not framed and status not in (204, 304)
-        if (coding := self.headers.get(b"content-encoding", b"identity").lower()) in (b"gzip", b"x-gzip", b"deflate"):
+        if (coding := self.headers.get(b"content-encoding", b"identity").lower()) in (
+            b"gzip",
+            b"x-gzip",
+            b"deflate",
+        ):
             self.inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
         elif coding not in (b"identity", b""):
             self.fail(httpx.DecodingError("The answer is in an encoding that was not asked for."))
@@ -149,7 +166,11 @@ class Connection(asyncio.Protocol):
         if exc and self.answering and not self.transport.get_extra_info("sslcontext"):
             self.salvage()
         if self.answering and not self.complete and self.error is None:
-            self.error = httpx.ReadError("The connection broke.") if exc else httpx.RemoteProtocolError("Cut short.")
+            self.error = (
+                httpx.ReadError("The connection broke.")
+                if exc
+                else httpx.RemoteProtocolError("Cut short.")
+            )
         self.wake()
         if self.timer is not None:
             self.timer.cancel()
@@ -200,7 +221,12 @@ class Connection(asyncio.Protocol):
 
     def expire(self) -> None:
         self.timer = None
-        if self.answering and not self.lingering and self.waiter is not None and not self.waiter.done():
+        if (
+            self.answering
+            and not self.lingering
+            and self.waiter is not None
+            and not self.waiter.done()
+        ):
             if self.loop.time() < self.deadline:
                 self.arm()
             else:
@@ -226,8 +252,12 @@ class Connection(asyncio.Protocol):
                     async with asyncio.timeout_at(self.deadline):
                         await self.drained
                 except TimeoutError:
-                    raise httpx.WriteTimeout("The server did not take the request in time.") from None
-            if self.transport.is_closing() or self.head_done:  # an early answer, such as 413: the rest is not wanted
+                    raise httpx.WriteTimeout(
+                        "The server did not take the request in time."
+                    ) from None
+            if (
+                self.transport.is_closing() or self.head_done
+            ):  # an early answer, such as 413: the rest is not wanted
                 self.reusable = False
                 return
             self.transport.write(body[start : start + WRITE_BYTES])
@@ -313,7 +343,11 @@ class Transport(httpx.AsyncBaseTransport):
     """
 
     def __init__(
-        self, max_connections: int = 2000, connect_timeout: float = 5.0, keepalive_expiry: float = 4.0, proxy: str = ""
+        self,
+        max_connections: int = 2000,
+        connect_timeout: float = 5.0,
+        keepalive_expiry: float = 4.0,
+        proxy: str = "",
     ) -> None:
         self.max_connections = max_connections
         self.connect_timeout = connect_timeout
@@ -340,10 +374,14 @@ class Transport(httpx.AsyncBaseTransport):
         lines += [f"{name}: {value}" for name, value in fields.items()]
         if any("\r" in line or "\n" in line or "\0" in line for line in lines):
             raise httpx.LocalProtocolError("A header has a line break in it.")
-        head = "\r\n".join(lines).encode("latin-1") + b"\r\n" + (b"" if direct else self.credentials)
+        head = (
+            "\r\n".join(lines).encode("latin-1") + b"\r\n" + (b"" if direct else self.credentials)
+        )
         return origin_of(url), head
 
-    async def exchange(self, target: Target, extra: bytes, body: bytes, deadline: float) -> Connection:
+    async def exchange(
+        self, target: Target, extra: bytes, body: bytes, deadline: float
+    ) -> Connection:
         """Send a request and wait for the head of its answer, until `deadline` (loop time).
 
         `extra` is more header lines, each with its CRLF. The answer is the connection itself: `status`, `headers`
@@ -380,7 +418,10 @@ class Transport(httpx.AsyncBaseTransport):
             idle = self.idle.get(origin)
             while idle and not fresh:
                 connection = idle.pop()
-                if not connection.closed and self.loop.time() - connection.idle_since < self.keepalive_expiry:
+                if (
+                    not connection.closed
+                    and self.loop.time() - connection.idle_since < self.keepalive_expiry
+                ):
                     return connection
                 connection.abort()
             if len(self.connections) < self.max_connections or self.evict():
@@ -420,14 +461,24 @@ class Transport(httpx.AsyncBaseTransport):
             return
         where = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}").encode("ascii")
         connection.deadline = self.loop.time() + self.connect_timeout
-        await connection.send(b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (where, where, self.credentials), b"")
+        await connection.send(
+            b"CONNECT %b HTTP/1.1\r\nhost: %b\r\n%b\r\n" % (where, where, self.credentials), b""
+        )
         await connection.head()
-        if not 200 <= connection.status < 300 or connection.chunks or connection.transport.is_closing():
+        if (
+            not 200 <= connection.status < 300
+            or connection.chunks
+            or connection.transport.is_closing()
+        ):
             raise ConnectionError("The proxy made no tunnel.")
         connection.reset()
-        connection.parser = httptools.HttpResponseParser(connection)  # the other is still at the proxy's answer
+        connection.parser = httptools.HttpResponseParser(
+            connection
+        )  # the other is still at the proxy's answer
         outer, context = connection.transport, self.ssl_context
-        connection.transport = await self.loop.start_tls(outer, connection, context, server_hostname=host)
+        connection.transport = await self.loop.start_tls(
+            outer, connection, context, server_hostname=host
+        )
 
     @cached_property
     def ssl_context(self) -> ssl.SSLContext:
@@ -437,7 +488,11 @@ class Transport(httpx.AsyncBaseTransport):
 
     def evict(self) -> bool:
         """Close the connection that has been idle for longest, to have its place."""
-        oldest = min((idle[0] for idle in self.idle.values() if idle), key=lambda c: c.idle_since, default=None)
+        oldest = min(
+            (idle[0] for idle in self.idle.values() if idle),
+            key=lambda c: c.idle_since,
+            default=None,
+        )
         if oldest is None:
             return False
         self.idle[oldest.origin].remove(oldest)
@@ -463,7 +518,12 @@ class Transport(httpx.AsyncBaseTransport):
 
     def release(self, connection: Connection) -> None:
         """Back into the pool."""
-        if connection.closed or connection.paused or not connection.reusable or connection.loop is not self.loop:
+        if (
+            connection.closed
+            or connection.paused
+            or not connection.reusable
+            or connection.loop is not self.loop
+        ):
             connection.abort()
             return
         connection.used = True

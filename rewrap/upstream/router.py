@@ -1,86 +1,120 @@
-"""Backends made of others: several, picked by the model's name, with fallbacks; and a function of one's own.
+"""Several backends as one: the model's name picks a backend, and fallbacks stand in if it fails.
 
-Takes the plain types from backends; asks nobody itself.
+Imports types alone.
 """
 
-import asyncio
 import logging
 import re
-from collections.abc import Callable
-from contextlib import aclosing, nullcontext
+from collections.abc import Hashable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from inspect import isasyncgenfunction, isawaitable, iscoroutinefunction
-from typing import Any
 from urllib.parse import urlsplit
 
-from backends import APIError, Backend, Chat, Delta, Deltas, model_card, no_such_model
+from rewrap.types import (
+    APIError,
+    Backend,
+    ChatRequest,
+    Deltas,
+    JSONObject,
+    ResponseInfo,
+    model_card,
+    no_such_model,
+)
 
 log = logging.getLogger("rewrap")
 
+GLOB = re.compile(r"[*?]")
 
-class Several:
-    """Several backends: the name of the model picks one; others stand in where that fails before its first Delta.
 
-    `rows` are (backend, patterns of model names, names of its fallbacks); an exact name goes before a pattern, a longer
-    pattern before a shorter one.
-    """
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One backend, the patterns of the model names that it serves, and the names of its fallbacks."""
+
+    backend: Backend
+    patterns: Sequence[str] = ("*",)
+    fallbacks: Sequence[str] = field(default=())
+
+
+class ModelRouter:
+    """Picks a backend by the model's name. An exact name wins over a pattern, a longer pattern over a shorter one."""
 
     name = "several"
 
-    def __init__(self, rows: list[tuple[Backend, list[str], list[str]]]) -> None:
+    def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
-        named = {backend.name: backend for backend, _, _ in rows}
-        self.fallbacks = {backend.name: [named[name] for name in names] for backend, _, names in rows}
+        by_name = {row.backend.name: row.backend for row in rows}
+        self.fallbacks = {
+            row.backend.name: [by_name[name] for name in row.fallbacks] for row in rows
+        }
 
-    def first(self, model: str) -> Backend | None:
-        """Whose pattern matches best."""
-        found: list[tuple[bool, int, Backend]] = []
-        for backend, patterns, _ in self.rows:
-            hits = [pattern for pattern in patterns if fnmatchcase(model, pattern.replace("[", "[[]"))]
-            found += [(pattern == model, len(pattern), backend) for pattern in hits]
-        return max(found, key=lambda row: row[:2])[2] if found else None
+    def pick(self, model: str) -> Backend | None:
+        """The backend whose pattern matches best; None if no pattern matches."""
+        best: Backend | None = None
+        best_rank = (False, -1)
+        for row in self.rows:
+            for pattern in row.patterns:
+                if not fnmatchcase(model, pattern.replace("[", "[[]")):
+                    continue
+                rank = (pattern == model, len(pattern))
+                if rank > best_rank:
+                    best_rank = rank
+                    best = row.backend
+        return best
 
-    def default(self) -> str:
-        """The model of a request that names none: any where "*" takes it, else the first in the file."""
-        named = [pattern for _, patterns, _ in self.rows for pattern in patterns]
-        return "default" if self.first("default") or not named else named[0]  # a pattern matches itself
+    def default_model(self) -> str:
+        """The model of a request without one: "default" if a pattern takes it, else the first pattern in the file."""
+        patterns = [pattern for row in self.rows for pattern in row.patterns]
+        if self.pick("default") or not patterns:
+            return "default"
+        return patterns[0]
 
-    async def models(self, authorization: str) -> list[dict[str, Any]]:
-        """The names in the file, and of each backend's own list those that it is asked for. Raises APIError if there are none."""
-        cards: dict[str, dict[str, Any]] = {}
-        failed: APIError | None = None
-        for backend, patterns, _ in self.rows:
-            names = [pattern for pattern in patterns if not GLOB.search(pattern)]
-            cards |= {name: model_card(name, owned_by=backend.name) for name in names if name not in cards}
-            if len(names) < len(patterns):
-                try:
-                    listed = await backend.models(authorization)
-                except APIError as error:
-                    log.warning("backend %s failed to list its models (%s)", backend.name, error.reason)
-                    failed, listed = error, []
-                for card in listed:
-                    if card["id"] not in cards and self.first(card["id"]) is backend:
-                        cards[card["id"]] = card
-        if failed and not cards:
-            raise failed
+    async def models(self, authorization: str) -> list[JSONObject]:
+        """The names in the file, and those names of each backend's list that it serves. Raises APIError if there are none."""
+        cards: dict[str, JSONObject] = {}
+        failure: APIError | None = None
+        for row in self.rows:
+            names = [pattern for pattern in row.patterns if not GLOB.search(pattern)]
+            for name in names:
+                cards.setdefault(name, model_card(name, owned_by=row.backend.name))
+            if len(names) == len(row.patterns):
+                continue
+            try:
+                listed = await row.backend.models(authorization)
+            except APIError as error:
+                log.warning("backend %s: no list of models (%s)", row.backend.name, error.reason)
+                failure = error
+                continue
+            for card in listed:
+                if self.pick(card["id"]) is row.backend:
+                    cards.setdefault(card["id"], card)
+        if failure and not cards:
+            raise failure
         return list(cards.values())
 
-    async def stream(self, chat: Chat) -> Deltas:
-        if (picked := self.first(chat.model)) is None:
-            raise no_such_model(chat.model)
+    async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        """The reply of the first backend that does not fail before its first Delta. Raises APIError."""
+        picked = self.pick(request.model)
+        if picked is None:
+            raise no_such_model(request.model)
         backends = [picked, *self.fallbacks[picked.name]]
         for backend in backends:
-            chat.backend, chat.headers, chat.usage = backend.name, [], None
-            if origin(backend) != origin(picked):
-                chat.authorization = ""  # the client's key is for the provider that was asked first
-            async with aclosing(backend.stream(chat)) as deltas:
+            info.backend = backend.name
+            info.headers = []
+            info.usage = None
+            if request.authorization and origin(backend) != origin(picked):
+                request = replace(request, authorization="")  # the key is for the first provider
+            async with aclosing(backend.stream(request, info)) as deltas:
                 try:
                     first = await anext(deltas, None)
                 except APIError as error:
-                    if backend is backends[-1] or (error.status < 500 and error.status != 429):
+                    if backend is backends[-1] or not can_fall_back(error):
                         raise
-                    log.warning("backend %s failed (%s): asking the next", backend.name, error.reason)
+                    log.warning(
+                        "backend %s failed (%s): next is a fallback", backend.name, error.reason
+                    )
                     continue
+                del request
                 if first is not None:
                     yield first
                 async for delta in deltas:
@@ -88,41 +122,14 @@ class Several:
                 return
 
 
-def origin(backend: Backend) -> Any:
-    """Where a backend is; itself, if it has no address."""
+def can_fall_back(error: APIError) -> bool:
+    """Whether another backend may succeed."""
+    return error.status >= 500 or error.status == 429
+
+
+def origin(backend: Backend) -> Hashable:
+    """The scheme and host of a backend; the backend itself if it has no address."""
     url = getattr(backend, "url", "")
-    return urlsplit(url)[:2] if url else backend
-
-
-GLOB = re.compile(r"[*?]")
-
-
-class Function:
-    """A backend of one's own: a function of the Chat that returns a text, or yields pieces of one; plain or async.
-
-    A plain function is called in a thread, and so may take its time; a plain generator must not.
-    """
-
-    def __init__(self, function: Callable[[Chat], Any]) -> None:
-        self.function, self.name = function, getattr(function, "__name__", "function")
-
-    async def models(self, authorization: str) -> list[dict[str, Any]]:
-        return [model_card(self.name)]
-
-    async def stream(self, chat: Chat) -> Deltas:
-        if iscoroutinefunction(self.function) or isasyncgenfunction(self.function):
-            said = self.function(chat)
-        else:
-            said = await asyncio.to_thread(self.function, chat)
-        said = await said if isawaitable(said) else said
-        if hasattr(said, "__aiter__"):
-            async with aclosing(said) if hasattr(said, "aclose") else nullcontext():
-                async for text in said:
-                    yield Delta(text)
-            yield Delta(finish_reason="stop")
-        elif isinstance(said, str):
-            yield Delta(said, "stop", whole=True)
-        else:
-            for text in said:
-                yield Delta(text)
-            yield Delta(finish_reason="stop")
+    if not url:
+        return id(backend)
+    return urlsplit(url)[:2]

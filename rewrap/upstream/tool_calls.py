@@ -6,7 +6,7 @@ from uuid import uuid4
 import orjson
 
 
-class Calls:
+class ToolCallNormalizer:
     """The calls of one reply, whole or in pieces; each has an `index` in its choice, and at first an `id` and a `type`.
 
     A piece belongs to the call of its id, or else of its index. Some upstreams send no index, or 0 for each call: a name with an
@@ -25,7 +25,11 @@ class Calls:
             raise ValueError("a call of a tool is no object")
         function = call["function"] if isinstance(call.get("function"), dict) else {}
         id = call["id"] if isinstance(call.get("id"), str) else ""
-        index = call["index"] if isinstance(call.get("index"), int) and 0 <= call["index"] < MOST else None
+        index = (
+            call["index"]
+            if isinstance(call.get("index"), int) and 0 <= call["index"] < MOST
+            else None
+        )
         taken = index is not None and index < len(ids) and bool(ids[index])
         begins = bool(function.get("name")) and not (id in ids if id else taken)
         if id and id in ids:
@@ -41,7 +45,11 @@ class Calls:
             known |= {"id": ids[index], "type": "function"}
         elif id:
             known["id"] = id
-        known |= {name: value for name, value in call.items() if value is not None and name not in ("id", "index")}
+        known |= {
+            name: value
+            for name, value in call.items()
+            if value is not None and name not in ("id", "index")
+        }
         arguments = function.get("arguments")
         if arguments is not None and not isinstance(arguments, str):
             known["function"] = function | {"arguments": written(arguments)}

@@ -2,19 +2,19 @@
 
 The two pages (docs.html) load their programs from a CDN or a mirror of it when they are opened, and check the hashes
 that are listed here. Where a program cannot be loaded, the page shows the operations with curl lines by itself. Does
-not depend on the content of the document, and imports nothing of the project but pages.py.
+not depend on the content of the document. Imports only types.py and pages.py.
 """
 
 from collections.abc import Mapping
 from functools import cache
 from html import escape
-from typing import Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from rewrap.types import JSONObject
 from rewrap.web.pages import fill, inline_hashes, origin, page_response
 
 # Files of npm packages and their SHA-384. Another version has another hash.
@@ -49,7 +49,7 @@ WEBSOCKET_NOTE = {
 }
 
 
-def docs_routes(document: dict[str, Any], *, assets: str, theme: Mapping[str, str]) -> list[Route]:
+def docs_routes(document: JSONObject, *, assets: str, theme: Mapping[str, str]) -> list[Route]:
     """`GET /openapi.json`, `/docs` and `/redoc`.
 
     `assets` is the base URL of npm packages (`BASE/redoc@2.5.4/...`), or a path of this server. Another origin must

@@ -1,0 +1,150 @@
+"""Chats that hooks see or the store keeps: their Deltas are gathered on the way to the client.
+
+All other chats pass by: they are neither parsed nor gathered. Does not know HTTP.
+"""
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+import orjson
+
+from rewrap.api.chat import completion
+from rewrap.api.stored import StoredCompletions, new_after_hooks
+from rewrap.hooks import Hook, HookedChat, run_hooks
+from rewrap.types import (
+    APIError,
+    Backend,
+    ChatRequest,
+    Delta,
+    Deltas,
+    JSONObject,
+    ResponseInfo,
+    dumps,
+)
+
+DELTA_BYTES = 100  # about the memory of an empty Delta
+
+
+@dataclass(slots=True)
+class Recording:
+    """One chat under way: the request as the hooks left it, and its place in the store."""
+
+    request: ChatRequest
+    owner: str
+    request_id: str
+    new_messages: list[JSONObject] | None = None  # of a stored chat that continues
+
+
+class Recorder:
+    """Runs the hooks, continues stored chats, and stores replies."""
+
+    def __init__(
+        self,
+        before: Sequence[Hook],
+        after: Sequence[Hook],
+        stored: StoredCompletions,
+        reply_bytes: int,
+        too_large: APIError,
+    ) -> None:
+        self.before = before
+        self.after = after
+        self.stored = stored
+        self.reply_bytes = reply_bytes
+        self.too_large = too_large
+
+    def concerns(self, request: ChatRequest) -> bool:
+        """Whether a hook or the store has to see this chat."""
+        payload = request.payload
+        return bool(
+            self.before or self.after or payload.get("store") or payload.get("completion_id")
+        )
+
+    async def stream(
+        self,
+        backend: Backend,
+        request: ChatRequest,
+        info: ResponseInfo,
+        owner: str,
+        request_id: str,
+    ) -> Deltas:
+        """The Deltas of a chat that concerns the recorder. Raises APIError, before anything is sent upstream."""
+        recording = Recording(request, owner, request_id)
+        if request.payload.get("completion_id"):
+            await self.load_history(recording, info)
+        stored = bool(recording.request.payload.get("store"))
+        # An upstream may repeat its ids: a stored chat has an id of this server, and its bytes are not relayed.
+        recording.request = replace(recording.request, relay=False, stored=stored)
+        if stored:
+            dumps(recording.request.payload)  # refuse now what cannot be stored later
+        if self.before:
+            await self.run_before(recording)
+        deltas = backend.stream(recording.request, info)
+        if stored or self.after:
+            return self.record(recording, info, deltas)
+        return deltas
+
+    async def load_history(self, recording: Recording, info: ResponseInfo) -> None:
+        """Put the messages of the stored chat before those of the request."""
+        request = recording.request
+        id = request.payload["completion_id"]
+        history = await self.stored.history(id, recording.owner)
+        payload = {
+            name: value for name, value in request.payload.items() if name != "completion_id"
+        }
+        recording.new_messages = request.messages
+        recording.request = replace(
+            request,
+            messages=history + request.messages,
+            payload=payload | {"store": True},
+            body=b"",
+            session=id,
+        )
+        info.id = id
+
+    async def run_before(self, recording: Recording) -> None:
+        """Let the hooks change the request."""
+        earlier = list(recording.request.messages)
+        chat = HookedChat.of(recording.request)
+        await run_hooks(self.before, chat)
+        if recording.new_messages is not None:
+            new = recording.new_messages
+            recording.new_messages = new_after_hooks(earlier, new, chat.messages)
+        recording.request = replace(
+            recording.request,
+            model=chat.model,
+            messages=chat.messages,
+            payload=chat.payload,
+            body=b"",
+        )
+
+    async def record(self, recording: Recording, info: ResponseInfo, deltas: Deltas) -> Deltas:
+        """The same Deltas. Before their end the hooks see the completion, and the store has it."""
+        gathered: list[Delta] = []
+        remaining = self.reply_bytes
+        async with aclosing(deltas):
+            async for delta in deltas:
+                remaining -= memory_of(delta)
+                if remaining < 0:
+                    raise self.too_large
+                gathered.append(delta)
+                yield delta
+        info.completion = completion(info, gathered)
+        if self.after:
+            await run_hooks(self.after, HookedChat.of(recording.request), info.completion)
+        if recording.request.stored:
+            await self.stored.put(
+                recording.request,
+                info,
+                recording.owner,
+                recording.request_id,
+                recording.new_messages,
+            )
+
+
+def memory_of(delta: Delta) -> int:
+    """About the bytes of memory that a Delta takes."""
+    size = DELTA_BYTES + len(delta.content)
+    if delta.fields or delta.logprobs:
+        size += len(orjson.dumps([delta.fields, delta.logprobs]))
+    return size

@@ -1,0 +1,162 @@
+"""Bodies of requests, parsed and checked by hand. checks.py has a check for each parameter.
+
+Every parser raises APIError in OpenAI's words. `null` counts as absent. Unknown parameters are kept: they go to the upstream.
+"""
+
+import orjson
+
+from rewrap.api.checks import (
+    CHECKS,
+    check_messages,
+    check_metadata,
+    check_model,
+    invalid,
+    missing,
+    type_name,
+)
+from rewrap.types import APIError, ChatRequest, JSONObject
+
+NOT_JSON = (
+    "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library"
+    " correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)"
+)
+LOGPROBS_OFF = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
+PAGE_MEMBERS = frozenset(["id", "trigger", "messageId", "data"])  # useChat's own, not the chat's
+VISIBLE_PARTS = frozenset(["text", "step-start"])
+
+
+def parse_object(body: bytes) -> JSONObject:
+    """The JSON object of a body."""
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise APIError(400, NOT_JSON) from None
+    if type(payload) is not dict:
+        name = type_name(payload)
+        raise APIError(
+            400, f"Invalid type for the body: expected an object, but got {name} instead."
+        )
+    return payload
+
+
+def parse_chat(
+    default_model: str, body: bytes, authorization: str = "", path_model: str = ""
+) -> ChatRequest:
+    """A request for a chat completion. The model in the path wins over the one in the body (Azure)."""
+    payload = parse_object(body)
+    model = path_model or payload.get("model") or default_model
+    check_chat(payload, model)
+    return ChatRequest(
+        model,
+        payload["messages"],
+        payload,
+        body=body,
+        stream=payload.get("stream") is True,
+        include_usage=wants_usage(payload),
+        relay=True,
+        authorization=authorization,
+    )
+
+
+def parse_ask(
+    default_model: str, body: bytes, authorization: str = "", path_model: str = ""
+) -> ChatRequest:
+    """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
+    payload = parse_object(body)
+    unsupported: list[str] = []
+    messages = payload.get("messages")
+    if isinstance(messages, list):
+        messages = [message for message in messages if not is_page_data(message)]
+        for message in messages:
+            unsupported += unsupported_parts(message)
+        payload["messages"] = [from_ui_message(message) for message in messages]
+    if payload.get("data") is not None:
+        unsupported.append("data")
+    chat = {name: value for name, value in payload.items() if name not in PAGE_MEMBERS}
+    chat["stream"] = True
+    model = payload.get("model") or default_model
+    check_chat(chat, model)
+    return ChatRequest(
+        model,
+        chat["messages"],
+        chat,
+        stream=True,
+        authorization=authorization,
+        unsupported=tuple(dict.fromkeys(unsupported)),
+    )
+
+
+def parse_metadata(body: bytes) -> dict[str, str]:
+    """A change of a stored completion: `{"metadata": {...}}`."""
+    payload = parse_object(body)
+    if "metadata" not in payload:
+        raise missing("metadata")
+    metadata = payload["metadata"]
+    if metadata is None:
+        return {}
+    check_metadata("metadata", metadata)
+    result: dict[str, str] = metadata
+    return result
+
+
+def check_chat(payload: JSONObject, model: object) -> None:
+    """Check a payload in OpenAI's order: model, messages, then the other parameters by name."""
+    if not model:
+        raise invalid("you must provide a model parameter", None, None)
+    check_model("model", model)
+    messages = payload.get("messages")
+    if messages is None:
+        raise missing("messages")
+    check_messages("messages", messages)
+    for name, check in CHECKS.items():
+        value = payload.get(name)
+        if value is not None:
+            check(name, value)
+    if payload.get("top_logprobs") and not payload.get("logprobs"):
+        raise invalid(LOGPROBS_OFF, "top_logprobs", None)
+
+
+def wants_usage(payload: JSONObject) -> bool:
+    options = payload.get("stream_options")
+    return bool(options and options.get("include_usage"))
+
+
+# The AI SDK's messages.
+
+
+def is_page_data(message: object) -> bool:
+    """Whether a message is for the page only."""
+    return isinstance(message, dict) and message.get("role") == "data"
+
+
+def from_ui_message(message: object) -> object:
+    """`{"id", "role", "parts": [{"type": "text", "text"}]}` as `{"role", "content"}`."""
+    parts = parts_of(message)
+    if parts is None or not isinstance(message, dict):
+        return message
+    content = message.get("content")
+    if not isinstance(content, str) or not content:
+        texts = [part.get("text") for part in parts if part.get("type") == "text"]
+        content = "".join(text for text in texts if isinstance(text, str))
+    return {"role": message.get("role"), "content": content}
+
+
+def unsupported_parts(message: object) -> list[str]:
+    """The parts that `from_ui_message` leaves out: files, sources, tool calls."""
+    parts = parts_of(message)
+    if parts is None or not isinstance(message, dict):
+        return []
+    types = [part.get("type") for part in parts]
+    if message.get("experimental_attachments"):
+        types.append("experimental_attachments")
+    return [
+        f"messages.{type}" for type in types if isinstance(type, str) and type not in VISIBLE_PARTS
+    ]
+
+
+def parts_of(message: object) -> list[JSONObject] | None:
+    """The parts of a message in the AI SDK's form; None if it has another form."""
+    parts = message.get("parts") if isinstance(message, dict) else None
+    if not isinstance(parts, list):
+        return None
+    return [part for part in parts if isinstance(part, dict)]

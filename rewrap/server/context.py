@@ -1,0 +1,226 @@
+"""One HTTP request on its way: its headers, body, answer, and the watch for a client that leaves.
+
+Does not know routes, keys or chats. Imports types and leaf files.
+"""
+
+import asyncio
+import time
+from types import TracebackType
+
+from starlette.types import Message, Receive, Scope, Send
+
+from rewrap.ids import random_hex
+from rewrap.types import APIError, Headers, ResponseInfo
+
+LOG_CHARACTERS = 200  # of a path or a model
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+class RequestContext:
+    """The state of one HTTP request.
+
+    `left` and `ending` say why its work was cancelled: the client left, or the server stops.
+    """
+
+    __slots__ = (
+        "active_watch",
+        "ending",
+        "error",
+        "extra_headers",
+        "first_byte",
+        "id",
+        "info",
+        "key",
+        "left",
+        "loop",
+        "raw_send",
+        "receive",
+        "request_headers",
+        "scope",
+        "send_start",
+        "started",
+        "status",
+    )
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.raw_send = send
+        self.loop = loop
+        self.request_headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.send_start: Send = self.send  # through CORS, if it is on
+        self.id = f"req_{random_hex()}"
+        self.started = time.perf_counter()
+        self.first_byte = 0.0
+        self.status = 0
+        self.error = ""
+        self.key = ""  # the client's key, once it is verified
+        self.info: ResponseInfo | None = None
+        self.extra_headers: Headers = []  # for any answer to this request
+        self.left = False
+        self.ending = False
+        self.active_watch: DisconnectWatch | None = None
+
+    # The request.
+
+    def header(self, name: bytes) -> str:
+        """The last value of a header; "" if there is none."""
+        return self.request_headers.get(name, b"").decode("latin-1")
+
+    def address(self) -> str:
+        client = self.scope.get("client")
+        return str(client[0]) if client else ""
+
+    async def body(self, max_bytes: int) -> bytes:
+        """The request's body. Raises APIError if it is too large, ClientLeft if it breaks off."""
+        length = self.header(b"content-length")
+        if length.isdecimal() and int(length) > max_bytes:
+            raise too_large(max_bytes)
+        parts: list[bytes] = []
+        size = 0
+        more = True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            part = message.get("body", b"")
+            parts.append(part)
+            size += len(part)
+            if size > max_bytes:
+                raise too_large(max_bytes)
+            more = message.get("more_body", False)
+        return b"".join(parts)  # one part is returned as it is
+
+    # The client's leaving.
+
+    def watch(self) -> "DisconnectWatch":
+        """A block in which the client's leaving cancels the current task."""
+        return DisconnectWatch(self)
+
+    def end(self) -> None:
+        """The server stops: cancel the work of a watched request."""
+        if self.active_watch is not None and not self.left:
+            self.ending = True
+            self.active_watch.cancel_work()
+
+    def cancellation(self) -> APIError | None:
+        """The error for a cancelled request; None if the client left. Raises CancelledError for another cause."""
+        if not self.left and not self.ending:
+            raise asyncio.CancelledError
+        task = asyncio.current_task(self.loop)
+        if task is not None:
+            task.uncancel()
+        return stopping() if self.ending else None
+
+    # The answer.
+
+    async def send(self, message: Message) -> None:
+        """Send a message. The head of the answer gets the request's id and the extra headers."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.first_byte = time.perf_counter()
+            own = [(b"x-request-id", self.id.encode()), *self.extra_headers]
+            headers = message.get("headers", ())
+            if self.extra_headers:  # the limits of this server replace those of the upstream
+                names = {name for name, _ in own}
+                headers = [header for header in headers if header[0] not in names]
+            message["headers"] = [*headers, *own]
+        await self.raw_send(message)
+
+    async def start_stream(self, headers: Headers) -> None:
+        await self.send_start({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def send_body(self, body: bytes, *, more: bool) -> None:
+        await self.raw_send({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer."""
+        length = (b"content-length", b"%d" % len(body))
+        await self.send_start(
+            {"type": "http.response.start", "status": status, "headers": [*headers, length]}
+        )
+        await self.raw_send({"type": "http.response.body", "body": body})
+
+    def log_line(self) -> str:
+        """The access line: method, path, status, times, model, backend, tokens, error, id."""
+        now = time.perf_counter()
+        first_byte = (self.first_byte or now) - self.started
+        status = 499 if self.left else self.status
+        parts = [
+            f"{self.scope['method']} {printable(self.scope['original_path'])} {status}",
+            f"first_byte={first_byte * 1e3:.1f}ms total={(now - self.started) * 1e3:.1f}ms",
+        ]
+        info = self.info
+        if info is not None:
+            counts = info.usage or {}
+            prompt = counts.get("prompt_tokens", "-")
+            reply = counts.get("completion_tokens", "-")
+            parts.append(f"model={printable(info.model)} backend={info.backend}")
+            parts.append(f"tokens={prompt}+{reply}")
+        if self.error:
+            parts.append(f"error={self.error}")
+        parts.append(f"id={self.id}")
+        return " ".join(parts)
+
+
+class DisconnectWatch:
+    """A `with` block: while it runs, the client's leaving cancels the current task."""
+
+    __slots__ = ("context", "task", "work")
+
+    def __init__(self, context: RequestContext) -> None:
+        self.context = context
+        self.work: asyncio.Task[object] | None = None
+        self.task: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        loop = self.context.loop
+        self.work = asyncio.current_task(loop)
+        self.task = loop.create_task(self.wait())
+        self.context.active_watch = self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.context.active_watch = None
+        if self.task is not None:
+            self.task.cancel()
+
+    async def wait(self) -> None:
+        context = self.context
+        while (await context.receive())["type"] != "http.disconnect":
+            pass
+        if context.active_watch is self and not context.ending:
+            context.left = True
+            self.cancel_work()
+
+    def cancel_work(self) -> None:
+        if self.work is not None:
+            self.work.cancel()
+
+
+def too_large(max_bytes: int) -> APIError:
+    message = f"The request is too large: this server takes {max_bytes} bytes at most."
+    return APIError(413, message)
+
+
+def stopping() -> APIError:
+    headers = [(b"retry-after", b"1"), (b"connection", b"close")]
+    return APIError(
+        503, "The server is stopping.", type="server_error", headers=headers, reason="stopping"
+    )
+
+
+def printable(text: str) -> str:
+    """Text for a log line: bounded, control characters escaped, so that no client can forge a line."""
+    if text.isascii() and text.isprintable() and len(text) < LOG_CHARACTERS:
+        return text
+    return ascii(text[:LOG_CHARACTERS])[1:-1]

@@ -1,0 +1,84 @@
+"""The Host header and the path of a request. Imports nothing of the project."""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from starlette.types import Scope
+
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
+LOCAL_SUFFIXES = (
+    ".localhost",
+    ".docker.internal",
+    ".containers.internal",
+)  # no page can have such a name
+PORT = re.compile(r":\d*\Z")
+IPV6 = re.compile(r"[0-9A-Fa-f]*:.*:")  # without the brackets that it has in a URL
+KNOWN_HOSTS = 100
+
+
+class HostCheck:
+    """Accepts the hosts of this machine, and those that ALLOWED_HOSTS names.
+
+    It guards against DNS rebinding: a web page whose name resolves to a loopback address. Without ALLOWED_HOSTS, only
+    requests to a loopback address are checked.
+    """
+
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self.allowed = {host_name(f"[{host}]" if IPV6.match(host) else host) for host in allowed}
+        self.known: set[bytes] = set()  # accepted before
+
+    def accepts(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+        """`headers`: those of the scope, by name."""
+        server = scope.get("server")
+        if not self.allowed and (server is None or not is_own_loopback(server[0])):
+            return True
+        host = headers.get(b"host", b"")
+        repeated = len(headers) != len(scope["headers"])
+        if repeated and [name for name, _ in scope["headers"]].count(b"host") > 1:
+            return "*" in self.allowed  # it is not clear which one is meant
+        if host in self.known:
+            return True
+        name = host_name(host.decode("latin-1"))
+        local = is_loopback(name) or name.endswith(LOCAL_SUFFIXES)
+        if not local and name not in self.allowed and "*" not in self.allowed:
+            return False
+        if len(self.known) < KNOWN_HOSTS:
+            self.known.add(host)
+        return True
+
+
+def host_name(host: str) -> str:
+    """A Host in lower case, without its port."""
+    return PORT.sub("", host).lower()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address belongs to this machine alone."""
+    text = host[1:-1] if host.startswith("[") else host
+    try:
+        address: IPv4Address | IPv6Address = ip_address(text)
+    except ValueError:
+        return host in LOOPBACK
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:  # one socket may take both
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback
+
+
+is_own_loopback = lru_cache(64)(is_loopback)  # a server has few addresses
+
+
+def normal_path(path: str) -> str:
+    """One spelling of a path: `/v1/models`, `//v1/models`, `/v1/v1/models/`, `/openai/v1/models` give `/models`."""
+    path = re.sub(r"/{2,}", "/", path)
+    path = re.sub(r"^(?:/openai)?(?:/v1)+(?=/|$)", "", path)
+    return path.rstrip("/") or "/"
+
+
+# The most frequent paths, looked up instead of computed: 2 µs.
+NORMAL = {
+    f"{prefix}{path}": path
+    for prefix in ("", "/v1")
+    for path in ("/chat/completions", "/models", "/ask")
+}

@@ -1,0 +1,330 @@
+"""The vocabulary of the project: requests, replies, errors, and the protocols between the rooms.
+
+Every room may import this file. It imports nothing of the project.
+"""
+
+import re
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import orjson
+
+Headers = list[tuple[bytes, bytes]]
+JSONObject = dict[str, Any]  # a decoded JSON object
+
+
+# Errors.
+
+
+class APIError(Exception):
+    """A failure in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}` and a status.
+
+    `reason` goes to the log only. `envelope`, if it is set, replaces the whole body.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Headers | None = None,
+        reason: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = headers or []
+        self.reason = reason or code or type
+
+    @property
+    def body(self) -> JSONObject:
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+
+class UpstreamRejection(Exception):
+    """An upstream's error answer: its status, and its own words. Secrets are still in them."""
+
+    def __init__(self, status: int, message: str = "", **members: str) -> None:
+        super().__init__(status)
+        self.status = status
+        self.message = message
+        self.members = members
+        self.headers: Headers = []
+
+
+def no_such_model(model: str) -> APIError:
+    message = f"The model `{model}` does not exist or you do not have access to it."
+    return APIError(404, message, code="model_not_found")
+
+
+# A request, and what becomes known while it is answered.
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A checked request for a chat completion. It never changes: `dataclasses.replace` makes another.
+
+    `payload` is the whole JSON object that the client sent. `body` has the same bytes as they came, and is empty where
+    the request differs from them.
+    """
+
+    model: str
+    messages: list[JSONObject]
+    payload: JSONObject
+    body: bytes = b""
+    stream: bool = False
+    include_usage: bool = False
+    relay: bool = False  # the rendering takes an upstream's own bytes (Delta.raw)
+    authorization: str = ""  # the client's own, where it may go on to the upstream
+    stored: bool = False  # the reply is stored here, under an id of this server
+    session: str = ""  # names the conversation for an upstream that keeps one
+    unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
+
+
+@dataclass(slots=True)
+class ResponseInfo:
+    """The facts about one reply, filled in by the backend while it answers."""
+
+    id: str = ""
+    created: int = 0  # Unix time, seconds
+    model: str = ""
+    backend: str = ""
+    headers: Headers = field(default_factory=list)  # for the answer to the client
+    dropped: list[str] = field(default_factory=list)  # parameters that the upstream cannot take
+    prompt_bytes: int = 0  # UTF-8 bytes of all messages, for an estimate of tokens
+    usage: JSONObject | None = None
+    completion: JSONObject | None = None  # the finished reply, where a hook or the store needs it
+
+
+@dataclass(slots=True)
+class Delta:
+    """The next piece of a reply. The last one of each choice has its `finish_reason`."""
+
+    content: str = ""
+    finish_reason: str | None = None
+    index: int = 0  # of the choice
+    whole: bool = False  # the text did not come in pieces: streams send it word by word
+    fields: JSONObject | None = None  # other members of the message: tool_calls, refusal ...
+    logprobs: JSONObject | None = None
+    usage: JSONObject | None = None
+    raw: bytes = b""  # an upstream's own bytes instead: whole events, or a whole completion
+
+
+Deltas = AsyncGenerator[Delta, None]
+
+
+# Protocols.
+
+
+class Backend(Protocol):
+    """Answers requests. Closing the Deltas ends the upstream's work."""
+
+    name: str
+
+    def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        """The reply in pieces. Raises APIError, before the first Delta or after it."""
+
+    async def models(self, authorization: str) -> list[JSONObject]:
+        """Model cards, as `GET /v1/models` lists them. Raises APIError."""
+
+
+class Rendering(Protocol):
+    """One API's form of a reply. `headers` are those of a stream."""
+
+    headers: Headers
+
+    def __call__(self, delta: Delta) -> bytes:
+        """The bytes of one Delta in a stream."""
+
+    def end(self) -> bytes:
+        """The last bytes of a stream."""
+
+    def failure(self, error: APIError) -> bytes | None:
+        """The last bytes of a stream that fails. None: the connection is cut instead."""
+
+    def document(self, deltas: list[Delta]) -> JSONObject:
+        """The JSON answer to a request without a stream."""
+
+
+class Reply(Protocol):
+    """An upstream's answer while it arrives. `headers` have lower-case names."""
+
+    status: int
+    headers: dict[bytes, bytes]
+    deadline: float  # loop time at which a pending read fails
+
+    async def read(self) -> bytes:
+        """The next bytes; b"" at the end. Raises TimeoutError at the deadline."""
+
+    def linger(self) -> None:
+        """Discard the rest, so that the connection can be reused."""
+
+    async def aclose(self) -> None:
+        """Close. The connection is kept if the answer was read to its end."""
+
+
+class Reader(Protocol):
+    """Translates the events of one streamed reply into Deltas."""
+
+    @property
+    def done(self) -> bool:
+        """No more events follow."""
+
+    @property
+    def complete(self) -> bool:
+        """The reply may end here. Otherwise an end is a truncation."""
+
+    @property
+    def finish(self) -> str:
+        """The finish_reason, if no Delta has it yet."""
+
+    def __call__(self, name: str, data: bytes) -> list[Delta]:
+        """The Deltas of one event. Raises UpstreamRejection; ValueError if it is not an event of a reply."""
+
+
+class Shape(Protocol):
+    """How an endpoint is spoken to: where the prompt goes, and where the text of the reply is."""
+
+    framing: str  # json, sse, ndjson or text; auto: found out from the answer
+
+    def check(self, url: str) -> None:
+        """Raises ValueError if no request can be sent to `url`."""
+
+    def url(self, url: str, request: ChatRequest) -> str:
+        """The URL of one request."""
+
+    def headers(self, key: str, stream: bool) -> dict[str, str]:
+        """The headers of a request, with the key where the product wants it."""
+
+    def payload(self, request: ChatRequest) -> object:
+        """The JSON to send. Raises APIError."""
+
+    def dropped(self, request: ChatRequest) -> list[str]:
+        """Client parameters that the payload leaves out."""
+
+    def answer(self, value: object) -> list[Delta]:
+        """The Deltas of a whole JSON answer. Raises UpstreamRejection; ValueError if there is no reply."""
+
+    def reader(self) -> Reader:
+        """A reader for one streamed reply."""
+
+    def rejection(self, status: int, value: object) -> UpstreamRejection:
+        """The error in the JSON that came with a status other than 2xx."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of an upstream's answer: times in seconds, sizes in bytes."""
+
+    first_byte: float = 120.0  # until the first event, or the head of a JSON answer
+    stall: float = 60.0  # until the next event, or more of a JSON answer
+    total: float = 600.0  # for a whole JSON answer
+    reply_bytes: int = 64 * 2**20
+    event_bytes: int = 8 * 2**20
+
+
+# JSON, texts and tokens.
+
+
+def dumps(value: object) -> bytes:
+    """JSON bytes. Raises APIError: orjson reads 1,024 levels of nesting and writes 254."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        raise APIError(400, "The request is nested too deeply.") from None
+
+
+def model_card(id: str, **members: object) -> JSONObject:
+    """A model as `GET /v1/models` lists it."""
+    card: JSONObject = {
+        "id": id,
+        "object": "model",
+        "created": 1_700_000_000,
+        "owned_by": "rewrap",
+        "permission": [],
+    }
+    return card | members
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> JSONObject:
+    """OpenAI's `usage` object."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "audio_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def text_of(content: object) -> str:
+    """A message's content as one string: the text parts of a list, one a line; null is "".
+
+    Other parts (images, audio) are left out. A shape names them in `dropped`.
+    """
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    texts = (part.get("text") if isinstance(part, dict) else part for part in content)
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def size_of(text: str) -> int:
+    """The bytes of UTF-8 in a text."""
+    if text.isascii():
+        return len(text)
+    return len(text.encode())
+
+
+def prompt_size(messages: list[JSONObject]) -> int:
+    """The bytes of UTF-8 in the texts of all messages."""
+    return sum([size_of(text_of(message.get("content"))) for message in messages])
+
+
+def estimated_tokens(size: int) -> int:
+    """Tokens in `size` bytes of UTF-8, for upstreams that do not count: four bytes a token.
+
+    That is about right for English. For Chinese and Japanese (three bytes a character) it is 0.75 tokens a character.
+    """
+    return -(-size // 4)
+
+
+WORD = re.compile(r"\s*\S+\s*|\s+")
+GAP = re.compile(r"(?<=\s)(?=\S)")
+PORTION_CHARACTERS = 4096
+
+
+def words(text: str) -> list[str]:
+    """Split after each run of whitespace. `"".join(words(text)) == text`."""
+    return WORD.findall(text)
+
+
+def portions(text: str, size: int = PORTION_CHARACTERS) -> Iterator[str]:
+    """Split between words into pieces of about `size` characters, which one send to a client may hold."""
+    start = 0
+    while len(text) - start > size:
+        gap = GAP.search(text, start + size)
+        if gap is None:
+            break
+        yield text[start : gap.start()]
+        start = gap.start()
+    yield text[start:]

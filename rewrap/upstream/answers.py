@@ -1,0 +1,142 @@
+"""Reading an upstream's answer: whole, or in events of any framing, within bounds of time and size.
+
+Does not know shapes or Deltas. Raises APIError (too large), TimeoutError, ValueError and httpx.HTTPError.
+"""
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import orjson
+
+from rewrap.eventloop import running_loop
+from rewrap.types import Limits, Reply
+from rewrap.upstream.errors import TOO_LARGE, bad_gateway
+from rewrap.upstream.framing import (
+    Decoder,
+    Event,
+    NDJSONDecoder,
+    SSEDecoder,
+    TextDecoder,
+    charset,
+    framing,
+    is_json,
+)
+
+
+@dataclass(slots=True)
+class StreamedReply:
+    """An answer in events: their decoder, and the bytes read so far."""
+
+    decoder: Decoder
+    first: bytes
+
+
+@dataclass(slots=True)
+class WholeReply:
+    """An answer in one piece: a JSON value, or a text."""
+
+    value: object
+
+
+@dataclass(slots=True)
+class Answer:
+    """A good answer on its way in, and the facts of its request that are needed until its end.
+
+    The request itself is not kept: a long stream does not hold the conversation in memory.
+    """
+
+    reply: Reply
+    limits: Limits
+    failure_status: int
+    deadline: float  # loop time by which an answer without a stream is whole
+    stream: bool  # the client wants a stream
+    relay: bool  # the client can take the upstream's own bytes
+    stored: bool
+    choices: int
+
+    def is_event_stream(self) -> bool:
+        kind = self.reply.headers.get(b"content-type", b"")
+        return kind.lower().startswith(b"text/event-stream")
+
+    async def whole(self, first: bytes = b"") -> bytes:
+        """The body to its end, after the `first` bytes."""
+        return await read_whole(self.reply, self.limits, self.deadline, self.failure_status, first)
+
+    async def opened(
+        self, known_framing: str, *, text_is_reply: bool
+    ) -> StreamedReply | WholeReply:
+        """Find out the framing of the answer; read it to its end if it comes in one piece."""
+        reply = self.reply
+
+        async def more(started: bool) -> bytes:
+            if started:
+                stall = running_loop().time() + self.limits.stall
+                reply.deadline = min(self.deadline, stall)
+            return await reply.read()
+
+        kind, first = await framing(reply.headers, more, known_framing if self.stream else "auto")
+        encoding = charset(reply.headers)
+        if "text" in kind and not text_is_reply:
+            raise ValueError("plain text")
+        if kind == "text":
+            return StreamedReply(TextDecoder(encoding), first)
+        if kind == "sse":
+            return StreamedReply(SSEDecoder(self.limits.event_bytes), first)
+        if kind == "ndjson":
+            return StreamedReply(NDJSONDecoder(self.limits.event_bytes), first)
+        body = await self.whole(first)
+        if encoding != "utf-8":
+            body = body.decode(encoding, "replace").encode()
+        return parsed(body, text=kind != "json")
+
+    async def events(self, opened: StreamedReply) -> AsyncGenerator[Event, None]:
+        """The events of the answer. For a client without a stream they are bounded in time and size."""
+        loop = running_loop()
+        reply = self.reply
+        deadline = float("inf") if self.stream else self.deadline
+        remaining = float("inf") if self.stream else self.limits.reply_bytes
+        data = opened.first or await reply.read()
+        while True:
+            remaining -= len(data)
+            if remaining < 0:
+                raise bad_gateway(TOO_LARGE, "too large", self.failure_status)
+            if loop.time() > deadline:  # every read may be in time, and the answer still too slow
+                raise TimeoutError
+            events = opened.decoder.feed(data) if data else opened.decoder.close()
+            for event in events:
+                yield event
+                reply.deadline = min(deadline, loop.time() + self.limits.stall)
+            if not data:
+                return
+            data = await reply.read()
+
+
+async def read_whole(
+    reply: Reply, limits: Limits, deadline: float, failure_status: int, first: bytes = b""
+) -> bytes:
+    """A body to its end, bounded by the size of a reply and by `deadline` (loop time)."""
+    loop = running_loop()
+    parts = [first]
+    size = len(first)
+    while True:
+        if size > limits.reply_bytes:
+            raise bad_gateway(TOO_LARGE, "too large", failure_status)
+        reply.deadline = min(deadline, loop.time() + limits.stall)
+        data = await reply.read()
+        if not data:
+            return b"".join(parts)
+        parts.append(data)
+        size += len(data)
+
+
+def parsed(body: bytes, *, text: bool) -> StreamedReply | WholeReply:
+    """A JSON value, lines of JSON, or a text if that may be a reply. Raises ValueError."""
+    try:
+        return WholeReply(orjson.loads(body))
+    except orjson.JSONDecodeError:
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        if len(lines) > 1 and all(is_json(line) for line in lines):
+            return StreamedReply(NDJSONDecoder(len(body) + 1), body)
+        if text:
+            return WholeReply(body.decode("utf-8", "replace"))
+        raise

@@ -1,0 +1,68 @@
+"""Deltas of any backend, checked and cut before a rendering takes them. Imports types alone."""
+
+from collections.abc import Iterable, Iterator
+
+import orjson
+
+from rewrap.types import PORTION_CHARACTERS, Delta, ResponseInfo, portions
+from rewrap.upstream.tool_calls import ToolCallNormalizer
+
+
+class DeltaNormalizer:
+    """The Deltas of one reply: tool calls in one form, texts in portions, usage noted."""
+
+    def __init__(self, info: ResponseInfo) -> None:
+        self.info = info
+        self.tool_calls = ToolCallNormalizer()
+
+    def __call__(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
+        """Raises ValueError for a Delta that JSON cannot hold, or a tool call that is none."""
+        for delta in deltas:
+            if delta.usage:
+                self.info.usage = delta.usage
+            if delta.fields and "tool_calls" in delta.fields:
+                calls = self.tool_calls(delta.index, delta.fields["tool_calls"])
+                delta.fields = delta.fields | {"tool_calls": calls}
+            if delta.fields or delta.logprobs or delta.usage:
+                check_depth(delta)
+            if delta.whole and len(delta.content) > PORTION_CHARACTERS:
+                yield from in_portions(delta)
+            elif delta.content or delta.finish_reason or delta.fields or delta.logprobs:
+                yield delta
+
+
+def check_depth(delta: Delta) -> None:
+    """Raises ValueError if a Delta is nested too deeply for JSON: it stands eight levels down in an answer."""
+    try:
+        orjson.dumps([[[[[[[[delta.fields, delta.logprobs, delta.usage]]]]]]]])
+    except TypeError:
+        raise ValueError("nested too deeply, or a number too large") from None
+
+
+def in_portions(delta: Delta) -> Iterator[Delta]:
+    """A whole text in pieces that one send may hold. Fields come before the text, tool calls and the end after it."""
+    if len(delta.content) <= PORTION_CHARACTERS or delta.logprobs is not None:
+        yield delta
+        return
+    fields = dict(delta.fields or {})
+    tool_calls = fields.pop("tool_calls", None)
+    if fields:
+        yield Delta(index=delta.index, fields=fields)
+    *texts, last = portions(delta.content)
+    for text in texts:
+        yield Delta(text, index=delta.index, whole=True)
+    delta.content = last
+    delta.fields = {"tool_calls": tool_calls} if tool_calls else None
+    yield delta
+
+
+def take_identity(value: object, info: ResponseInfo) -> None:
+    """Use the id and the time of an OpenAI-like answer for the reply."""
+    if not isinstance(value, dict) or "choices" not in value:
+        return
+    id = value.get("id")
+    created = value.get("created")
+    if isinstance(id, str) and id:
+        info.id = id
+    if isinstance(created, int):
+        info.created = created

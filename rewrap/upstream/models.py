@@ -1,0 +1,66 @@
+"""The list of models of an OpenAI-compatible upstream, asked for and kept for a minute."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from rewrap.types import APIError, JSONObject, model_card
+
+Ask = Callable[[dict[str, str]], Awaitable[list[JSONObject]]]
+
+
+class ModelList:
+    """An upstream's list. If it fails: the list before, or the `default` cards.
+
+    Requests without a key of the client share one question at a time. After a failure the next one follows FAILED_SECONDS
+    later, because `/info` needs no key.
+    """
+
+    KEPT_SECONDS = 60.0
+    FAILED_SECONDS = 5.0
+
+    def __init__(self, ask: Ask, default: list[JSONObject]) -> None:
+        """`ask` takes credentials and gives the cards; [] if the upstream has no list. It raises APIError."""
+        self.ask = ask
+        self.default = default
+        self.listed: list[JSONObject] = []
+        self.listing: asyncio.Task[list[JSONObject]] | None = None
+        self.again_at = 0.0  # on the monotonic clock
+
+    async def cards(self, credentials: dict[str, str]) -> list[JSONObject]:
+        """The cards, by the client's own credentials if there are any. Raises APIError."""
+        if self.listed and time.monotonic() < self.again_at:
+            return self.listed
+        try:
+            # A client's own list is not for the next client.
+            found = await (self.ask(credentials) if credentials else self.shared())
+        except APIError:
+            if not self.listed and not self.default:
+                raise
+            found = []
+        return found or self.listed or self.default
+
+    async def shared(self) -> list[JSONObject]:
+        again = time.monotonic() >= self.again_at
+        if self.listing is None or (self.listing.done() and again):
+            self.listing = asyncio.create_task(self.refresh())
+        return await asyncio.shield(self.listing)
+
+    async def refresh(self) -> list[JSONObject]:
+        cards: list[JSONObject] = []
+        try:
+            cards = await self.ask({})
+        finally:
+            self.listed = cards or self.listed
+            seconds = self.KEPT_SECONDS if cards else self.FAILED_SECONDS
+            self.again_at = time.monotonic() + seconds
+        return cards
+
+
+def model_cards(value: object) -> list[JSONObject]:
+    """The cards in an upstream's answer. Raises ValueError."""
+    rows = value.get("data") if isinstance(value, dict) else None
+    if not isinstance(rows, list):
+        raise ValueError("no list")
+    objects = [row for row in rows if isinstance(row, dict)]
+    return [model_card(**row) for row in objects if isinstance(row.get("id"), str)]
