@@ -21,7 +21,7 @@ def open_store(url: str, max_age_days: float = 0.0, *, shared: bool = False) -> 
             raise ValueError(
                 "STORE_URL: WORKERS do not share a store in memory: name a file, sqlite:///chat.db"
             )
-        return SQLiteStore("", max_age_days)
+        return SQLiteStore("", max_age_days or None)
     if url.startswith("sqlite:///") and "?" not in url:
         path = url.removeprefix("sqlite:///")
         # A file that does not exist yet, or cannot be read now, does not stop the start.
@@ -29,9 +29,9 @@ def open_store(url: str, max_age_days: float = 0.0, *, shared: bool = False) -> 
             version = schema(db)
             if version > SCHEMA_VERSION:
                 raise ValueError(f"STORE_URL: {newer(version)}")
-        return SQLiteStore(path, max_age_days)
+        return SQLiteStore(path, max_age_days or None)
     if url.startswith(("mongodb://", "mongodb+srv://")):
         from rewrap.storage.mongo import MongoStore
 
-        return MongoStore(url, max_age_days)
+        return MongoStore(url, max_age_days or None)
     raise ValueError(f"STORE_URL: The store's URL must be {FORMS}")
