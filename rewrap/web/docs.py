@@ -1,8 +1,9 @@
 """The API reference: /openapi.json, /docs (Swagger UI, to try it out) and /redoc (Redoc, to read).
 
-The two pages (docs.html) load their programs from a CDN or a mirror of it when they are opened, and check the hashes
-that are listed here. Where a program cannot be loaded, the page shows the operations with curl lines by itself. Does
-not depend on the content of the document. Imports only types.py and pages.py.
+The two pages (docs.html) load their programs from a CDN or a mirror of it when they are opened, and
+check the hashes that are listed here. Where a program cannot be loaded, the page shows the
+operations with curl lines by itself. Does not depend on the content of the document. Imports only
+types.py and pages.py.
 """
 
 from collections.abc import Mapping
@@ -19,11 +20,17 @@ from rewrap.web.pages import fill, inline_hashes, origin, page_response
 
 # Files of npm packages and their SHA-384. Another version has another hash.
 SWAGGER_UI = {
-    "swagger-ui-dist@5.33.1/swagger-ui.css": "Ov4/wv3j2bmct8cDc5X4ngJZohVPzEmc6uDPH8WeljUxO5vtoykvMEfbu9Vh6RaW",
-    "swagger-ui-dist@5.33.1/swagger-ui-bundle.js": "ZPehFMQommnnuaZ4rpxgkgTT2DKFVp4hZC/7pLit+9Lek9T1YGSo23eHFbvNkXkw",
+    "swagger-ui-dist@5.33.1/swagger-ui.css": (
+        "Ov4/wv3j2bmct8cDc5X4ngJZohVPzEmc6uDPH8WeljUxO5vtoykvMEfbu9Vh6RaW"
+    ),
+    "swagger-ui-dist@5.33.1/swagger-ui-bundle.js": (
+        "ZPehFMQommnnuaZ4rpxgkgTT2DKFVp4hZC/7pLit+9Lek9T1YGSo23eHFbvNkXkw"
+    ),
 }
 REDOC = {
-    "redoc@2.5.4/bundles/redoc.standalone.js": "w447zOpYfw/1Tv/5AK9NfHTlQIqE3RVR6KY62jCyy9zNDgO64cMwGGP1Fj0zJVf5",
+    "redoc@2.5.4/bundles/redoc.standalone.js": (
+        "w447zOpYfw/1Tv/5AK9NfHTlQIqE3RVR6KY62jCyy9zNDgO64cMwGGP1Fj0zJVf5"
+    ),
 }
 
 THEME = {
@@ -43,8 +50,8 @@ WEBSOCKET_NOTE = {
     "websocket": False,
     "message": "There are no websockets in this version: replies are streamed over HTTP.",
     "instead": {
-        "POST /v1/chat/completions": 'with "stream": true: server-sent events, as the OpenAI SDKs read them',
-        "POST /ask": "plain text in pieces, as the AI SDK's useChat reads it with streamProtocol 'text'",
+        "POST /v1/chat/completions": 'with "stream": true: server-sent events for the OpenAI SDKs',
+        "POST /ask": "plain text in pieces, for the AI SDK's useChat with streamProtocol 'text'",
     },
 }
 
@@ -52,9 +59,9 @@ WEBSOCKET_NOTE = {
 def docs_routes(document: JSONObject, *, assets: str, theme: Mapping[str, str]) -> list[Route]:
     """`GET /openapi.json`, `/docs` and `/redoc`.
 
-    `assets` is the base URL of npm packages (`BASE/redoc@2.5.4/...`), or a path of this server. Another origin must
-    send `access-control-allow-origin: *`, since browsers check the hash of no other file. `theme` has the colours
-    primary, accent, error, background, surface and text.
+    `assets` is the base URL of npm packages (`BASE/redoc@2.5.4/...`), or a path of this server.
+    Another origin must send `access-control-allow-origin: *`, since browsers check the hash of no
+    other file. `theme` has the colours primary, accent, error, background, surface and text.
     """
     body = orjson.dumps(document)
     title = document["info"]["title"]

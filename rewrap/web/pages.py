@@ -1,8 +1,8 @@
 """Pages for browsers: the chat at `/` and `/ui`, the favicon, and the page for unknown addresses.
 
-Each page is one file in this folder, with `{{name}}` where a value goes. A file is read at its first request: the
-start costs nothing. Imports nothing of the project: the caller passes the URL of the assets, the colours of the theme
-and the handler that answers API clients at `/`.
+Each page is one file in this folder, with `{{name}}` where a value goes. A file is read at its
+first request: the start costs nothing. Imports nothing of the project: the caller passes the URL of
+the assets, the colours of the theme, and the handler that answers API clients at `/`.
 """
 
 import re
@@ -13,7 +13,7 @@ from hashlib import sha256
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -35,9 +35,10 @@ PAGE_HEADERS = {
 def page_routes(assets_url: str, theme: Mapping[str, str], health: Handler) -> list[Route]:
     """`GET /`, `/ui`, `/favicon.svg` and `/favicon.ico`.
 
-    `assets_url` is the base URL of npm packages (`BASE/marked@18.2.1/...`), or a path of this server. Another origin
-    must send `access-control-allow-origin`, since browsers check the hash of no other file. `theme` has the colours
-    primary, accent, error, background, surface and text. `health` answers at `/` where the client prefers JSON.
+    `assets_url` is the base URL of npm packages (`BASE/marked@18.2.1/...`), or a path of this
+    server. Another origin must send `access-control-allow-origin`, since browsers check the hash of
+    no other file. `theme` has the colours primary, accent, error, background, surface and text, as
+    CSS values. `health` answers at `/` where the client prefers JSON.
     """
 
     @cache
@@ -51,7 +52,7 @@ def page_routes(assets_url: str, theme: Mapping[str, str], health: Handler) -> l
         if prefers_html(request.headers.get("accept", "")):
             return chat_page("home")
         response = await health(request)
-        response.headers["vary"] = "Accept"
+        response.headers["vary"] = "Accept"  # a cache must not give a browser's page to a client
         return response
 
     async def ui(request: Request) -> Response:
@@ -71,15 +72,16 @@ def page_routes(assets_url: str, theme: Mapping[str, str], health: Handler) -> l
 
 
 def not_found_page(path: str, home: str, theme: Mapping[str, str]) -> Response:
-    """A 404 in HTML, for a browser. `path` is the unknown path, `home` the path of the chat page, ending in `/`."""
+    """A 404 in HTML. `path` is the unknown path, `home` that of the chat page, ending in `/`."""
     html = fill("404.html", {**theme, "path": path[:200], "home": home})
     return page_response(html, content_security_policy(html), status=404)
 
 
 def prefers_html(accept: str) -> bool:
-    """Whether an Accept header names HTML before JSON or anything, as browsers do; SDKs and curl do not.
+    """Whether an Accept header names HTML before JSON or anything, as browsers do.
 
-    The order decides and weights (`;q=`) do not: every browser lists `text/html` first.
+    SDKs and curl do not. The order decides and weights (`;q=`) do not: every browser lists
+    `text/html` first.
     """
     for item in accept.lower().split(","):
         media_type = item.partition(";")[0].strip()
@@ -91,14 +93,15 @@ def prefers_html(accept: str) -> bool:
 
 
 def content_security_policy(html: str, assets_url: str = "") -> str:
-    """A policy that runs the inline scripts of this page, and the scripts that those load; nothing else.
+    """A policy that runs the inline scripts of this page and the scripts that those load.
 
-    A script that a reply smuggles in has no hash here. 'strict-dynamic' lets the page load its libraries, whose
-    hashes it checks. Browsers without it fall back to the origin of the assets. No other origin is connected to,
-    and no image comes from one, so that a reply cannot send a chat elsewhere.
+    A script that a reply smuggles in has no hash here. The page connects to no other origin, and no
+    image comes from one, so a reply cannot send the chat elsewhere.
     """
     scripts = "'none'"
     if hashes := inline_hashes(html, "script"):
+        # 'strict-dynamic' trusts the libraries that the script loads, and makes browsers that know
+        # it ignore the origin: on a public CDN, anybody can put a script there.
         scripts = f"{hashes} 'strict-dynamic' {origin(assets_url)}"
     directives = [
         "default-src 'none'",
@@ -132,7 +135,7 @@ class InlineElements(HTMLParser):
         self.tag = ""
 
     def handle_data(self, data: str) -> None:
-        if self.tag in self.texts:
+        if self.tag in self.texts:  # one text may come in several pieces
             self.texts[self.tag][-1] += data
 
 
@@ -150,8 +153,13 @@ def origin(url: str) -> str:
 
 
 def fill(name: str, values: Mapping[str, str]) -> str:
-    """A file of this folder, with its placeholders replaced. Values are escaped. Raises KeyError for a missing one."""
-    return PLACEHOLDER.sub(lambda match: escape(values[match[1]]), read(name))
+    """A file of this folder with its placeholders replaced by escaped values.
+
+    `{{icon}}` is the favicon, as a data URL: a relative one would depend on the page's address.
+    Raises KeyError for a placeholder without a value.
+    """
+    known = {**values, "icon": f"data:image/svg+xml,{quote(read('favicon.svg'))}"}
+    return PLACEHOLDER.sub(lambda match: escape(known[match[1]]), read(name))
 
 
 @cache
@@ -161,5 +169,6 @@ def read(name: str) -> str:
 
 
 def page_response(html: str, policy: str, status: int = 200) -> Response:
+    """A page with its Content-Security-Policy."""
     headers = PAGE_HEADERS | {"content-security-policy": policy, "vary": "Accept"}
     return HTMLResponse(html, status, headers)
