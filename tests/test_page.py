@@ -454,6 +454,22 @@ def test_a_stored_chat_is_renamed_and_deleted(open_chat: Callable[..., Chat]) ->
         assert page.locator("article").count() == 0
 
 
+def test_a_chat_that_was_deleted_elsewhere_is_sent_again_as_a_whole(
+    open_chat: Callable[..., Chat],
+) -> None:
+    backend = Scripted()
+    with served_page(backend) as url:
+        chat = open_chat(f"{url}/ui")
+        chat.ask("One")
+        (stored,) = httpx.get(url + CHATS).json()["data"]
+        httpx.delete(f"{url}{CHATS}/{stored['id']}")
+        reply = chat.ask("Two")
+        assert "It may have been deleted" in reply.inner_text()
+        reply.get_by_role("button", name="Try again").first.click()
+        chat.text("You wrote: Two").wait_for()
+        assert len(backend.requests[-1].messages) == 3
+
+
 def test_a_chat_that_is_not_stored_is_not_listed(open_chat: Callable[..., Chat]) -> None:
     backend = Scripted()
     with served_page(backend) as url:
@@ -663,16 +679,18 @@ def test_the_journal_is_shown_where_the_server_keeps_one(open_chat: Callable[...
         chat = open_chat(f"{url}/ui")
         section = chat.page.get_by_role("region", name="Requests to the mock")
         section.get_by_text("None yet.").wait_for()
-        entry = {
-            "method": "POST",
-            "path": CHATS,
-            "status": 200,
-            "model": "small",
-            "rule": "greeting",
-        }
-        entries.append(entry | {"id": "req_1"})
-        section.get_by_text(f"200 POST {CHATS} small greeting").click()
+        entry = {"time": 1_795_000_000.5, "path": CHATS, "status": 200, "messages": []}
+        entries.append(entry | {"id": "req_1", "model": "small", "rule": "greeting"})
+        entries.append(
+            entry | {"id": "req_2", "model": "large", "rule": None, "time": 1_795_000_001}
+        )
+        section.get_by_text("200 · small · greeting").click()
         assert '"id": "req_1"' in section.inner_text()
+        rows = section.locator("summary").all_inner_texts()
+        assert [row.partition(" · ")[2] for row in rows] == [
+            "200 · large · no rule",
+            "200 · small · greeting",
+        ]
 
 
 def test_the_journal_is_hidden_where_the_server_keeps_none(open_chat: Callable[..., Chat]) -> None:
