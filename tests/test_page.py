@@ -806,6 +806,25 @@ def test_docs_without_a_network_shows_every_operation_with_a_curl_line_that_runs
         answers = [shell(line) for line in lines if line.startswith(f"curl {url}/v1/chat")]
         assert answers[0]["object"] == "chat.completion"
         assert shell(next(line for line in lines if "/v1/models " in line))["object"] == "list"
+        model = shell(next(line for line in lines if "/v1/models/" in line))
+        assert model["id"] == "mock-gpt-model"
+        page.close()
+
+
+def test_a_curl_line_of_docs_quotes_the_example_for_a_shell(browser: "Browser") -> None:
+    if not shutil.which("curl"):
+        browsing.lacking("no curl for the tests of the pages: apt-get install curl")
+    with served_page() as url:
+        document = httpx.get(f"{url}/openapi.json").json()
+        body = document["paths"][CHATS]["post"]["requestBody"]["content"]["application/json"]
+        message = {"role": "user", "content": "It's `$HOME`"}
+        body["examples"] = {"quotes": {"value": {"model": "m", "messages": [message]}}}
+        page = browser.new_page()
+        page.route("**/openapi.json", lambda route: route.fulfill(json=document))
+        page.goto(f"{url}/docs")
+        page.locator(".operation").first.wait_for()
+        answer = shell(page.locator(".curl pre").first.text_content() or "")
+        assert "It's `$HOME`" in answer["choices"][0]["message"]["content"]
         page.close()
 
 
