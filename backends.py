@@ -7,9 +7,8 @@ Imports types, config, mock and upstream; never Starlette, the server or the API
 
 import asyncio
 import logging
-import re
 from codecs import BOM_UTF8
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 
@@ -20,7 +19,7 @@ from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
 from rewrap.mock.echo import echo, prompt_words
-from rewrap.redaction import secrets_in
+from rewrap.redaction import safe_address, secrets_in
 from rewrap.types import (
     APIError,
     Backend,
@@ -29,7 +28,6 @@ from rewrap.types import (
     Deltas,
     JSONObject,
     Limits,
-    Reply,
     ResponseInfo,
     Shape,
     UpstreamRejection,
@@ -39,9 +37,10 @@ from rewrap.types import (
     usage,
     words,
 )
-from rewrap.upstream.answers import Answer, WholeReply, read_whole
+from rewrap.upstream import lenient
+from rewrap.upstream.answers import Answer, WholeReply, read_rejection, read_whole
 from rewrap.upstream.auto import AutoShape
-from rewrap.upstream.client import Client
+from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
 from rewrap.upstream.deltas import DeltaNormalizer, in_portions, take_identity
 from rewrap.upstream.errors import (
     CUT_SHORT,
@@ -50,20 +49,18 @@ from rewrap.upstream.errors import (
     UPSTREAM_ERRORS,
     bad_gateway,
     forwardable_headers,
+    reason_of,
     rejection_error,
     rejection_in_success,
     upstream_error,
 )
 from rewrap.upstream.models import ModelList, model_cards
 from rewrap.upstream.params import Params
-from rewrap.upstream.relay import ModelAlias, RelayStream, is_plain_completion
+from rewrap.upstream.relay import ModelAlias, RelayStream, is_completion
 from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 
 log = logging.getLogger("rewrap")
-
-UNPRINTABLE = re.compile(r"[^ -~]")
-DROPPED_CHARACTERS = 1000  # of the header x-dropped-params
 
 
 # The mock.
@@ -76,6 +73,7 @@ class Mock:
     """
 
     model = "mock-gpt-model"
+    summary = f"the mock answers, as {model} or any other name"
 
     def __init__(
         self, words_per_second: float = 0.0, name: str = "mock", reply_bytes: int = 64 * 2**20
@@ -84,7 +82,7 @@ class Mock:
         self.name = name
         self.reply_bytes = reply_bytes
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model)]
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
@@ -120,6 +118,7 @@ class ChatURL:
     """
 
     text_is_reply = True
+    transparent = False  # an upstream's error keeps its status, 5xx too
 
     def __init__(
         self,
@@ -134,6 +133,7 @@ class ChatURL:
         params: Params | None = None,
         limits: Limits | None = None,
         failure_status: int = 502,
+        forward_headers: Sequence[str] = (),
     ) -> None:
         """Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
         self.client = client
@@ -145,12 +145,14 @@ class ChatURL:
         self.params = params or Params()
         self.limits = limits or Limits()
         self.failure_status = failure_status
+        self.forward_headers = [name.lower() for name in forward_headers]
         self.own_headers = {name.lower(): value for name, value in (headers or {}).items()}
+        self.has_key = bool(key) or "authorization" in self.own_headers
         self.targets: dict[tuple[str, bool], object] = {}
         self.secrets = secrets_in(url, key, self.own_headers)
         shape.check(url)
         for stream in (False, True):  # an unusable address or header stops the start
-            self.target(shape.url(url, EXAMPLE), stream)
+            self.target(shape.url(url, replace(EXAMPLE, stream=stream)), stream)
 
     def target(self, url: str, stream: bool) -> object:
         """The constant part of requests to a URL: made once."""
@@ -162,12 +164,20 @@ class ChatURL:
             accept = f"text/event-stream, {accept}"
         headers = {"content-type": "application/json", "accept": accept}
         headers |= self.shape.headers(self.key, stream)
-        target = self.client.target("POST", url, headers | self.own_headers)
+        target = self.client.target("POST", url, self.agent() | headers | self.own_headers)
         if len(self.targets) < 256:  # a URL may contain the model, which the client chooses
             self.targets[url, stream] = target
         return target
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    def agent(self) -> dict[str, str]:
+        """The constant User-Agent; {} if each request has its own."""
+        return {"user-agent": USER_AGENT}
+
+    @property
+    def summary(self) -> str:
+        return f"{self.name} answers at {safe_address(self.url)}, for every model name"
+
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model or self.name)]
 
     def body(self, request: ChatRequest) -> bytes:
@@ -176,9 +186,13 @@ class ChatURL:
     def dropped(self, request: ChatRequest) -> list[str]:
         return self.shape.dropped(request)
 
-    def credentials(self, request: ChatRequest) -> dict[str, str]:
-        """The client's own credentials, where they go to the upstream."""
-        return {}
+    def headers_from(self, client_headers: Mapping[str, str]) -> dict[str, str]:
+        """The client's headers that go to the upstream: those of FORWARD_HEADERS."""
+        if not self.forward_headers:
+            return {}
+        return {
+            name: client_headers[name] for name in self.forward_headers if name in client_headers
+        }
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         info.prompt_bytes = prompt_size(request.messages)
@@ -197,18 +211,24 @@ class ChatURL:
         adapted, dropped = self.params.applied(request)
         dropped = [*request.unsupported, *dropped]
         body = self.body(adapted)
-        credentials = self.credentials(request)
+        headers = self.headers_from(request.client_headers)
         reply = None
         try:
-            target = self.target(self.shape.url(self.url, adapted), adapted.stream)
+            url = self.shape.url(self.url, adapted)
+            target = self.target(url, adapted.stream)
             now = running_loop().time()
-            total = now + self.limits.total
-            deadline = now + self.limits.first_byte
-            if not request.stream:
-                deadline = min(deadline, total)
-            reply = await self.client.ask(target, credentials, body, deadline)
+            # Fallbacks share the time of the first backend: they do not multiply it.
+            info.deadline = info.deadline or now + self.limits.request
+            total = min(now + self.limits.total, info.deadline)
+            # The head of an answer in one piece comes when it is done.
+            deadline = min(now + self.limits.first_byte, total) if request.stream else total
+            reply = await self.client.ask(target, headers, body, deadline)
+            if moved := slash_redirect(url, reply.status, reply.headers):
+                await reply.aclose()
+                target = self.target(moved, adapted.stream)
+                reply = await self.client.ask(target, headers, body, deadline)
             if not 200 <= reply.status < 300:
-                raise await self.rejection(reply)
+                raise await read_rejection(reply, self.shape)
             info.headers += forwardable_headers(reply.headers)
             dropped += self.dropped(adapted)
             if dropped:
@@ -226,7 +246,7 @@ class ChatURL:
             del request, adapted, body
             yield answer
         except UpstreamRejection as rejection:
-            raise self.rejection_error(rejection, credentials) from None
+            raise self.rejection_error(rejection, headers) from None
         except UPSTREAM_ERRORS as exc:
             raise upstream_error(exc, self.failure_status) from exc
         except (AttributeError, LookupError, TypeError, RecursionError) as exc:
@@ -267,36 +287,21 @@ class ChatURL:
         for index in sorted((started or {0}) - finished):
             yield Delta(finish_reason=reader.finish or "stop", index=index)
 
-    async def rejection(self, reply: Reply) -> UpstreamRejection:
-        """The error of an answer with a status other than 2xx, with its text if that can be read."""
-        deadline = min(reply.deadline, running_loop().time() + 5.0)
-        try:
-            value = orjson.loads(
-                await read_whole(reply, self.limits, deadline, self.failure_status)
-            )
-            rejection = self.shape.rejection(reply.status, value)
-        except (httpx.HTTPError, TimeoutError, APIError, ValueError):
-            rejection = UpstreamRejection(reply.status)
-        rejection.headers = forwardable_headers(reply.headers)
-        return rejection
-
-    def rejection_error(
-        self, rejection: UpstreamRejection, credentials: Mapping[str, str]
-    ) -> APIError:
-        return rejection_error(
+    def rejection_error(self, rejection: UpstreamRejection, headers: Mapping[str, str]) -> APIError:
+        """The client's error, and a line for the log."""
+        error = rejection_error(
             rejection,
             self.secrets,
-            own_key=not credentials,
+            own_key="authorization" not in headers,
+            transparent=self.transparent,
             failure_status=self.failure_status,
         )
+        reason = reason_of(rejection, self.secrets)
+        log.info("backend %s: the upstream answered %d: %r", self.name, rejection.status, reason)
+        return error
 
 
 EXAMPLE = ChatRequest("m", [], {"user": "u"})
-
-
-def header_list(names: list[str]) -> bytes:
-    """Names for a header. They are the client's: bounded and printable."""
-    return UNPRINTABLE.sub("?", ", ".join(names))[:DROPPED_CHARACTERS].encode()
 
 
 # An OpenAI-compatible upstream.
@@ -310,6 +315,7 @@ class OpenAI(ChatURL):
     """
 
     text_is_reply = False
+    transparent = True
 
     def __init__(
         self,
@@ -324,17 +330,22 @@ class OpenAI(ChatURL):
         base = address.path.rstrip("/").removesuffix("/chat/completions")
         url = str(address.copy_with(path=f"{base}/chat/completions"))
         super().__init__(client, url, shape, name=name, **options)  # type: ignore[arg-type]
-        self.has_key = bool(self.key) or "authorization" in self.own_headers
         headers = shape.headers(self.key, False) | self.own_headers
         models_url = str(address.copy_with(path=f"{base}/models"))
+        headers |= self.agent()
         self.models_target = client.target("GET", models_url, headers)
         default = [model_card(self.model)] if self.model else []
         self.model_list = ModelList(self.ask_models, default)
 
-    def credentials(self, request: ChatRequest) -> dict[str, str]:
-        if self.has_key or not request.authorization:
-            return {}
-        return {"authorization": request.authorization}
+    def agent(self) -> dict[str, str]:
+        return super().agent() if self.has_key else {}
+
+    def headers_from(self, client_headers: Mapping[str, str]) -> dict[str, str]:
+        """Without a key of ours, the client's key goes to the upstream, and takes the headers that belong to it along."""
+        if self.has_key:
+            return super().headers_from(client_headers)
+        agent = client_headers.get("user-agent")
+        return {**client_headers, "user-agent": f"{agent} {USER_AGENT}" if agent else USER_AGENT}
 
     def body(self, request: ChatRequest) -> bytes:
         """The client's own bytes where nothing was changed."""
@@ -354,8 +365,10 @@ class OpenAI(ChatURL):
         if not request.relay:
             info.prompt_bytes = prompt_size(request.messages)
         alias = ModelAlias(request.model) if self.params.model else None
+        info.accepted = False  # its own head says so
         async with self.answer(request, info) as answer:
             del request
+            info.accepted = True
             if not answer.relay or answer.stream != answer.is_event_stream():
                 async with aclosing(self.read(answer, info)) as deltas:
                     async for delta in deltas:
@@ -375,8 +388,7 @@ class OpenAI(ChatURL):
             loop = running_loop()
             while data := await reply.read():
                 passed = relay.feed(data)
-                if relay.alive:
-                    reply.deadline = loop.time() + self.limits.stall
+                reply.deadline = loop.time() + self.limits.stall  # any byte is a sign of life
                 if passed:
                     yield Delta(raw=passed)
                 if relay.failure is not None:
@@ -391,39 +403,43 @@ class OpenAI(ChatURL):
     async def completion(self, answer: Answer, info: ResponseInfo) -> bytes:
         """A completion as it came. Raises ValueError if it is none, UpstreamRejection if it is an error."""
         body = (await answer.whole()).removeprefix(BOM_UTF8)
-        value = orjson.loads(body)
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            value = lenient.loads(body)
+            body = orjson.dumps(value)
         if not isinstance(value, dict):
             raise ValueError("no completion")
         if value.get("error"):
             raise rejection_in_success(value["error"])
-        if not is_plain_completion(value):
-            if not self.shape.answer(value) or "choices" not in value:
-                raise ValueError("no completion")
+        if not is_completion(value):
+            raise ValueError("no completion")
         counts = value.get("usage")
         info.usage = counts if isinstance(counts, dict) else None
         return body
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """The upstream's list, by the client's own key where that one goes upstream. Raises APIError."""
-        own = {"authorization": authorization} if authorization and not self.has_key else {}
-        return await self.model_list.cards(own)
+        if self.has_key or "authorization" not in client_headers:
+            return await self.model_list.cards({})
+        return await self.model_list.cards(self.headers_from(client_headers))
 
-    async def ask_models(self, credentials: dict[str, str]) -> list[JSONObject]:
+    async def ask_models(self, headers: dict[str, str]) -> list[JSONObject]:
         """The models that the upstream lists now; [] if it has no list. Raises APIError."""
         deadline = running_loop().time() + min(10.0, self.limits.first_byte)
         try:
-            reply = await self.client.ask(self.models_target, credentials, b"", deadline)
+            reply = await self.client.ask(self.models_target, headers, b"", deadline)
             try:
                 if reply.status in (404, 405):
                     return []
                 if reply.status != 200:
-                    raise await self.rejection(reply)
+                    raise await read_rejection(reply, self.shape)
                 body = await read_whole(reply, self.limits, deadline, self.failure_status)
                 return model_cards(orjson.loads(body))
             finally:
                 await reply.aclose()
         except UpstreamRejection as rejection:
-            error = self.rejection_error(rejection, credentials)
+            error = self.rejection_error(rejection, headers)
             if error.status in (400, 404, 413, 422):  # the client's request has no fault
                 error = bad_gateway(FAILED, error.reason, self.failure_status)
             raise error from None
@@ -441,7 +457,7 @@ class Common:
     client: Client
     limits: Limits
     failure_status: int
-    words_per_second: float = 0.0
+    forward_headers: Sequence[str]
 
 
 def build_backend(settings: Settings, client: Client) -> Backend:
@@ -453,12 +469,11 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         first_byte=settings.first_byte_timeout_seconds,
         stall=settings.stall_timeout_seconds,
         total=settings.total_timeout_seconds,
+        request=settings.total_timeout_seconds,
         reply_bytes=settings.max_reply_bytes,
         event_bytes=settings.max_event_bytes,
     )
-    common = Common(
-        client, limits, settings.upstream_failure_status, settings.mock_words_per_second
-    )
+    common = Common(client, limits, settings.upstream_failure_status, settings.forward_headers)
     if settings.use_mock_api:
         return Mock(settings.mock_words_per_second, reply_bytes=limits.reply_bytes)
     if settings.config:
@@ -498,7 +513,11 @@ def checked_backend(
     kind: type[ChatURL], place: str, common: Common, url: str, shape: Shape, **options: object
 ) -> Backend:
     """A backend whose URL and headers can be sent. Raises ValueError, which begins with `place`."""
-    defaults = {"limits": common.limits, "failure_status": common.failure_status}
+    defaults = {
+        "limits": common.limits,
+        "failure_status": common.failure_status,
+        "forward_headers": common.forward_headers,
+    }
     try:
         return kind(common.client, url, shape, **(defaults | options))  # type: ignore[arg-type]
     except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:
@@ -539,25 +558,3 @@ def table_backend(table: BackendTable, common: Common, path: str) -> Backend:
         params=Params(**table.params, model=table.model),
         limits=limits,
     )
-
-
-def backend_summary(backend: Backend) -> str:
-    """The backends for the line at the start; of a URL only its public parts."""
-    if isinstance(backend, Mock):
-        return f"the mock answers, as {backend.model} or any other name"
-    if isinstance(backend, ModelRouter):
-        rows = [
-            f"{row.backend.name}{safe_address(row.backend)} for {', '.join(row.patterns)}"
-            for row in backend.rows
-        ]
-        return "; ".join(rows)
-    return f"{backend.name} answers{safe_address(backend)}, for every model name"
-
-
-def safe_address(backend: Backend) -> str:
-    """The address of a backend without parts that may be keys: user, query, fragment, long names in a path."""
-    if not isinstance(backend, ChatURL):
-        return ""
-    url = httpx.URL(backend.url)
-    path = re.sub(r"(?<=/)(?=[^/]*[0-9])[^/]{16,}", "***", url.path)
-    return f" at {url.scheme}://{url.netloc.decode()}{path}"

@@ -11,37 +11,42 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
-from functools import partial
 from multiprocessing import parent_process
 
 import httpx
 import orjson
-from rewrap.backends import ChatURL, Mock, backend_summary, build_backend
+from rewrap.backends import ChatURL, Mock, OpenAI, build_backend
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap import __version__
-from rewrap.api.chat import ChatRendering, TextRendering
+from rewrap.api import surfaces
+from rewrap.api.info import InfoRoutes
 from rewrap.api.openapi import document
 from rewrap.api.recorder import Recorder
-from rewrap.api.requests import parse_ask, parse_chat
-from rewrap.api.stored import JSONResponse, StoredCompletions, StoredRoutes
-from rewrap.config.flags import Arguments, UsageError, parse_arguments
+from rewrap.api.responses.routes import ResponseRoutes
+from rewrap.api.responses.stored import StoredResponses
+from rewrap.api.stored import StoredCompletions, StoredRoutes
+from rewrap.api.surfaces import Incoming, Surface, Turn
+from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
+from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
-from rewrap.ids import random_hex
+from rewrap.ids import owner_id, random_hex
 from rewrap.redaction import loggable
-from rewrap.server.auth import Authenticator, owner_id
+from rewrap.server.auth import Authenticator
 from rewrap.server.context import RequestContext
 from rewrap.server.edge import JSON_TYPE, EdgeMiddleware, EdgeOptions
+from rewrap.server.heartbeat import Heartbeat
 from rewrap.server.hosts import is_loopback
 from rewrap.server.limits import Gate, RateLimit, limit_exceeded, rate_limit_headers
-from rewrap.server.serve import graceful, serve_app
+from rewrap.server.serve import serve_app
+from rewrap.server.signals import graceful
 from rewrap.storage import open_store
 from rewrap.types import (
+    NO_HEADERS,
     APIError,
     Backend,
     ChatRequest,
@@ -49,19 +54,15 @@ from rewrap.types import (
     JSONObject,
     Rendering,
     ResponseInfo,
-    no_such_model,
 )
 from rewrap.upstream.callable import CallableBackend
 from rewrap.upstream.client import Client
 from rewrap.upstream.errors import TOO_LARGE, bad_gateway
 from rewrap.upstream.pool import Transport
 from rewrap.upstream.router import ModelRouter
-from rewrap.web.docs import THEME, WEBSOCKET_NOTE, docs_routes
+from rewrap.web.docs import THEME, docs_routes
 
 log = logging.getLogger("rewrap")
-
-Parse = Callable[[bytes, str, str], ChatRequest]  # body, authorization, model in the path
-DESCRIPTION = "Any chat URL as an OpenAI API"
 
 
 class Gateway:
@@ -78,7 +79,12 @@ class Gateway:
         if isinstance(backend, ModelRouter):
             self.backends = [row.backend for row in backend.rows]
         self.debug = log.isEnabledFor(logging.DEBUG)
-        self.auth = Authenticator(settings.api_keys, settings.secret_key, settings.revoked_keys)
+        self.auth = Authenticator(
+            settings.api_keys,
+            settings.secret_key,
+            settings.revoked_keys,
+            settings.forward_headers,
+        )
         self.gate = Gate(settings.max_concurrent_requests)
         self.rate_limit: RateLimit | None = None
         if settings.rate_limit_per_minute:
@@ -86,13 +92,16 @@ class Gateway:
                 settings.rate_limit_per_minute, settings.rate_limit_store_url
             )
         self.store = open_store(
-            settings.store_url, settings.store_max_age_days, shared=settings.workers > 1
+            settings.store_url or default_store_url(settings, backend),
+            settings.store_max_age_days,
+            shared=settings.workers > 1,
         )
         before, after = load_hooks(settings.hooks)
         self.recorder = Recorder(
             before,
             after,
             StoredCompletions(self.store),
+            store_by_default=settings.store_by_default,
             reply_bytes=settings.max_reply_bytes,
             too_large=bad_gateway(TOO_LARGE, "too large", settings.upstream_failure_status),
         )
@@ -124,19 +133,27 @@ class Gateway:
         context: RequestContext = request.scope["context"]
         return await context.body(self.settings.max_body_bytes)
 
-    async def deltas(
+    def stream(
         self, request: ChatRequest, info: ResponseInfo, identity: str, request_id: str
     ) -> Deltas:
         """The reply. Nothing is sent upstream until the stream is iterated. Raises APIError."""
         if self.recorder.concerns(request):
             owner = owner_id(identity)
-            return await self.recorder.stream(self.backend, request, info, owner, request_id)
+            return self.recorder.stream(self.backend, request, info, owner, request_id)
         return self.backend.stream(request, info)
 
-    async def models(self, context: RequestContext, authorization: str = "") -> list[JSONObject]:
-        """The backend's models, as the client's own key sees them if that is the upstream's. Raises APIError."""
+    async def models(self, request: Request) -> list[JSONObject]:
+        """The models, as the client's own key sees them if that key goes upstream. Raises APIError."""
+        context: RequestContext = request.scope["context"]
+        await self.admit(context)
         with context.watch():
-            return await self.backend.models(authorization)
+            return await self.backend.models(self.auth.upstream_headers(context))
+
+    async def public_models(self, request: Request) -> list[JSONObject]:
+        """The models that every client may see. Raises APIError."""
+        context: RequestContext = request.scope["context"]
+        with context.watch():
+            return await self.backend.models(NO_HEADERS)
 
     def auth_summary(self) -> str:
         if self.auth.open:
@@ -145,7 +162,8 @@ class Gateway:
 
     def summary(self) -> str:
         """The backends and the keys, for the line at the start."""
-        return f"{backend_summary(self.backend)}; {self.auth_summary()}"
+        backend = getattr(self.backend, "summary", f"{self.backend.name} answers")
+        return f"{backend}; {self.auth_summary()}"
 
     async def close(self) -> None:
         await self.store.close()
@@ -154,17 +172,11 @@ class Gateway:
 
 
 class Endpoint:
-    """One API surface: a parser (bytes to ChatRequest) and a rendering (Deltas to bytes)."""
+    """One API surface in front of the backend: a parser (bytes to ChatRequest) and a rendering (Deltas to bytes)."""
 
-    def __init__(
-        self,
-        gateway: Gateway,
-        parse: Parse,
-        rendering: Callable[[ChatRequest, ResponseInfo], Rendering],
-    ) -> None:
+    def __init__(self, gateway: Gateway, surface: Surface) -> None:
         self.gateway = gateway
-        self.parse = parse
-        self.rendering = rendering
+        self.surface = surface
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, read and parse a request, and answer it."""
@@ -176,13 +188,16 @@ class Endpoint:
         with gateway.gate:  # after the body, which may arrive slowly
             if gateway.debug:
                 log.debug("%s %s", context.id, loggable(body, gateway.secrets))
-            authorization = gateway.auth.upstream_authorization(context)
+            headers = gateway.auth.upstream_headers(context)
             path_model = scope["path_params"].get("model", "")
+            incoming = Incoming(body, headers, path_model, identity)
+            del body
             # The answer alone holds the request: a long stream need not keep the conversation.
-            await self.answer(context, self.parse(body, authorization, path_model), identity)
+            await self.answer(context, await self.surface.parse(incoming), identity)
 
-    async def answer(self, context: RequestContext, request: ChatRequest, identity: str) -> None:
+    async def answer(self, context: RequestContext, turn: Turn, identity: str) -> None:
         gateway = self.gateway
+        request = turn.request
         info = ResponseInfo(
             id=f"chatcmpl-{random_hex()}",
             created=int(time.time()),
@@ -190,14 +205,21 @@ class Endpoint:
             backend=gateway.backend.name,
         )
         context.info = info
-        rendering = self.rendering(request, info)
-        deltas = await gateway.deltas(request, info, identity, context.id)
+        rendering = turn.rendering(request, info)
+        if turn.join is None:
+            deltas = gateway.stream(request, info, identity, context.id)
+        else:
+            deltas = turn.join(
+                info, lambda part, facts: gateway.stream(part, facts, identity, context.id)
+            )
+        if turn.record is not None:
+            deltas = turn.record(deltas, rendering)
         watch = context.watch() if gateway.waits else nullcontext()
         if request.stream:
-            del request
-            await self.stream(context, rendering, deltas, info, watch)
+            del request, turn
+            await self.stream(context, rendering, deltas, watch)
             return
-        del request
+        del request, turn
         with watch:
             async with aclosing(deltas):
                 found = [delta async for delta in deltas]
@@ -212,31 +234,42 @@ class Endpoint:
         context: RequestContext,
         rendering: Rendering,
         deltas: Deltas,
-        info: ResponseInfo,
         watch: AbstractContextManager[None],
     ) -> None:
-        """Send Deltas as they come. A failure before the first has a status; one after it, the rendering's form."""
+        """Send Deltas as they come. A failure before the head has a status; one after it, the rendering's form."""
+        heartbeat = Heartbeat(
+            context, rendering, rendering.headers, self.gateway.settings.sse_ping_seconds
+        )
         async with aclosing(deltas):  # a client that leaves closes the upstream, too
-            with watch:
-                first = await anext(deltas, None)
-                await context.start_stream([*rendering.headers, *info.headers])
+            with watch, heartbeat:
                 try:
-                    if first is not None:
-                        await context.send_body(rendering(first), more=True)
-                    async for delta in deltas:
-                        body = delta.raw or rendering(delta)
-                        if body:
-                            await context.send_body(body, more=True)
+                    await self.send_deltas(context, rendering, deltas)
                     end = rendering.end()
-                except (
-                    Exception,
-                    asyncio.CancelledError,
-                ) as exc:  # hooks and user functions raise, too
+                # Hooks and functions of the user may raise any exception.
+                except (Exception, asyncio.CancelledError) as exc:
+                    if not context.status:
+                        raise
                     failure = self.failure(context, rendering, exc)
                     if failure is None:
                         return
                     end = failure
         await context.send_body(end, more=False)
+
+    async def send_deltas(
+        self, context: RequestContext, rendering: Rendering, deltas: Deltas
+    ) -> None:
+        first = await anext(deltas, None)
+        if not context.status:
+            assert context.info is not None
+            await context.start_stream([*rendering.headers, *context.info.headers])
+        if first is not None:
+            await context.send_body(rendering(first), more=True)
+        send = context.raw_send  # called directly: 0.3 µs a chunk
+        async for delta in deltas:
+            body = delta.raw or rendering(delta)
+            if body:
+                context.sends += 1
+                await send({"type": "http.response.body", "body": body, "more_body": True})
 
     def failure(
         self, context: RequestContext, rendering: Rendering, exc: BaseException
@@ -253,69 +286,6 @@ class Endpoint:
         return rendering.failure(error)
 
 
-class InfoRoutes:
-    """The routes about the server itself."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.gateway = gateway
-
-    def routes(self) -> list[BaseRoute]:
-        return [
-            Route("/models", self.models),
-            Route("/models/{id:path}", self.model),
-            Route("/", self.health),
-            Route("/health", self.health),
-            Route("/info", self.info),
-            Route("/docs/websocket", self.websocket_note),
-        ]
-
-    async def models(self, request: Request) -> Response:
-        """GET /v1/models: the models of the backend."""
-        cards = await self.cards(request)
-        return JSONResponse({"object": "list", "data": cards})
-
-    async def model(self, request: Request) -> Response:
-        """GET /v1/models/{id}: one model."""
-        id = request.path_params["id"]
-        for card in await self.cards(request):
-            if card["id"] == id:
-                return JSONResponse(card)
-        raise no_such_model(id)
-
-    async def cards(self, request: Request) -> list[JSONObject]:
-        context: RequestContext = request.scope["context"]
-        await self.gateway.admit(context)
-        authorization = self.gateway.auth.upstream_authorization(context)
-        return await self.gateway.models(context, authorization)
-
-    async def health(self, request: Request) -> Response:
-        """GET / and GET /health: the server runs."""
-        return JSONResponse(
-            {"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__}
-        )
-
-    async def info(self, request: Request) -> Response:
-        """GET /info: backends, models, and the theme of the pages."""
-        try:
-            cards = await self.gateway.models(request.scope["context"])
-        except APIError:
-            cards = []
-        return JSONResponse(
-            {
-                "name": "rewrap",
-                "version": __version__,
-                "description": DESCRIPTION,
-                "backends": [backend.name for backend in self.gateway.backends],
-                "models": [card["id"] for card in cards],
-                "theme": THEME,
-            }
-        )
-
-    async def websocket_note(self, request: Request) -> Response:
-        """GET /docs/websocket: what to use instead of websockets."""
-        return JSONResponse(WEBSOCKET_NOTE)
-
-
 class Rewrap(Starlette):
     """A Starlette app with EdgeMiddleware in place of the default middleware stack."""
 
@@ -325,6 +295,7 @@ class Rewrap(Starlette):
         self.gateway = gateway
         self.router.redirect_slashes = False
         self.announced = False  # the line at the start is logged
+        self.notes: list[str] = []  # about the settings, for the start
         options = EdgeOptions(
             allow_origins=settings.allow_origins,
             allowed_hosts=settings.allowed_hosts,
@@ -336,10 +307,18 @@ class Rewrap(Starlette):
     def build_middleware_stack(self) -> ASGIApp:
         return self.edge
 
+    def announce(self, address: str) -> None:
+        """Log the backends in one line, and a line for each setting that may be a mistake."""
+        self.announced = True
+        place = f" on {address}" if address else ""
+        log.info("rewrap %s%s: %s", __version__, place, self.gateway.summary())
+        for note in self.notes:
+            log.warning(note)
+
     @asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         if not self.announced and parent_process() is None:
-            log.info("rewrap %s: %s", __version__, self.gateway.summary())
+            self.announce("")
         self.edge.stopping = False
         if self.edge.logs_lines:  # in place of uvicorn's lines; a mounted app gets no lifespan
             logging.getLogger("uvicorn.access").disabled = True
@@ -378,21 +357,56 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     """All routes. The edge takes `/v1` and repeated slashes from a path before it is looked up here."""
     settings = gateway.settings
     backend = gateway.backend
-    ask_model = settings.openai_model or "default"
-    if isinstance(backend, ModelRouter) and not settings.openai_model:
-        ask_model = backend.default_model()
-    chat = Endpoint(gateway, partial(parse_chat, settings.openai_model), ChatRendering)
-    ask = Endpoint(gateway, partial(parse_ask, ask_model), TextRendering)
+    model = default_model(settings, backend)
+    chat_model = "" if settings.require_model else model
+    late = settings.late_instructions
+    responses = StoredResponses(gateway.store)
+    chat = Endpoint(gateway, surfaces.ChatSurface(chat_model, late))
+    ask = Endpoint(gateway, surfaces.AskSurface(model or "default"))
+    response = Endpoint(
+        gateway,
+        surfaces.ResponsesSurface(chat_model, responses, late, settings.reasoning_as_summary),
+    )
+    is_mock = isinstance(backend, Mock)
+    completion = Endpoint(gateway, surfaces.CompletionSurface(chat_model, is_mock))
     stored = StoredRoutes(gateway.store, gateway.owner, gateway.body)
+    names = [backend.name for backend in gateway.backends]
+    info = InfoRoutes(gateway.models, gateway.public_models, names, THEME)
     openapi = document(__version__)
+    azure = "/openai/deployments/{model}"
     return [
         Route("/chat/completions", chat, methods=["POST"]),
-        Route("/openai/deployments/{model}/chat/completions", chat, methods=["POST"]),
+        Route(f"{azure}/chat/completions", chat, methods=["POST"]),
+        Route("/responses", response, methods=["POST"]),
+        Route(f"{azure}/responses", response, methods=["POST"]),
+        Route("/completions", completion, methods=["POST"]),
+        Route(f"{azure}/completions", completion, methods=["POST"]),
         Route("/ask", ask, methods=["POST"]),
+        *ResponseRoutes(responses, gateway.owner, gateway.body).routes(),
         *stored.routes(),
-        *InfoRoutes(gateway).routes(),
+        *info.routes(),
         *docs_routes(openapi, assets=settings.docs_assets_url, theme=THEME),
     ]
+
+
+def default_model(settings: Settings, backend: Backend) -> str:
+    """The model of requests without one; "" if the upstream has to name it."""
+    if settings.openai_model:
+        return settings.openai_model
+    if isinstance(backend, ModelRouter):
+        return backend.default_model()
+    if isinstance(backend, OpenAI):
+        return ""
+    if isinstance(backend, Mock):
+        return backend.model
+    return backend.name
+
+
+def default_store_url(settings: Settings, backend: Backend) -> str:
+    """Memory for the mock, unless several processes share the store; else a file."""
+    if isinstance(backend, Mock) and settings.workers == 1:
+        return "sqlite://"
+    return "sqlite:///chat.db"
 
 
 # The command line.
@@ -401,9 +415,12 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
 def load_app() -> Rewrap:
     """The app of the environment. A wrong configuration stops the start with one line."""
     try:
-        return create_app(Settings.load())
+        settings = Settings.load()
+        app = create_app(settings)
     except ValueError as error:
         sys.exit(f"rewrap: {error}")
+    app.notes = start_notes(settings, os.environ)
+    return app
 
 
 def __getattr__(name: str) -> Rewrap:
@@ -421,8 +438,7 @@ def serve() -> None:
     settings = app.settings
 
     def announce(address: str) -> None:
-        app.announced = True
-        log.info("rewrap %s on %s: %s", __version__, address, app.gateway.summary())
+        app.announce(address)
         if app.gateway.auth.open and not is_loopback(settings.host):
             log.warning(
                 "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: every client that reaches it may chat.",
@@ -442,11 +458,14 @@ def serve() -> None:
 def check() -> int:
     """`rewrap check`: print the backends of a configuration. The exit status is 2 if it is wrong."""
     try:
-        app = create_app(Settings.load())
+        settings = Settings.load()
+        app = create_app(settings)
     except ValueError as error:
         print(f"rewrap: {error}", file=sys.stderr)
         return 2
     print(f"rewrap: {app.gateway.summary()}")
+    for note in start_notes(settings, os.environ):
+        print(f"rewrap: {note}", file=sys.stderr)
     return 0
 
 
@@ -458,7 +477,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rewrap: {error}", file=sys.stderr)
         return 2
     os.environ |= arguments.settings  # workers are processes, and read the settings again
-    return run_command(arguments)
+    with closed_pipes_ignored():
+        return run_command(arguments)
 
 
 def run_command(arguments: Arguments) -> int:
@@ -470,11 +490,7 @@ def run_command(arguments: Arguments) -> int:
         case "key":
             from rewrap.server.keys import key_command
 
-            try:
-                secret_key = Settings.load().secret_key
-            except ValueError as error:
-                sys.exit(f"rewrap: {error}")
-            return key_command(arguments.rest, secret_key)
+            return key_command(arguments.rest, lambda: Settings.load().secret_key)
         case "probe":
             from rewrap.probe import probe_command
 

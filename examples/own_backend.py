@@ -1,16 +1,18 @@
-"""A backend of one's own: python -m examples.own_backend, from the folder of main.py."""
+"""Your own function as a backend: python -m examples.own_backend, in the folder of main.py.
+
+Then http://127.0.0.1:8000/v1/chat/completions answers with it.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
 
-from rewrap.main import create_app
+from rewrap import ChatRequest, create_app
+from rewrap.types import text_of
 
-from rewrap.types import ChatRequest, text_of
 
-
-async def backwards(chat: ChatRequest) -> AsyncIterator[str]:
-    """Says every word backwards, piece by piece; a plain function that returns a text would do as well."""
-    for word in text_of(chat.messages[-1].get("content")).split():
+async def backwards(request: ChatRequest) -> AsyncIterator[str]:
+    """Reverse each word of the last message. A plain function that returns a string works as well."""
+    for word in text_of(request.messages[-1].get("content")).split():
         await asyncio.sleep(0.01)
         yield word[::-1] + " "
 

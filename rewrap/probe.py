@@ -1,348 +1,381 @@
-"""`python main.py probe URL`: finds out what a chat URL speaks, and prints the configuration to paste.
+"""`rewrap probe URL`: find out the API of a chat URL, and print the settings to paste.
 
-Sends one short message in the likely shapes until one gets a reply, then asks for a stream; a reply at a place that no shape
-knows makes a mapping. It asks through backends: what works here works when served. It follows no redirect, writes no file.
+Sends one short message in each of the likely shapes until one gets a reply, then asks for a stream. A reply at a place that no
+shape knows becomes a mapping. The requests go through backends, so that the printed settings work when served. Follows no
+redirect and writes no file.
 """
 
 import argparse
 import asyncio
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any
 
 import httpx
-import orjson
 
 from rewrap.backends import ChatURL
-from rewrap.types import APIError, ChatRequest, Delta, Limits, ResponseInfo, Shape
+from rewrap.types import APIError, ChatRequest, Delta, JSONObject, Limits, ResponseInfo, Shape
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import Client
-from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder
-from rewrap.upstream.shapes import known_shapes, shape_from
+from rewrap.upstream.reply_candidates import is_failure, json_values, reply_path
+from rewrap.upstream.shapes import MappedShape, known_shapes, shape_from
 
-Table = Mapping[str, Any]  # a shape, as in shapes.toml
-Try = tuple[str, str, Table]  # name of a shape, URL, table; "" and {}: the shape of any URL
-PROMPT, MODEL, MOST_REQUESTS = "Say OK.", "gpt-4o-mini", 28
+PROMPT = "Say OK."
+WANTED = r"\bok\b"
+MODEL = "gpt-4o-mini"
+MAX_REQUESTS = 28
+LINE_CHARACTERS = 300  # of an answer in the report
 ANY_REQUEST = {name: f"{{{name}}}" for name in ("model", "messages", "temperature", "max_tokens")}
-KEPT = {
-    "key",
-    "headers",
-    "roles",
-    "message",
-    "turn",
-    "request",
-}  # what a mapping takes over from a shape
-STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+# The settings that a mapping takes over from a known shape.
+REQUEST_SETTINGS = ("key", "headers", "roles", "message", "turn", "request")
 SLOT = re.compile(r"\{\w+\}")
-SECRET = re.compile(  # what looks like one; the first group stays
-    r'(?i)("[\w-]*(?:key|token|secret|password|authorization)"\s*:\s*"|[?&][\w-]*(?:key|token|code|sig|secret|password)=)'
-    r'[^"&#\s]+|(?<=://)[^/\s]+(?=@)|\beyJ[\w-]{8,}[\w.-]*|\b(?:(?:sk|pk)[-_]|(?:bearer|basic) )[\w.~+/=*-]{6,}'
+# Texts that look like secrets. The first group stays.
+SECRET = re.compile(
+    r'(?i)("[\w-]*(?:key|token|secret|password|authorization)"\s*:\s*"'
+    r"|[?&][\w-]*(?:key|token|code|sig|secret|password)=)"
+    r'[^"&#\s]+|(?<=://)[^/\s]+(?=@)|\beyJ[\w-]{8,}[\w.-]*'
+    r"|\b(?:(?:sk|pk)[-_]|(?:bearer|basic) )[\w.~+/=*-]{6,}"
 )
-NO_REPLY = re.compile(  # names of members that hold no reply, or cannot stand in a path
-    r"(?i:(?:.*[_-])?(?:ids?|uuid|hash|at|time\w*|date|created|model|role|type|kind|status|state|name|errors?|detail|reason"
-    r"|version|urls?|lang\w*|trace|code|finish\w*|user|sender|session|event|usage|question|prompt|query|inputs?|request"
-    r"|object|success|level|source|method|path|host|origin))|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
-)
-FAILED = re.compile(
-    r"(?i)(?:is_?)?errors?_?(?:message|msg|text)?"
-)  # names of members that are empty when all is well
 
 
-@dataclass
-class Probe:
-    """A chat URL in question. `shapes` are those of the file, by name; `shape_from` compiles a table for backends."""
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The arguments of the command. `timeout` is in seconds."""
 
     url: str
-    shapes: Mapping[str, Any]
-    anyshape: Shape
-    shape_from: Callable[[Table, str], Shape]
-    headers: Mapping[str, str]
+    headers: dict[str, str] = field(default_factory=dict)
     key: str = ""
     model: str = MODEL
-    timeout_seconds: float = 30.0
-    write: Callable[[str], None] = print
-    why: str = ""  # the last request got no reply
-    got: httpx.Response | None = None  # by the last request
+    timeout: float = 30.0
 
-    async def found(self) -> bool:
-        """Whether a reply was found; all else is written."""
-        later, before = list[Try](), ""
-        self.client = Client(httpx.AsyncHTTPTransport(), self.timeout_seconds)
+    def secrets(self) -> list[str]:
+        """The texts that the report must not contain, the longest first."""
+        values = {self.key, *self.headers.values()}
+        values |= {value.split()[-1] for value in self.headers.values() if value.strip()}
+        return sorted((text for text in values if len(text) > 3), key=len, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One way to ask. An empty `table` stands for the shape of any chat URL."""
+
+    name: str  # of a known shape, or ""
+    url: str
+    table: JSONObject
+
+    def shape(self) -> Shape:
+        if self.table:
+            return shape_from(self.table, "probe")
+        return AutoShape()
+
+    @property
+    def is_mapping(self) -> bool:
+        return "reply" in self.table
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of one attempt: a reply, or the reason why there is none."""
+
+    deltas: list[Delta]
+    failure: str
+    response: httpx.Response | None
+
+    @property
+    def status(self) -> int:
+        return self.response.status_code if self.response else 0
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.content for delta in self.deltas)
+
+    def reply_path(self) -> str | None:
+        """The place of the reply in a good answer that the shape could not read."""
+        if self.response is None or not self.response.is_success:
+            return None
+        return reply_path(self.response.content, self.response.request.content, WANTED)
+
+    def streamed(self) -> bool:
+        """Whether the reply came in pieces. One piece of a known length is a whole answer."""
+        pieces = sum(bool(delta.content) and not delta.whole for delta in self.deltas)
+        if self.response is not None and "content-length" in self.response.headers:
+            return pieces > 1
+        return pieces > 0
+
+
+class Probe:
+    """The search for the API of one chat URL."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.client = Client(httpx.AsyncHTTPTransport(), options.timeout)
         self.client.event_hooks = {"response": [self.keep]}
+        self.response: httpx.Response | None = None  # of the last request
+
+    async def run(self) -> bool:
+        """Print what is found. True if there is a reply."""
+        later: list[Attempt] = []
+        previous = Outcome([], "", None)
         async with self.client:
-            for name, url, table in islice(
-                chain(tries(self.url, self.shapes), later), MOST_REQUESTS
-            ):
-                if said := await self.ask(url, table):
-                    self.tell(
-                        f"A reply{' as ' * bool(name)}{name}: {self.shown(''.join(d.content for d in said))}"
-                    )
-                    await self.configure(name, url, table)
+            planned = chain(attempts(self.options.url, known_shapes()), later)
+            for attempt in islice(planned, MAX_REQUESTS):
+                outcome = await self.ask(attempt)
+                if outcome.deltas:
+                    await self.report_reply(attempt, outcome)
                     return True
-                self.tell(f"No reply as {name or 'any chat URL'}.")
-                if reason := self.hopeless(before):
-                    self.write(reason)
+                self.report(f"No reply as {attempt.name or 'any chat URL'}.", outcome)
+                reason = self.hopeless(outcome, previous)
+                if reason:
+                    print(reason)
                     return False
-                before = self.came()
-                if "reply" not in table and (path := self.place()):
-                    known = self.shapes[name].table if name else {"request": ANY_REQUEST}
-                    later.append((name, url, mapping(known, path)))
-        self.write(
-            "Nothing answers. If its path has an id in it, give the whole URL; if it wants a model, --model."
+                previous = outcome
+                path = None if attempt.is_mapping else outcome.reply_path()
+                if path:
+                    later.append(mapped(attempt, path))
+        print(
+            "No reply was found. If the path has an id in it, give the whole URL. If the product"
+            " wants a model, give --model."
         )
         return False
 
     async def keep(self, response: httpx.Response) -> None:
-        await response.aread()  # within the time-out, as it is part of the request
-        self.got = response
+        await response.aread()  # this is part of the request, and within its timeout
+        self.response = response
 
-    async def ask(self, url: str, table: Table, stream: bool = False) -> list[Delta]:
-        """The Deltas of a reply; none, and `why`, if there is no text."""
+    async def ask(self, attempt: Attempt, *, stream: bool = False) -> Outcome:
+        """Send the prompt through a backend."""
         messages = [{"role": "user", "content": PROMPT}]
-        payload = {
-            "model": self.model,
-            "messages": messages,
-            **({"stream": True} if stream else {}),
-        }
-        chat = ChatRequest(self.model, messages, payload, stream=stream)
-        shape, limits = (
-            self.shape_from(table, "probe") if table else self.anyshape,
-            Limits(self.timeout_seconds),
-        )
-        self.got, self.why = None, "no text"
+        payload: JSONObject = {"model": self.options.model, "messages": messages}
+        if stream:
+            payload["stream"] = True
+        request = ChatRequest(self.options.model, messages, payload, stream=stream)
+        seconds = self.options.timeout
+        limits = Limits(first_byte=seconds, stall=seconds, total=seconds, request=seconds)
+        self.response = None
         try:
             backend = ChatURL(
-                self.client, url, shape, key=self.key, headers=self.headers, limits=limits
+                self.client,
+                attempt.url,
+                attempt.shape(),
+                key=self.options.key,
+                headers=self.options.headers,
+                limits=limits,
             )
-            deltas = [delta async for delta in backend.stream(chat, ResponseInfo())]
-        except (APIError, ValueError) as error:
-            self.why = error.reason if isinstance(error, APIError) else str(error)
-            return []
-        failed = self.got is not None and any(map(is_failure, json_values(self.got.content)))
-        return deltas if any(delta.content.strip() for delta in deltas) and not failed else []
+            deltas = [delta async for delta in backend.stream(request, ResponseInfo())]
+        except APIError as error:
+            return Outcome([], error.reason, self.response)
+        except ValueError as error:
+            return Outcome([], str(error), self.response)
+        has_text = any(delta.content.strip() for delta in deltas)
+        if not has_text or self.response_is_failure():
+            return Outcome([], "no text", self.response)
+        return Outcome(deltas, "", self.response)
 
-    def place(self) -> str | None:
-        """Where in what came last the reply is, if it can be found."""
-        return (
-            reply_path(self.got.content, self.got.request.content)
-            if self.got and self.got.is_success
-            else None
-        )
+    def response_is_failure(self) -> bool:
+        if self.response is None:
+            return False
+        return any(is_failure(value) for value in json_values(self.response.content))
 
-    def tell(self, outcome: str) -> None:
-        """What was sent, and what came back."""
-        sent = self.got.request if self.got else None
-        own = "".join(f", {name}: ***" for name in [*self.headers, *["key"][: len(self.key)]])
-        lines = (
-            [f"  sent  {self.shown(f'{sent.url} {sent.content.decode()}')}{own}"] if sent else []
-        )
-        self.write("\n".join([outcome, *lines, f"  got   {self.came()}"]))
+    def hopeless(self, outcome: Outcome, previous: Outcome) -> str:
+        """The reason to stop after a failure; "" if there is none."""
+        if outcome.status == 429:
+            return "The URL limits the rate of requests: try again later."
+        if "Connect" in outcome.failure:
+            return "The URL cannot be reached."
+        unauthorized = outcome.status in (401, 403) and outcome.status == previous.status
+        if unauthorized and not (self.options.key or self.options.headers):
+            return "The URL wants a key: --key KEY, or --header 'Name: value'."
+        if "Timeout" in outcome.failure and "Timeout" in previous.failure:
+            return "The URL is too slow: --timeout SECONDS allows more time."
+        return ""
 
-    def came(self) -> str:
-        """What came back: status, type, where it leads to, the first characters."""
-        if self.got is None or not self.got.is_closed:
-            return self.why
-        headers = self.got.headers
-        where = f" to {headers['location']}" if "location" in headers else ""
-        return self.shown(
-            f"{self.got.status_code} {headers.get('content-type', 'of no type')}{where}: {self.got.text}"
-        )
+    # The report.
 
-    def shown(self, text: str, most: int = 300) -> str:
-        """A text for the terminal: no secrets, on one line, shortened."""
-        values = {
-            self.key,
-            *self.headers.values(),
-            *(v.split()[-1] for v in self.headers.values() if v.strip()),
-        }
-        for secret in sorted(values, key=len, reverse=True):
-            text = text.replace(secret, "***") if len(secret) > 3 else text
+    def report(self, title: str, outcome: Outcome) -> None:
+        """Print one attempt: the request that was sent, and the answer."""
+        lines = [title]
+        if outcome.response is not None:
+            request = outcome.response.request
+            secret = [f", {name}: ***" for name in self.options.headers]
+            if self.options.key:
+                secret.append(", key: ***")
+            sent = self.shown(f"{request.url} {request.content.decode()}")
+            lines.append(f"  sent  {sent}{''.join(secret)}")
+        lines.append(f"  got   {self.received(outcome)}")
+        print("\n".join(lines))
+
+    def received(self, outcome: Outcome) -> str:
+        """The answer on one line: status, content type, target of a redirect, first characters."""
+        response = outcome.response
+        if response is None:
+            return outcome.failure
+        location = response.headers.get("location")
+        to = f" to {location}" if location else ""
+        kind = response.headers.get("content-type", "without a type")
+        return self.shown(f"{response.status_code} {kind}{to}: {response.text}")
+
+    def shown(self, text: str, maximum: int = LINE_CHARACTERS) -> str:
+        """A text for the terminal: without secrets, on one line, cut."""
+        for secret in self.options.secrets():
+            text = text.replace(secret, "***")
         text = SECRET.sub(lambda match: f"{match[1] or ''}***", text)
         text = "".join(c if c.isprintable() else " " for c in text)
-        return f"{text[:most]}…" if len(text) > most else text
+        return f"{text[:maximum]}…" if len(text) > maximum else text
 
-    def hopeless(self, before: str) -> str:
-        """Why it is of no use to go on, if it is none; `before` is what came before."""
-        status = self.got.status_code if self.got else 0
-        if "Connect" in self.why or status == 429:
-            return (
-                "It has had enough of requests: try again later."
-                if status
-                else "It cannot be reached."
-            )
-        if (
-            status in (401, 403)
-            and before.startswith(str(status))
-            and not (self.key or self.headers)
-        ):
-            return "It wants a key: --key KEY, or --header 'Name: value'."
-        return (
-            "It is too slow: --timeout SECONDS."
-            if "Timeout" in self.why and "Timeout" in before
-            else ""
-        )
+    async def report_reply(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Print the reply, whether the URL streams, and the settings to paste."""
+        shape = f" as {attempt.name}" if attempt.name else ""
+        self.report(f"A reply{shape}: {self.shown(outcome.text)}", outcome)
+        attempt, streamed = await self.ask_stream(attempt)
+        streams = streamed.streamed()
+        if streams:
+            print("  streams: yes\n")
+        elif streamed.deltas:
+            print("  streams: no, the reply comes whole\n")
+        else:
+            print(f"  streams: no, a request for a stream fails: {self.received(streamed)}\n")
+        print("\n".join(self.settings(attempt, streamed, streams)))
 
-    async def configure(self, name: str, url: str, table: Table) -> None:
-        """Whether it streams, and the lines to paste; where a secret was, a name in capitals."""
-        pieces = await self.ask(url, table, stream=True)
-        if not pieces and "reply" in table and (path := self.place()):
-            table = {**table, "stream": {**table["stream"], "reply": path}}
-            pieces = await self.ask(url, table, stream=True)
-        how = "the reply comes whole" if pieces else f"asked for a stream, it fails: {self.came()}"
-        sized = (
-            self.got is not None and "content-length" in self.got.headers
-        )  # then one piece alone is all there is
-        streams = sum(bool(delta.content) and not delta.whole for delta in pieces) > sized
-        self.write(f"  streams: {'yes' if streams else how}\n")
-        base, found, _ = str(self.got.request.url if self.got else "").partition(
-            "/chat/completions"
-        )
-        url, key = self.shown(url, 9999), "YOUR-KEY" if self.key else ""
-        headers = dict.fromkeys(self.headers, "YOUR-VALUE")
-        env = {
-            "CHAT_URL": url,
-            "CHAT_SHAPE": name,
-            "CHAT_KEY": key,
-            "CHAT_HEADERS": headers and json.dumps(headers),
-        }
-        where = "Into .env:\n"
-        if "reply" in table:
-            mine = {"name": "mine", "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
-            rows = [
-                "[[backend]]",
-                *(f"{k} = {toml(v)}" for k, v in mine.items() if v),
-                "[backend.mapping]",
-            ]
-            rows += [f"{k} = {toml(v)}" for k, v in table.items() if k != "stream" or streams]
-            self.write("\n".join(["Into backends.toml:\n", *rows, ""]))
-            env, where = {"CONFIG": "backends.toml", "CHAT_KEY": key}, "Into the environment:\n"
-        elif name == "openai" and found and not headers and "?" not in url:
-            env = {"OPENAI_API_BASE": self.shown(base, 9999), "OPENAI_API_KEY": key}
-        env["OPENAI_MODEL"] = self.model if self.model != MODEL else ""
-        self.write("\n".join([where, *(f"{k}={v}" for k, v in env.items() if v)]))
+    async def ask_stream(self, attempt: Attempt) -> tuple[Attempt, Outcome]:
+        """Ask for a stream. A mapping gets the place of the text in its events, if that is another one."""
+        outcome = await self.ask(attempt, stream=True)
+        path = outcome.reply_path() if attempt.is_mapping and not outcome.deltas else None
+        if not path:
+            return attempt, outcome
+        table = {**attempt.table, "stream": {**attempt.table["stream"], "reply": path}}
+        attempt = Attempt(attempt.name, attempt.url, table)
+        return attempt, await self.ask(attempt, stream=True)
+
+    def settings(self, attempt: Attempt, outcome: Outcome, streams: bool) -> list[str]:
+        """The lines to paste. Secrets are replaced by names in capitals."""
+        url = self.shown(attempt.url, sys.maxsize)
+        key = "YOUR-KEY" if self.options.key else ""
+        headers = dict.fromkeys(self.options.headers, "YOUR-VALUE")
+        model = "" if self.options.model == MODEL else self.options.model
+        if attempt.is_mapping:
+            lines = mapping_lines(attempt.table, url, key, headers, streams)
+            variables = {"CONFIG": "backends.toml", "CHAT_KEY": key, "OPENAI_MODEL": model}
+            return ["Into backends.toml:\n", *lines, "", "Into .env:\n", *assignments(variables)]
+        address = str(outcome.response.request.url) if outcome.response else ""
+        base, is_openai, _ = address.partition("/chat/completions")
+        if attempt.name == "openai" and is_openai and not headers and "?" not in url:
+            base = self.shown(base, sys.maxsize)
+            variables = {"OPENAI_API_BASE": base, "OPENAI_API_KEY": key, "OPENAI_MODEL": model}
+        else:
+            variables = {
+                "CHAT_URL": url,
+                "CHAT_SHAPE": attempt.name,
+                "CHAT_KEY": key,
+                "CHAT_HEADERS": json.dumps(headers) if headers else "",
+                "OPENAI_MODEL": model,
+            }
+        return ["Into .env:\n", *assignments(variables)]
 
 
-def tries(address: str, shapes: Mapping[str, Any]) -> list[Try]:
-    """In what order to ask: shapes whose path this is, those below it, any, all others. One that needs an id is left out."""
-    path = httpx.URL(address).path.rstrip("/")
-    ranked: list[tuple[int, Try]] = [(3 if path else 6, ("", address, {}))]
+def attempts(address: str, shapes: Mapping[str, MappedShape]) -> list[Attempt]:
+    """The ways to ask, in order: shapes whose path this is, shapes below it, any chat URL, the others.
+
+    A shape whose path needs an id that the address does not have is left out.
+    """
+    ranked = [(3 if httpx.URL(address).path.strip("/") else 6, Attempt("", address, {}))]
     for name, shape in shapes.items():
-        known, to, rank = shape.path.partition("?")[0], address, 4 if shape.path else 5
-        if path and known and re.search(".+".join(map(re.escape, SLOT.split(known))) + "$", path):
-            rank = -len(known)  # the longest first
-        elif path and known.startswith(f"{path}/") and not SLOT.search(known):
-            rank, to = 2, str(httpx.URL(address).copy_with(path=known))
-        elif not path and set(SLOT.findall(known)) - {"{model}", "{user}", "{session}"}:
-            continue
-        ranked.append((rank, (name, to, {"like": name})))
-    return [one for _, one in sorted(ranked, key=lambda row: row[0])]
+        ranked += ranked_attempt(name, shape.path, address)
+    return [attempt for _, attempt in sorted(ranked, key=lambda row: row[0])]
 
 
-def texts(value: Any, path: str = "", depth: int = 12) -> Iterator[tuple[str, str]]:
-    """The texts in a JSON value that may be a reply: (path, text)."""
-    if isinstance(value, dict) and depth:
-        for name, inner in value.items():
-            if not NO_REPLY.fullmatch(name):
-                yield from texts(inner, f"{path}.{name}" if path else name, depth - 1)
-    elif isinstance(value, list) and depth:
-        for index, inner in enumerate(value[:20]):
-            yield from texts(inner, f"{path}[{index}]", depth - 1)
-    elif isinstance(value, str) and value.strip():
-        yield path or ".", value
+def ranked_attempt(name: str, shape_path: str, address: str) -> Iterator[tuple[int, Attempt]]:
+    """The way to ask in one known shape, with its rank; nothing if it cannot be asked."""
+    path = httpx.URL(address).path.rstrip("/")
+    known = shape_path.partition("?")[0]
+    slots = SLOT.findall(known)
+    table: JSONObject = {"like": name}
+    if path and known:
+        pattern = ".+".join(map(re.escape, SLOT.split(known)))
+        if re.search(f"{pattern}$", path):
+            yield -len(known), Attempt(name, address, table)  # the longest path first
+            return
+        if known.startswith(f"{path}/") and not slots:
+            below = str(httpx.URL(address).copy_with(path=known))
+            yield 2, Attempt(name, below, table)
+            return
+    if not path and set(slots) - {"{model}", "{user}", "{session}"}:
+        return
+    yield 4 if shape_path else 5, Attempt(name, address, table)
 
 
-def reply_path(body: bytes, sent: bytes = b"") -> str | None:
-    """The path of the reply in JSON of unknown form, or in events of it, if there is but one place where it can be."""
-    ours = {PROMPT, sent.decode(), *map(orjson.loads, STRING.findall(sent))}  # an echo is no reply
-    values, found, early = json_values(body), dict[str, str](), set[str]()
-    for value in values:
-        for path, text in texts(value):
-            if text not in ours:
-                found[path] = found.get(path, "") + text
-        early = early or {*found}  # the places in the first event that has any
-    likely = [path for path, text in found.items() if re.search(r"\bok\b", text, re.I)] or list(
-        found
-    )
-    likely = [path for path in likely if path in early] or likely
-    return likely[0] if len(likely) == 1 and not any(map(is_failure, values)) else None
+def mapped(attempt: Attempt, path: str) -> Attempt:
+    """The same request as in a known shape, with the reply at another place. Its stream is not tried yet."""
+    known: JSONObject = {"request": ANY_REQUEST}
+    if attempt.name:
+        known = dict(known_shapes()[attempt.name].table)
+    table = {name: value for name, value in known.items() if name in REQUEST_SETTINGS}
+    table["reply"] = path
+    table["stream"] = {}
+    if not isinstance(table.get("request"), str):
+        asks = known.get("stream", {}).get("request", {})
+        table["stream"] = {"request": {**asks, "stream": True}}
+    return Attempt(attempt.name, attempt.url, table)
 
 
-def json_values(body: bytes) -> list[Any]:
-    """A body that is JSON, or that of its events or lines which are."""
-    with suppress(orjson.JSONDecodeError):
-        return [orjson.loads(body)]
-    values, events = (
-        list[Any](),
-        (SSEDecoder if re.search(rb"^data:", body, re.M) else NDJSONDecoder)(len(body)),
-    )
-    for _, data in chain(events.feed(body), events.close()):
-        with suppress(orjson.JSONDecodeError):
-            values.append(orjson.loads(data))
-    return values
+def mapping_lines(
+    table: JSONObject, url: str, key: str, headers: dict[str, str], streams: bool
+) -> list[str]:
+    """A mapping as a table of the backends file."""
+    members = {"name": "mine", "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
+    lines = ["[[backend]]"]
+    lines += [f"{name} = {toml(value)}" for name, value in members.items() if value]
+    lines.append("[backend.mapping]")
+    for name, value in table.items():
+        if name != "stream" or streams:
+            lines.append(f"{name} = {toml(value)}")
+    return lines
 
 
-def is_failure(value: Any) -> bool:
-    """Whether this JSON says that it is an error, whatever its status."""
-    if not isinstance(value, dict):
-        return False
-    if (
-        value.get("ok") is False
-        or value.get("success") is False
-        or value.get("status") in ("error", "fail", "failed")
-    ):
-        return True
-    return any(inner and FAILED.fullmatch(name) for name, inner in value.items())
+def assignments(variables: Mapping[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in variables.items() if value]
 
 
-def mapping(known: Table, path: str) -> Table:
-    """A mapping that asks as a known shape does, with the reply at a place of its own; `stream` is yet to be tried."""
-    kept = {name: value for name, value in known.items() if name in KEPT}
-    asks = {**known.get("stream", {}).get("request", {}), "stream": True}
-    return kept | {
-        "reply": path,
-        "stream": {} if isinstance(kept.get("request"), str) else {"request": asks},
-    }
-
-
-def toml(value: Any) -> str:
+def toml(value: object) -> str:
     if isinstance(value, Mapping):
-        return (
-            "{ "
-            + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items())
-            + " }"
-        )
-    return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
+        members = [f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()]
+        return f"{{ {', '.join(members)} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value)
 
 
-def probe_command(argv: list[str]) -> int:
-    """The command; its exit status."""
-    parser = argparse.ArgumentParser("rewrap probe", description="Find out what a chat URL speaks.")
-    parser.add_argument("url", metavar="URL")
-    parser.add_argument("--header", action="append", default=[], metavar="'NAME: VALUE'")
-    for name, default in {"--key": "", "--model": MODEL, "--timeout": 30.0}.items():
-        parser.add_argument(name, default=default, type=type(default))
-    told = parser.parse_args(argv)
-    pairs = [re.fullmatch(r"([\w-]+):\s*([ -~]*?)\s*", line, re.ASCII) for line in told.header]
-    if not re.match(r"https?://[^/\s]", told.url) or not all(pairs):
-        parser.error("a URL begins with http:// or https://, a header is 'Name: value'")
-    headers = {pair[1]: pair[2] for pair in pairs if pair}
-    probe = Probe(
-        told.url,
-        known_shapes(),
-        AutoShape(),
-        shape_from,
-        headers,
-        told.key,
-        told.model,
-        told.timeout,
+def parse_options(argv: Sequence[str]) -> Options:
+    """Exits with 2 for arguments that cannot be used."""
+    parser = argparse.ArgumentParser(
+        "rewrap probe", description="Find out the API of a chat URL, and print the settings for it."
     )
+    parser.add_argument("url", metavar="URL")
+    parser.add_argument("--key", default="", help="the key, sent where the product wants it")
+    parser.add_argument("--model", default=MODEL, help="the model to ask for")
+    parser.add_argument("--timeout", default=30.0, type=float, metavar="SECONDS")
+    parser.add_argument(
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="may be repeated"
+    )
+    found = parser.parse_args(argv)
+    headers: dict[str, str] = {}
+    for line in found.header:
+        pair = re.fullmatch(r"([\w-]+):\s*([ -~]*?)\s*", line, re.ASCII)
+        if not pair:
+            parser.error("a header is 'Name: value'")
+        headers[pair[1]] = pair[2]
     try:
-        if (httpx.URL(told.url).port or 0) > 65535:
-            raise httpx.InvalidURL("there is no such port")
-        return 0 if asyncio.run(probe.found()) else 1
+        port = httpx.URL(found.url).port or 0
     except httpx.InvalidURL as error:
         parser.error(f"the URL cannot be used: {error}")
+    if port > 65535 or not re.match(r"https?://[^/\s]", found.url):
+        parser.error("the URL must begin with http:// or https://, and its port be below 65536")
+    return Options(found.url, headers, found.key, found.model, found.timeout)
+
+
+def probe_command(argv: Sequence[str]) -> int:
+    """The command; its exit status."""
+    probe = Probe(parse_options(argv))
+    return 0 if asyncio.run(probe.run()) else 1

@@ -43,6 +43,13 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
 KEYLIKE = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key)[-_][\w*.…-]{8,}|\bBearer\s+\S+")
 
 
+def safe_address(url: str) -> str:
+    """An address without parts that may be keys: user, query, fragment, long names in a path."""
+    address = httpx.URL(url)
+    path = re.sub(r"(?<=/)(?=[^/]*[0-9])[^/]{16,}", "***", address.path)
+    return f"{address.scheme}://{address.netloc.decode()}{path}"
+
+
 def masked(key: str) -> str:
     return f"{key[:3]}****{key[-4:]}" if len(key) >= 16 else "****"
 

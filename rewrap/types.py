@@ -4,8 +4,9 @@ Every room may import this file. It imports nothing of the project.
 """
 
 import re
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import orjson
@@ -20,7 +21,7 @@ JSONObject = dict[str, Any]  # a decoded JSON object
 class APIError(Exception):
     """A failure in OpenAI's envelope: `{"error": {"message", "type", "param", "code"}}` and a status.
 
-    `reason` goes to the log only. `envelope`, if it is set, replaces the whole body.
+    `reason` goes to the log only. `error` replaces the four members: an upstream's own error object.
     """
 
     def __init__(
@@ -33,10 +34,12 @@ class APIError(Exception):
         code: str | None = None,
         headers: Headers | None = None,
         reason: str = "",
+        error: JSONObject | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.error = error
         self.type = type
         self.param = param
         self.code = code
@@ -45,7 +48,7 @@ class APIError(Exception):
 
     @property
     def body(self) -> JSONObject:
-        error = {
+        error = self.error or {
             "message": self.message,
             "type": self.type,
             "param": self.param,
@@ -55,14 +58,20 @@ class APIError(Exception):
 
 
 class UpstreamRejection(Exception):
-    """An upstream's error answer: its status, and its own words. Secrets are still in them."""
+    """An upstream's error answer: its status, and its error object with all members. Secrets are still in it."""
 
-    def __init__(self, status: int, message: str = "", **members: str) -> None:
+    def __init__(self, status: int, message: str = "", error: JSONObject | None = None) -> None:
         super().__init__(status)
         self.status = status
-        self.message = message
-        self.members = members
+        self.error: JSONObject = dict(error or {})
+        if message:
+            self.error["message"] = message
         self.headers: Headers = []
+
+    @property
+    def message(self) -> str:
+        text = self.error.get("message")
+        return text if isinstance(text, str) else ""
 
 
 def no_such_model(model: str) -> APIError:
@@ -71,6 +80,9 @@ def no_such_model(model: str) -> APIError:
 
 
 # A request, and what becomes known while it is answered.
+
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +100,8 @@ class ChatRequest:
     stream: bool = False
     include_usage: bool = False
     relay: bool = False  # the rendering takes an upstream's own bytes (Delta.raw)
-    authorization: str = ""  # the client's own, where it may go on to the upstream
+    # Headers of the client that may go to the upstream.
+    client_headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
     stored: bool = False  # the reply is stored here, under an id of this server
     session: str = ""  # names the conversation for an upstream that keeps one
     unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
@@ -106,6 +119,8 @@ class ResponseInfo:
     dropped: list[str] = field(default_factory=list)  # parameters that the upstream cannot take
     prompt_bytes: int = 0  # UTF-8 bytes of all messages, for an estimate of tokens
     usage: JSONObject | None = None
+    accepted: bool = True  # a ping may start the answer: the upstream will not reject the request
+    deadline: float = 0.0  # loop time by which an answer without a stream is whole
     completion: JSONObject | None = None  # the finished reply, where a hook or the store needs it
 
 
@@ -137,7 +152,7 @@ class Backend(Protocol):
     def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         """The reply in pieces. Raises APIError, before the first Delta or after it."""
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """Model cards, as `GET /v1/models` lists them. Raises APIError."""
 
 
@@ -151,6 +166,9 @@ class Rendering(Protocol):
 
     def end(self) -> bytes:
         """The last bytes of a stream."""
+
+    def ping(self) -> bytes:
+        """The bytes that keep a silent stream alive; b"" if this form has none."""
 
     def failure(self, error: APIError) -> bytes | None:
         """The last bytes of a stream that fails. None: the connection is cut instead."""
@@ -229,9 +247,10 @@ class Shape(Protocol):
 class Limits:
     """Bounds of an upstream's answer: times in seconds, sizes in bytes."""
 
-    first_byte: float = 120.0  # until the first event, or the head of a JSON answer
-    stall: float = 60.0  # until the next event, or more of a JSON answer
-    total: float = 600.0  # for a whole JSON answer
+    first_byte: float = 600.0  # until the head of a stream
+    stall: float = 300.0  # until the next bytes of a stream
+    total: float = 600.0  # for a whole answer without a stream
+    request: float = 600.0  # for a whole answer with all fallbacks
     reply_bytes: int = 64 * 2**20
     event_bytes: int = 8 * 2**20
 

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from rewrap.config.settings import Settings
-from rewrap.server.serve import Protocol
+from rewrap.server.protocol import Protocol
 
 ROOT = Path(__file__).absolute().parent.parent
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}

@@ -19,13 +19,13 @@ import httpx
 import openai
 import pytest
 from mongo_wire import MongoWire
-from rewrap.backends import OpenAI
 from serving import ASKED, ROOT, served, started
 from test_sdk import client as sdk_client
 from upstreams import FAULTS, TEXT, Upstream, chunk, chunked, make, says, send
 
 from rewrap.server.keys import sign, verify
 from rewrap.types import APIError
+from rewrap.upstream.models import ModelList
 
 pytestmark = pytest.mark.anyio
 CHAT = "/v1/chat/completions"
@@ -186,7 +186,7 @@ def test_a_user_is_the_same_by_each_of_his_keys_and_nobody_else(locked: httpx.Cl
     assert locked.get(f"{CHAT}/{plain}", headers={"api-key": PLAIN}).status_code == 200
 
 
-# ---- python main.py key
+# ---- rewrap key
 
 
 def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -229,11 +229,11 @@ def test_the_command_makes_a_key_that_opens_and_saves_it_for_its_owner_alone(
         (["key", " "], NEW, "needs the name of a user", 1),
         (["key", "ada", "--save", "no/such/folder/keys.txt"], NEW, "No such file or directory", 1),
         (["key", "ada", "--days", "soon"], NEW, "invalid float value: 'soon'", 2),
-        (["key"], NEW, "user", 2),
-        (["kye", "ada"], NEW, "main.py key USER", 1),
+        (["key"], NEW, "USER", 2),
+        (["kye", "ada"], NEW, "did you mean key", 2),
     ],
 )
-def test_the_command_says_what_is_wrong_without_a_traceback_or_a_key(
+def test_the_command_names_the_mistake_in_one_line_without_a_key(
     tmp_path: Path, arguments: list[str], secrets: str, said: str, code: int
 ) -> None:
     answer = command(*arguments, cwd=tmp_path, SECRET_KEY=secrets)
@@ -247,11 +247,11 @@ def test_the_command_says_what_is_wrong_without_a_traceback_or_a_key(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_an_open_server_says_so_once(workers: str) -> None:
+def test_an_open_server_logs_one_line_that_no_key_is_needed(workers: str) -> None:
     with started(LOG_LEVEL="info", WORKERS=workers) as process, http(process.url) as client:
         assert client.post(CHAT, json=ASKED).status_code == 200
-    assert process.log.count("open: no key is asked for") == 1
-    assert "whoever reaches it may chat" not in process.log
+    assert process.log.count("open: no key is needed") == 1
+    assert "every client that reaches it may chat" not in process.log
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ def test_beyond_loopback_an_open_server_warns(environment: dict[str, str], warne
     warnings = [
         line
         for line in process.log.splitlines()
-        if "WARNING" in line and "whoever reaches it may chat" in line
+        if "WARNING" in line and "every client that reaches it may chat" in line
     ]
     assert len(warnings) == warned
-    assert ("open: no key is asked for" in process.log) == warned
+    assert ("open: no key is needed" in process.log) == warned
     assert not [secret for secret in (PLAIN, NEW) if secret in process.log]
 
 
@@ -613,7 +613,7 @@ async def test_however_often_info_is_asked_a_failing_upstream_is_asked_once(hand
 async def test_after_a_while_a_failing_upstream_is_asked_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(OpenAI, "FAILED_SECONDS", 0.2)
+    monkeypatch.setattr(ModelList, "FAILED_SECONDS", 0.2)
     async with listing(FAULTS["500"]) as (up, client):
         assert (await client.get("/v1/models")).status_code == 502
         up.handler = says(200, b'{"data": [{"id": "m"}]}')

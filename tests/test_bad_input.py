@@ -323,13 +323,13 @@ def test_what_is_right_is_taken_and_every_shape_can_say_it() -> None:
         assert complaints(answer, CHAT) == ""
         taken += answer.status == 200
         if answer.status == 200:
-            chat = parse_chat(body)
+            chat = parse_chat("m", body)
             for each in (chat, PARAMS.applied(chat)[0]):
                 for shape in shapes:
                     shape.url("http://h/x", each)
                     shape.dropped(each)
                     with suppress(APIError):  # nested too deeply
-                        dumps(shape.request(each))
+                        dumps(shape.payload(each))
 
     one()
     assert taken > tried * 0.3, f"{taken} of {tried}"

@@ -34,7 +34,7 @@ from rewrap.api.openapi import document
 from rewrap.config.settings import Settings
 from rewrap.server.edge import EXPOSED
 from rewrap.server.hosts import normal_path
-from rewrap.server.serve import HEAD_BYTES, TOO_LARGE, TOO_SLOW
+from rewrap.server.protocol import HEAD_BYTES, TOO_LARGE, TOO_SLOW
 from rewrap.web.docs import REDOC, SWAGGER_UI
 
 DOCUMENT = document("0.0.0")
@@ -282,7 +282,7 @@ def test_what_is_refused_before_it_is_a_request_is_as_the_document_says() -> Non
     with served(**STORE) as url:
         answer = httpx.get(f"{url}/health", headers={"x": "y" * HEAD_BYTES})
     assert (answer.status_code, "x-request-id" in answer.headers) == (431, True)
-    for (status, message), body in ((TOO_LARGE, answer.json()), (TOO_SLOW, None)):
+    for status, message, body in ((431, TOO_LARGE, answer.json()), (408, TOO_SLOW, None)):
         example = DOCUMENT["components"]["responses"][str(status)]["content"]["application/json"][
             "example"
         ]

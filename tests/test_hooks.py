@@ -1,6 +1,7 @@
 """Hooks: how they are named and found, how they run, and the example."""
 
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from typing import Any
 
 import httpx
 import pytest
+import respx
 from serving import served
 
+from rewrap import create_app
+from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
 from rewrap.hooks import run_hooks as run
 
@@ -70,9 +74,9 @@ def test_no_hooks_are_none(spec: str) -> None:
         ),
         ("my_hooks:before_nothing", "'my_hooks' has no function 'before_nothing'"),
         ("my_hooks:before_number", "'my_hooks' has no function 'before_number'"),
-        ("my_hooks:other", "'my_hooks:other' is not module:before… or module:after…"),
-        ("my_hooks", "'my_hooks' is not module:before…"),
-        (":before", "':before' is not module:before…"),
+        ("my_hooks:other", "'my_hooks:other' must be module:before... or module:after..."),
+        ("my_hooks", "'my_hooks' must be module:before..."),
+        (":before", "':before' must be module:before..."),
         (".my_hooks:before", "cannot be imported"),
     ],
 )
@@ -203,3 +207,37 @@ async def test_the_example_takes_linear_time(piece: str) -> None:
     start = time.process_time()
     await run(before, SimpleNamespace(messages=[{"content": piece * 100_000}]))
     assert time.process_time() - start < 1
+
+
+# ---- one id for the client and the hooks
+
+SEEN_IDS: list[str] = []
+
+
+def after_noting_the_id(chat: Any, completion: dict[str, Any]) -> None:
+    SEEN_IDS.append(completion["id"])
+
+
+@pytest.mark.parametrize("kind", ["chat_url", "openai_api_base"])
+async def test_a_streaming_client_and_an_after_hook_see_one_id(kind: str) -> None:
+    """The upstream answers a request for a stream with JSON, which has an id of its own."""
+    SEEN_IDS.clear()
+    answer = {
+        "id": "chatcmpl-upstream",
+        "created": 7,
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hi"}}],
+    }
+    upstream = respx.MockRouter()
+    upstream.post(url__startswith="http://up/").mock(return_value=httpx.Response(200, json=answer))
+    settings = Settings(
+        store_url="sqlite://",
+        hooks="test_hooks:after_noting_the_id",
+        **{kind: "http://up/v1"},  # type: ignore[arg-type]
+    )
+    app = create_app(settings, transport=httpx.MockTransport(upstream.async_handler))
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}], "stream": True}
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as client:
+        text = (await client.post("/v1/chat/completions", json=body)).text
+    ids = set(re.findall(r'"id":"([^"]+)"', text))
+    assert ids == set(SEEN_IDS) == {"chatcmpl-upstream"}

@@ -14,7 +14,7 @@ from commands import running
 from serving import ASKED, served, started
 from upstreams import FAULTS, TEXT, Upstream, make
 
-from rewrap.server.serve import HEAD_BYTES, Protocol
+from rewrap.server.protocol import HEAD_BYTES, Protocol
 
 pytestmark = pytest.mark.anyio
 

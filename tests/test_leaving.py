@@ -14,7 +14,7 @@ import pytest
 from serving import ASKED, Process, served, started
 from upstreams import FAULTS, JSON, TEXT, Handler, Upstream, chunk, hold, make, sends
 
-from rewrap.server.serve import Protocol
+from rewrap.server.protocol import Protocol
 
 pytestmark = pytest.mark.anyio
 

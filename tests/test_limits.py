@@ -324,14 +324,17 @@ def test_durations_are_written_as_openai_writes_them(seconds: float, text: str) 
     assert duration(seconds) == text
 
 
-def test_the_gate_lets_in_so_many_at_a_time() -> None:
+def test_a_gate_admits_a_fixed_number_of_requests_at_a_time() -> None:
     gate = Gate(2)
-    gate.enter()
-    gate.check()
-    gate.enter()
-    for _ in range(2):
-        with pytest.raises(APIError):
-            gate.enter()
-    gate.leave()
-    gate.enter()
-    assert gate.inside == 2
+    with gate:
+        gate.check()
+        with gate:
+            with pytest.raises(APIError) as refused:
+                gate.check()
+            assert (refused.value.status, refused.value.headers) == (503, [(b"retry-after", b"1")])
+            with pytest.raises(APIError), gate:
+                pass
+            assert gate.inside == 2
+        with gate:
+            assert gate.inside == 2
+    assert gate.inside == 0

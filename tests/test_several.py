@@ -9,7 +9,7 @@ import pytest
 from rewrap.main import create_app
 
 from rewrap.config.settings import Settings
-from rewrap.types import ChatRequest, Delta
+from rewrap.types import ChatRequest, Delta, ResponseInfo
 from rewrap.upstream.params import Params
 
 pytestmark = pytest.mark.anyio
@@ -294,7 +294,7 @@ class Calling:
     async def models(self, authorization: str) -> list[dict[str, Any]]:
         return []
 
-    async def stream(self, chat: ChatRequest) -> Any:
+    async def stream(self, chat: ChatRequest, info: ResponseInfo) -> Any:
         calls = [
             {"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}}
             for id in ("a", "b")

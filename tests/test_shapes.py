@@ -12,7 +12,7 @@ from rewrap.types import APIError, ChatRequest, Delta, UpstreamRejection
 from rewrap.upstream.framing import TEXT
 from rewrap.upstream.shapes import MappedReader, MappedShape, ShapeError, compiled, load_shapes
 
-TOML = (Path(__file__).parent.parent / "extras" / "shapes.toml").read_text()
+TOML = (Path(__file__).parent.parent / "rewrap" / "upstream" / "shapes.toml").read_text()
 SHAPES = load_shapes(TOML)
 CLOSES = (
     "kserve",
@@ -371,7 +371,7 @@ def test_a_session_is_the_clients_or_its_own() -> None:
     assert rasa.payload(chat())["sender"] != rasa.payload(chat())["sender"], (
         "strangers never meet in one session"
     )
-    stored = replace(chat(user="bob"), id="chatcmpl-1", stored=True)
+    stored = replace(chat(user="bob"), session="chatcmpl-1", stored=True)
     assert rasa.payload(stored)["sender"] == "chatcmpl-1", "a stored chat that goes on is a session"
     assert rasa.payload(replace(stored, payload={"session_id": "s1"}))["sender"] == "s1"
     assert "messages.history" not in rasa.dropped(stored)
@@ -621,7 +621,7 @@ def test_a_falsy_error_is_none_and_an_object_is_shown() -> None:
         ),
         (
             {"request": {"a": [{"x{model}": "x"}]}},
-            r"mine\.request: the name of a member .* 'x\{model\}'",
+            r"mine\.request\.a\[0\]: the name of a member .* 'x\{model\}'",
         ),
         ({"stream": {"request": {"{model}": 1}}}, r"mine\.stream\.request: the name of a member"),
         ({"message": {"{role}": "x"}}, r"mine\.message: the name of a member"),

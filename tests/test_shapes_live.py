@@ -132,17 +132,14 @@ async def test_what_does_not_stream_is_given_out_word_by_word(name: str) -> None
 @pytest.mark.anyio
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", WIRES)
-async def test_an_http_error_keeps_its_words_where_they_concern_the_request(
-    name: str, stream: bool
-) -> None:
+async def test_an_http_error_keeps_its_message(name: str, stream: bool) -> None:
     async with through(name) as (up, client):
         up.mode = 422  # type: ignore[assignment]
         refused = await ask(client, stream=stream)
         up.mode = 500  # type: ignore[assignment]
         failed = await ask(client, stream=stream)
     assert (refused.status_code, refused.json()["error"]["message"]) == (422, WORDS)
-    assert (failed.status_code, failed.json()["error"]["code"]) == (502, "bad_gateway")
-    assert WORDS not in failed.text
+    assert (failed.status_code, failed.json()["error"]["message"]) == (502, WORDS)
 
 
 @pytest.mark.anyio
@@ -154,7 +151,7 @@ async def test_an_error_inside_http_200_is_none(name: str) -> None:
     overloaded = up.wire.error_status == 529
     assert answer.status_code == (503 if overloaded else 502)
     assert answer.json()["error"]["code"] == ("unavailable" if overloaded else "bad_gateway")
-    assert WORDS not in answer.text
+    assert (WORDS in answer.text) == (name not in SILENT)
 
 
 @pytest.mark.anyio
@@ -347,7 +344,7 @@ def test_the_sdk_streams_and_gets_usage(shaped: tuple[ShapeServer, openai.OpenAI
     [
         (400, openai.BadRequestError, 400),
         (401, openai.InternalServerError, 502),  # it is our key that is wrong, not the client's
-        (403, openai.InternalServerError, 502),
+        (403, openai.PermissionDeniedError, 403),
         (404, openai.NotFoundError, 404),
         (422, openai.UnprocessableEntityError, 422),
         (429, openai.RateLimitError, 429),
@@ -369,12 +366,10 @@ def test_the_sdk_raises_what_the_upstreams_status_means(
         create(client, stream=stream)
     assert type(raised.value) is kind
     assert raised.value.status_code == seen
-    assert (WORDS in str(raised.value)) == (seen < 500)
+    assert (WORDS in str(raised.value)) == (status != 401)
     headers = raised.value.response.headers
     assert headers.get("retry-after") == ("7" if status == 429 else None)
-    assert headers.get("x-should-retry") == ("false" if status in (401, 403) else None), (
-        "nobody's retry helps"
-    )
+    assert headers.get("x-should-retry") == ("false" if status == 401 else None)
 
 
 @pytest.mark.parametrize("shaped", ["ollama", "anthropic"], indirect=True)
@@ -627,7 +622,7 @@ def test_an_exact_name_goes_before_a_pattern_and_a_long_pattern_before_a_short_o
     (tmp_path / "c.toml").write_text("\n".join(tables))
     backend: Any = create_app(Settings(config=str(tmp_path / "c.toml"))).gateway.backend
     wanted = {"gpt-4o-mini": "exact", "gpt-4o-max": "long", "gpt-5": "short", "x": "any"}
-    assert {model: backend.first(model).name for model in wanted} == wanted
+    assert {model: backend.pick(model).name for model in wanted} == wanted
 
 
 def test_a_mapping_of_ones_own_is_a_backend(
@@ -710,7 +705,7 @@ CHAT = '[[backend]]\nname = "a"\nurl = "http://x"\n'
         ),
         (
             CHAT + 'mapping = { reply = ".", stream = { path = "/{" } }',
-            r"backend 'a': url: a single '\{'",
+            r"backend 'a': mapping: path: a single '\{'",
         ),
         (
             CHAT + 'mapping = { reply = ".", headers = "x" }',

@@ -23,7 +23,7 @@ from commands import PYTHON, UVICORN, Command, children, running
 from serving import ASKED, ROOT
 from upstreams import BIG, DONE, FAULTS, TEXT, Request, Upstream, chunk, chunked, hold, make, send
 
-from rewrap.server.serve import UNSENT_SECONDS
+from rewrap.server.signals import UNSENT_SECONDS
 
 pytestmark = pytest.mark.anyio
 

@@ -97,10 +97,9 @@ class ChatRendering:
         logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
         closing = b'},"logprobs":%b%b' % (logprobs, self.tail)
         opening += b'{"content":'
+        texts = [delta.content]
         if delta.whole and delta.logprobs is None:
             texts = words(delta.content)
-        else:
-            texts = [delta.content]
         return opening + (closing + opening).join(map(orjson.dumps, texts)) + closing
 
     def end(self) -> bytes:
@@ -112,6 +111,9 @@ class ChatRendering:
         counts = orjson.dumps(self.info.usage)
         head = self.head or self.frame_head()
         return head + b'"choices":[],"usage":' + counts + b"}\n\ndata: [DONE]\n\n"
+
+    def ping(self) -> bytes:
+        return b": ping\n\n"
 
     def failure(self, error: APIError) -> bytes:
         """An event with an `error`: the SDKs raise on it. The status is already sent."""
@@ -145,6 +147,9 @@ class TextRendering:
         complete_usage(self.info, self.size)
         return b""
 
+    def ping(self) -> bytes:
+        return b""
+
     def failure(self, error: APIError) -> None:
         """Plain text cannot hold an error. A cut connection shows that the text is not complete."""
 
@@ -171,8 +176,9 @@ class Choice:
 
     def message(self) -> JSONObject:
         fields = {name: merged(value) for name, value in self.fields.items()}
-        if isinstance(fields.get("tool_calls"), list):
-            fields["tool_calls"] = in_order(fields["tool_calls"])
+        calls = fields.get("tool_calls")
+        if isinstance(calls, list):
+            fields["tool_calls"] = in_order(calls)
         text = "".join(self.texts)
         message: JSONObject = {
             "role": "assistant",

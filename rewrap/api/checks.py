@@ -7,7 +7,7 @@ was read from recordings of its API and from people's reports: to correct a text
 from collections.abc import Callable
 from typing import Any
 
-from rewrap.types import APIError
+from rewrap.types import APIError, JSONObject
 
 
 def invalid(message: str, param: str | None, code: str | None) -> APIError:
@@ -248,3 +248,20 @@ CHECKS: dict[str, Check] = {  # by name: that is the order of the checks
     "top_p": number(0, 1),
     "user": typed(str),
 }
+
+
+def text_member(value: JSONObject, name: str, where: str) -> str:
+    """A member that has to be a string; `where` names its object. Raises APIError."""
+    text = value.get(name)
+    if text is None:
+        raise missing(f"{where}.{name}")
+    if not isinstance(text, str):
+        raise wrong_type(f"{where}.{name}", "a string", text)
+    return text
+
+
+def object_rows(value: object, where: str) -> list[JSONObject]:
+    """A value that has to be an array of objects. Raises APIError."""
+    objects(where, value)
+    assert isinstance(value, list)
+    return value

@@ -44,12 +44,14 @@ class Recorder:
         before: Sequence[Hook],
         after: Sequence[Hook],
         stored: StoredCompletions,
+        store_by_default: bool,
         reply_bytes: int,
         too_large: APIError,
     ) -> None:
         self.before = before
         self.after = after
         self.stored = stored
+        self.store_by_default = store_by_default
         self.reply_bytes = reply_bytes
         self.too_large = too_large
 
@@ -57,8 +59,13 @@ class Recorder:
         """Whether a hook or the store has to see this chat."""
         payload = request.payload
         return bool(
-            self.before or self.after or payload.get("store") or payload.get("completion_id")
+            self.before or self.after or self.stores(payload) or payload.get("completion_id")
         )
+
+    def stores(self, payload: JSONObject) -> bool:
+        """Whether a chat is stored: `store`, or STORE_BY_DEFAULT."""
+        store = payload.get("store")
+        return self.store_by_default if store is None else bool(store)
 
     async def stream(
         self,
@@ -72,17 +79,20 @@ class Recorder:
         recording = Recording(request, owner, request_id)
         if request.payload.get("completion_id"):
             await self.load_history(recording, info)
-        stored = bool(recording.request.payload.get("store"))
+        stored = self.stores(recording.request.payload)
         # An upstream may repeat its ids: a stored chat has an id of this server, and its bytes are not relayed.
-        recording.request = replace(recording.request, relay=False, stored=stored)
+        session = info.id if stored else ""
+        recording.request = replace(recording.request, relay=False, stored=stored, session=session)
         if stored:
             dumps(recording.request.payload)  # refuse now what cannot be stored later
         if self.before:
             await self.run_before(recording)
         deltas = backend.stream(recording.request, info)
         if stored or self.after:
-            return self.record(recording, info, deltas)
-        return deltas
+            deltas = self.record(recording, info, deltas)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
 
     async def load_history(self, recording: Recording, info: ResponseInfo) -> None:
         """Put the messages of the stored chat before those of the request."""
@@ -98,7 +108,6 @@ class Recorder:
             messages=history + request.messages,
             payload=payload | {"store": True},
             body=b"",
-            session=id,
         )
         info.id = id
 

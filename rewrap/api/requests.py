@@ -3,6 +3,8 @@
 Every parser raises APIError in OpenAI's words. `null` counts as absent. Unknown parameters are kept: they go to the upstream.
 """
 
+from collections.abc import Mapping, Sequence
+
 import orjson
 
 from rewrap.api.checks import (
@@ -39,12 +41,16 @@ def parse_object(body: bytes) -> JSONObject:
     return payload
 
 
-def parse_chat(
-    default_model: str, body: bytes, authorization: str = "", path_model: str = ""
+def chat_request(
+    payload: JSONObject,
+    model: str,
+    client_headers: Mapping[str, str],
+    *,
+    body: bytes = b"",
+    relay: bool = False,
+    unsupported: Sequence[str] = (),
 ) -> ChatRequest:
-    """A request for a chat completion. The model in the path wins over the one in the body (Azure)."""
-    payload = parse_object(body)
-    model = path_model or payload.get("model") or default_model
+    """A checked request. `body` has the bytes of `payload`, if they may go to an upstream as they are."""
     check_chat(payload, model)
     return ChatRequest(
         model,
@@ -53,37 +59,29 @@ def parse_chat(
         body=body,
         stream=payload.get("stream") is True,
         include_usage=wants_usage(payload),
-        relay=True,
-        authorization=authorization,
+        relay=relay,
+        client_headers=client_headers,
+        unsupported=tuple(unsupported),
     )
 
 
-def parse_ask(
-    default_model: str, body: bytes, authorization: str = "", path_model: str = ""
-) -> ChatRequest:
-    """A request to /ask: `messages` as chat completions have them, or as the AI SDK sends them (`parts`)."""
-    payload = parse_object(body)
+def parse_ask(payload: JSONObject) -> tuple[JSONObject, list[str]]:
+    """The chat payload of a request to /ask, and the parts that it leaves out.
+
+    `messages` are as chat completions have them, or as the AI SDK sends them (`parts`).
+    """
     unsupported: list[str] = []
+    chat = {name: value for name, value in payload.items() if name not in PAGE_MEMBERS}
     messages = payload.get("messages")
     if isinstance(messages, list):
         messages = [message for message in messages if not is_page_data(message)]
         for message in messages:
             unsupported += unsupported_parts(message)
-        payload["messages"] = [from_ui_message(message) for message in messages]
+        chat["messages"] = [from_ui_message(message) for message in messages]
     if payload.get("data") is not None:
         unsupported.append("data")
-    chat = {name: value for name, value in payload.items() if name not in PAGE_MEMBERS}
     chat["stream"] = True
-    model = payload.get("model") or default_model
-    check_chat(chat, model)
-    return ChatRequest(
-        model,
-        chat["messages"],
-        chat,
-        stream=True,
-        authorization=authorization,
-        unsupported=tuple(dict.fromkeys(unsupported)),
-    )
+    return chat, list(dict.fromkeys(unsupported))
 
 
 def parse_metadata(body: bytes) -> dict[str, str]:
@@ -97,6 +95,12 @@ def parse_metadata(body: bytes) -> dict[str, str]:
     check_metadata("metadata", metadata)
     result: dict[str, str] = metadata
     return result
+
+
+def model_of(payload: JSONObject, default: str) -> str:
+    """The model of a payload, not checked yet; the default if it is absent."""
+    model: str | None = payload.get("model")
+    return default if model is None or model == "" else model
 
 
 def check_chat(payload: JSONObject, model: object) -> None:

@@ -1,25 +1,31 @@
 """The command line: `rewrap [COMMAND] [--SETTING VALUE ...]`, from the table of settings.
 
-A flag is a setting's name in lower case with dashes: `--chat-url` is CHAT_URL. Flags win over the environment, the environment
-over `.env`. Knows no command's work.
+The flag of CHAT_URL is `--chat-url`. Flags win over the environment, and the environment wins over `.env`. Parses only: main.py
+runs the commands.
 """
 
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
+from functools import partial
+from typing import NoReturn
 
 from rewrap import __version__
-from rewrap.config.settings import GROUPS, Settings, default_text
+from rewrap.config.settings import GROUPS, Settings, default_text, known_variables
 
 COMMANDS = {
     "serve": "serve the API (the default)",
-    "check": "print the backends of the settings, and exit with 0 or 2",
-    "key": "print a new API key: rewrap key USER [--days N] [--save [FILE]]",
-    "probe": "find out the API of a chat URL: rewrap probe URL",
+    "check": "print the backends of the settings",
+    "key": "print a new API key, signed with SECRET_KEY",
+    "probe": "find out the API of a chat URL",
 }
 OWN_ARGUMENTS = ("key", "probe")
-WIDTH = 79
+COLUMNS = 79
+INDENT = 30  # of the help's second column
 
 
 class UsageError(Exception):
@@ -28,7 +34,7 @@ class UsageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Arguments:
-    """A command, the settings of its flags, and what it reads itself."""
+    """A command with its settings (by variable), or with the arguments that it parses itself."""
 
     command: str
     settings: dict[str, str] = field(default_factory=dict)
@@ -36,8 +42,15 @@ class Arguments:
     text: str = ""  # for help and version
 
 
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError where argparse prints and exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+
 def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Raises UsageError. It names the nearest command or flag for one that is unknown."""
+    """Raises UsageError. It names the nearest command or flag for an unknown one."""
     arguments = list(argv)
     command = "serve"
     if arguments and not arguments[0].startswith("-"):
@@ -46,39 +59,85 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
             raise UsageError(f"{command!r} is not a command{nearest(command, list(COMMANDS))}")
     if command in OWN_ARGUMENTS:
         return Arguments(command, rest=arguments)
-    if "--version" in arguments:
+    parser = flag_parser()
+    found, unknown = parser.parse_known_args(arguments)
+    settings: dict[str, str] = vars(found)
+    if settings.pop("help", False):
+        return Arguments("help", text=parser.format_help())
+    if settings.pop("version", False):
         return Arguments("version", text=f"rewrap {__version__}")
-    if "--help" in arguments or "-h" in arguments:
-        return Arguments("help", text=help_text())
-    return Arguments(command, settings=parse_flags(arguments))
+    if unknown:
+        raise unknown_argument(unknown[0])
+    return Arguments(command, settings)
 
 
-def parse_flags(arguments: Sequence[str]) -> dict[str, str]:
-    """`["--port", "0"]` or `["--port=0"]` as `{"PORT": "0"}`. A true-or-false flag needs no value."""
-    known = {flag(spec.name): spec for spec in fields(Settings)}
-    settings: dict[str, str] = {}
-    pending = list(arguments)
-    while pending:
-        name, equals, value = pending.pop(0).partition("=")
-        if name not in known:
-            raise UsageError(f"{name} is not a flag{nearest(name, list(known))}")
-        has_value = bool(pending) and not pending[0].startswith("--")
-        if not equals and known[name].type is bool and not is_boolean(pending[:1]):
-            value = "true"
-        elif not equals and not has_value:
-            raise UsageError(f"{name} needs a value")
-        elif not equals:
-            value = pending.pop(0)
-        settings[known[name].name.upper()] = value
-    return settings
+def flag_parser() -> Parser:
+    """A flag for each setting. A true-or-false flag needs no value."""
+    formatter = partial(
+        argparse.RawDescriptionHelpFormatter, width=COLUMNS, max_help_position=INDENT
+    )
+    commands = "\n".join(f"  {name:{INDENT - 4}}  {about}" for name, about in COMMANDS.items())
+    parser = Parser(
+        prog="rewrap",
+        usage="rewrap [COMMAND] [--SETTING VALUE ...]",
+        description=f"commands:\n{commands}\n\n`rewrap key --help` and `rewrap probe --help` list their arguments.",
+        epilog="Flags win over the environment (--chat-url is CHAT_URL), and that over .env.",
+        formatter_class=formatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,  # a new setting would make a short form ambiguous
+        add_help=False,
+    )
+    parser.add_argument("--help", "-h", action="store_true", help="print this text")
+    parser.add_argument("--version", action="store_true", help="print the version")
+    specs = {spec.name: spec for spec in fields(Settings)}
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            add_setting(group, specs[name])
+    return parser
 
 
-def is_boolean(values: Sequence[str]) -> bool:
-    return bool(values) and values[0].lower() in ("true", "false", "yes", "no", "on", "off")
+def add_setting(group: argparse._ArgumentGroup, spec: "Field[object]") -> None:
+    """The flag of a setting. Its value stays a text: Settings checks it."""
+    is_boolean = spec.type is bool
+    default = default_text(spec)
+    about: str = spec.metadata["about"].replace("%", "%%")
+    group.add_argument(
+        flag(spec.name),
+        dest=spec.name.upper(),
+        nargs="?" if is_boolean else None,
+        const="true" if is_boolean else None,
+        metavar=metavar(spec),
+        help=f"{about} [{default}]" if default else about,
+    )
+    if spec.metadata.get("file"):
+        name = f"{spec.name}_file"
+        text = f"A file that contains {spec.name.upper()}."
+        group.add_argument(flag(name), dest=name.upper(), metavar="PATH", help=text)
+
+
+def metavar(spec: "Field[object]") -> str:
+    """The name of a flag's value in the help."""
+    if spec.metadata.get("url"):
+        return "URL"
+    if spec.type in (int, float):
+        return "N"
+    return "BOOL" if spec.type is bool else "TEXT"
 
 
 def flag(setting: str) -> str:
     return f"--{setting.replace('_', '-')}"
+
+
+def unknown_argument(argument: str) -> UsageError:
+    """The error for an argument that no flag takes. It does not repeat a value: that may be a key."""
+    if argument in COMMANDS:
+        return UsageError(f"the command comes first: rewrap {argument} [--SETTING VALUE ...]")
+    if not argument.startswith("-"):
+        return UsageError("there is a value without a flag; `rewrap --help` lists all flags")
+    name = argument.partition("=")[0]
+    flags = ["--help", "--version", *(flag(name.lower()) for name in known_variables())]
+    return UsageError(f"{name} is not a flag{nearest(name, flags)}")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -89,27 +148,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return "; `rewrap --help` lists all"
 
 
-def help_text() -> str:
-    """All commands and settings, in groups, with their defaults, in 80 columns."""
-    lines = ["usage: rewrap [COMMAND] [--SETTING VALUE ...]", "", "commands:"]
-    for name, about in COMMANDS.items():
-        lines += entry(name, about)
-    lines += entry("--version", "print the version")
-    lines += entry("--help", "print this text")
-    specs = {spec.name: spec for spec in fields(Settings)}
-    for title, names in GROUPS.items():
-        lines += ["", f"{title}:"]
-        for name in names:
-            default = default_text(specs[name])
-            about = specs[name].metadata["about"]
-            lines += entry(flag(name), f"{about} [{default}]" if default else about)
-    return "\n".join(lines)
+@contextmanager
+def closed_pipes_ignored() -> Iterator[None]:
+    """End quietly if the reader of the output has left, as in `rewrap --help | head`.
 
-
-def entry(name: str, about: str) -> list[str]:
-    """One row of the help: the name, and its text in a column of its own."""
-    text = textwrap.wrap(about, WIDTH - 26)
-    if len(name) > 22:
-        return [f"  {name}", *(f"{'':26}{line}" for line in text)]
-    first, *others = text
-    return [f"  {name:24}{first}", *(f"{'':26}{line}" for line in others)]
+    Without it, Python writes a traceback when it flushes the output at its exit.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

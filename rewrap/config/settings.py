@@ -2,16 +2,21 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 
+from rewrap.config.near_misses import nearest_setting
 from rewrap.urls import check_url, is_header
 
+OPENAI_BASE = "https://api.openai.com/v1"
+OPENAI_MODEL = "gpt-4o-mini"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 TRUE = ("true", "1", "yes", "on")
 FALSE = ("false", "0", "no", "off")
 
@@ -21,7 +26,8 @@ GROUPS: dict[str, list[str]] = {}  # the names of the settings, by their title i
 def setting(group: str, default: object, about: str, **rules: object) -> Any:
     """A field with its text for people and its rules.
 
-    Rules: url, header and secret (true or false), minimum, maximum, above, among.
+    Rules: url, header and secret (true or false), minimum, maximum, above, among; alias, another name of the variable;
+    file, if NAME_FILE may name a file with the value.
     """
     metadata = {"group": group, "about": about, **rules}
     if isinstance(default, dict):
@@ -34,70 +40,94 @@ class Settings:
     """Each field is the environment variable of its name in capitals; the environment wins over `.env`."""
 
     # fmt: off
-    chat_url: str = setting("upstream", "", "The chat URL that answers. Without it and OPENAI_API_BASE, the mock answers.", url=True)
+    chat_url: str = setting("upstream", "", "The chat URL that answers. The mock answers if neither CHAT_URL nor OPENAI_API_BASE nor CONFIG is set.", url=True)
     chat_headers: dict[str, str] = setting("upstream", {}, 'Headers for CHAT_URL, as JSON: {"Authorization": "Bearer ..."}.', secret=True)
-    chat_shape: str = setting("upstream", "", "The shape of CHAT_URL, such as ollama or dify. Without it, it is detected.")
-    chat_key: str = setting("upstream", "", "The key for CHAT_URL, sent where its shape wants it.", secret=True, header=True)
-    config: str = setting("upstream", "", "A TOML file with several backends, in place of CHAT_URL and OPENAI_API_BASE.")
-    openai_api_base: str = setting("upstream", "", "An OpenAI-compatible upstream, up to and with its /v1.", url=True)
-    openai_api_key: str = setting("upstream", "", "The key for OPENAI_API_BASE. Without it, the client's own key goes there.", secret=True, header=True)
-    openai_model: str = setting("upstream", "", "The model for requests without one.")
-    upstream_proxy: str = setting("upstream", "", "A proxy on the way to the upstream: http://host:port.", url=True)
-    max_connections: int = setting("upstream", 2000, "Connections to upstreams, for each worker.", minimum=1)
+    chat_shape: str = setting("upstream", "", "The shape of CHAT_URL, such as ollama or dify. By default it is detected.")
+    chat_key: str = setting("upstream", "", "The key for CHAT_URL, sent where its shape wants it.", secret=True, header=True, file=True)
+    config: str = setting("upstream", "", "A TOML file with several backends. It replaces CHAT_URL and OPENAI_API_BASE.")
+    openai_api_base: str = setting("upstream", "", "The base URL of an OpenAI-compatible upstream, including its /v1. OPENAI_BASE_URL is another name for it.", url=True, alias="OPENAI_BASE_URL")
+    openai_api_key: str = setting("upstream", "", "The key for OPENAI_API_BASE. Without it, the client's own key is sent there. In .env, the key alone sets OPENAI_API_BASE to https://api.openai.com/v1 and OPENAI_MODEL to gpt-4o-mini.", secret=True, header=True, file=True)
+    openai_model: str = setting("upstream", "", "The model for requests without one. The mock's is mock-gpt-model.")
+    require_model: bool = setting("upstream", False, "true: a request without a model gets 400, as from OpenAI.")
+    upstream_proxy: str = setting("upstream", "", "The HTTP proxy for connections to the upstream: http://host:port.", url=True)
+    max_connections: int = setting("upstream", 2000, "The largest number of connections to upstreams, in each worker.", minimum=1)
+    forward_headers: tuple[str, ...] = setting("upstream", (), "Headers of the client that are sent to the upstream as well, separated by commas.")
 
-    use_mock_api: bool = setting("mock", False, "true: the mock answers, and no upstream is used.")
-    mock_words_per_second: float = setting("mock", 0.0, "The speed of the mock's streams; 0: all at once.", minimum=0)
+    use_mock_api: bool = setting("mock", False, "true: the mock answers, and all upstreams are ignored.")
+    mock_words_per_second: float = setting("mock", 0.0, "The speed of the mock's streams. 0: no delay.", minimum=0)
 
-    api_keys: tuple[str, ...] = setting("keys and limits", (), "Keys that clients may use, separated by commas.", secret=True)
-    secret_key: tuple[str, ...] = setting("keys and limits", (), "Secrets that sign keys, separated by commas; the first signs, all verify. `rewrap key USER` makes a key.", secret=True)
-    revoked_keys: tuple[str, ...] = setting("keys and limits", (), "Signed keys that are no longer valid, whole or by id, separated by commas.")
-    rate_limit_per_minute: int = setting("keys and limits", 0, "Requests a minute for each key, or address; 0: no limit.", minimum=0)
-    rate_limit_store_url: str = setting("keys and limits", "", "A store in which several machines count together, with the packages limits and redis, or limits and pymongo: redis://host:6379 or mongodb://...")
-    max_concurrent_requests: int = setting("keys and limits", 0, "Chats at the same time; more get 503. 0: no limit.", minimum=0)
+    late_instructions: str = setting("upstream", "keep", "System messages of /v1/responses after the first turn: keep, hoist (to the front) or user (as user text).", among=("keep", "hoist", "user"))
+    reasoning_as_summary: bool = setting("upstream", False, "true: /v1/responses shows reasoning as a summary, which the AI SDK reads.")
 
-    hooks: str = setting("hooks and store", "", "Functions of yours that see chats: mymodule:before,mymodule:after.")
-    store_url: str = setting("hooks and store", "sqlite:///chat.db", "Stored completions: sqlite:///file.db, sqlite:// (memory), or mongodb://... with the package pymongo.")
-    store_max_age_days: float = setting("hooks and store", 0.0, "Stored completions that are older are deleted; 0: never.", minimum=0)
+    api_keys: tuple[str, ...] = setting("keys and limits", (), "The keys that clients may use, separated by commas. Without API_KEYS and SECRET_KEY the server is open.", secret=True, file=True)
+    secret_key: tuple[str, ...] = setting("keys and limits", (), "Secrets for signed keys, separated by commas. The first one signs, all verify. `rewrap key USER` prints a key.", secret=True, file=True)
+    revoked_keys: tuple[str, ...] = setting("keys and limits", (), "Signed keys that are no longer valid, as whole keys or ids, separated by commas.")
+    rate_limit_per_minute: int = setting("keys and limits", 0, "Requests a minute for each key, or for each address without a key. 0: no limit.", minimum=0)
+    rate_limit_store_url: str = setting("keys and limits", "", "The store where several machines count requests together: redis://host:6379 or mongodb://... It needs rewrap[redis] or rewrap[mongo].")
+    max_concurrent_requests: int = setting("keys and limits", 0, "Chats at the same time. Further ones get 503. 0: no limit.", minimum=0)
+
+    hooks: str = setting("hooks and store", "", "Your own functions that see each chat: mymodule:before,mymodule:after.")
+    store_url: str = setting("hooks and store", "", "The store of completions: sqlite:///file.db, sqlite:// (memory), or mongodb://... with rewrap[mongo]. By default sqlite:///chat.db, and memory while the mock answers.")
+    store_by_default: bool = setting("hooks and store", False, 'true: every chat is stored, unless its request has "store": false.')
+    store_max_age_days: float = setting("hooks and store", 0.0, "Stored completions are deleted after so many days. 0: never.", minimum=0)
 
     host: str = setting("server", "127.0.0.1", "The address to listen on.")
-    port: int = setting("server", 8000, "The port to listen on; 0: any free one.", minimum=0, maximum=65535)
-    workers: int = setting("server", 1, "Processes that serve, for machines with several cores.", minimum=1, maximum=256)
-    grace_seconds: float = setting("server", 30.0, "How long open answers may go on after SIGTERM.", minimum=0)
-    log_level: str = setting("server", "info", "debug (with payloads), info (one line a request), warning or error.")
-    allowed_hosts: tuple[str, ...] = setting("server", (), "Names that this server answers to (Host), beside localhost on a loopback address.")
-    allow_origins: tuple[str, ...] = setting("server", (), "Origins of web pages that may call (CORS), separated by commas: https://app.example, https://*.app.example, or *. ALLOWED_ORIGIN is another name for it.")
-    forwarded_allow_ips: str = setting("server", "127.0.0.1", "Proxies whose X-Forwarded-For is trusted, separated by commas, or *.")
-    docs_assets_url: str = setting("server", "https://cdn.jsdelivr.net/npm", "The mirror of npm packages from which /docs and /redoc load their scripts.", url=True)
+    port: int = setting("server", 8000, "The port to listen on. 0: any free port.", minimum=0, maximum=65535)
+    workers: int = setting("server", 1, "The number of processes that serve.", minimum=1, maximum=256)
+    grace_seconds: float = setting("server", 30.0, "The time that open answers have to finish after SIGTERM.", minimum=0)
+    log_level: str = setting("server", "info", "debug (with payloads), info (one line for each request), warning or error.", among=LOG_LEVELS)
+    allowed_hosts: tuple[str, ...] = setting("server", (), "Host names that this server accepts, separated by commas, in addition to localhost on a loopback address.")
+    allow_origins: tuple[str, ...] = setting("server", (), "Origins of web pages that may call this server (CORS), separated by commas: https://app.example, https://*.app.example, or *. ALLOWED_ORIGIN is another name for it.", alias="ALLOWED_ORIGIN")
+    forwarded_allow_ips: str = setting("server", "127.0.0.1", "Addresses of proxies whose X-Forwarded-For is trusted, separated by commas, or *.")
+    docs_assets_url: str = setting("server", "https://cdn.jsdelivr.net/npm", "The mirror of npm packages from which the pages load their scripts.", url=True)
 
     invalid_request_status: int = setting("statuses", 400, "The status of invalid requests: 400 or 422.", among=(400, 422))
-    upstream_failure_status: int = setting("statuses", 502, "The status of an upstream's failure: 502 or 500.", among=(502, 500))
+    upstream_failure_status: int = setting("statuses", 502, "The status of upstream failures: 502 or 500.", among=(502, 500))
 
-    connect_timeout_seconds: float = setting("times and sizes", 5.0, "To connect to the upstream, with TLS.", above=0)
-    first_byte_timeout_seconds: float = setting("times and sizes", 120.0, "Until an upstream's first event, or its head.", above=0)
-    stall_timeout_seconds: float = setting("times and sizes", 60.0, "Until the next whole event of a stream.", above=0)
-    total_timeout_seconds: float = setting("times and sizes", 600.0, "For a whole answer without a stream.", above=0)
-    max_body_bytes: int = setting("times and sizes", 32 * 2**20, "The largest request; larger ones get 413.", minimum=1)
+    sse_ping_seconds: float = setting("times and sizes", 15.0, "A stream that is silent for so long gets a comment, so that intermediaries keep it open. 0: never.", minimum=0)
+    connect_timeout_seconds: float = setting("times and sizes", 5.0, "The time to connect to an upstream, including TLS.", above=0)
+    first_byte_timeout_seconds: float = setting("times and sizes", 600.0, "The time until the head of the upstream's answer to a request for a stream.", above=0)
+    stall_timeout_seconds: float = setting("times and sizes", 300.0, "The time until the next bytes of a stream. Comments and pings count.", above=0)
+    total_timeout_seconds: float = setting("times and sizes", 600.0, "The time for a whole JSON answer, with all fallbacks.", above=0)
+    max_body_bytes: int = setting("times and sizes", 32 * 2**20, "The largest request body. Larger ones get 413.", minimum=1)
     max_reply_bytes: int = setting("times and sizes", 64 * 2**20, "The largest whole answer of an upstream, and the largest stream that is stored.", minimum=1)
-    max_event_bytes: int = setting("times and sizes", 8 * 2**20, "The largest event of an upstream's stream.", minimum=1)
+    max_event_bytes: int = setting("times and sizes", 8 * 2**20, "The largest single event of an upstream's stream.", minimum=1)
     # fmt: on
 
     @classmethod
     def load(cls, env_file: str = ".env") -> "Settings":
-        """The settings of the environment and `.env`. Raises ValueError, in one line that names the setting."""
-        found = variables(env_file)
+        """The settings of the environment and `.env`. Raises ValueError, in one line that names the setting.
+
+        A key for OpenAI in `.env` names OpenAI as the upstream. One in the environment does not: it may be there for
+        other programs, and would cost money.
+        """
+        in_file = env_file_variables(env_file)
+        check_names(in_file, env_file)
+        found = in_file | dict(os.environ)
         values: dict[str, object] = {}
         for spec in fields(cls):
-            name = spec.name.upper()
-            text = found.get(name, "")
-            if not text and name == "ALLOW_ORIGINS":
-                text = found.get("ALLOWED_ORIGIN", "")
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"{name} is not UTF-8") from None
-            if text.strip():
-                values[spec.name] = cast(name, text.strip(), spec)
-        return cls(**values)  # type: ignore[arg-type]
+            text = text_of_setting(spec, found)
+            if text:
+                values[spec.name] = cast(spec.name.upper(), text, spec)
+        in_file_key = in_file.get("OPENAI_API_KEY") or in_file.get("OPENAI_API_KEY_FILE")
+        if in_file_key and "openai_api_key" in values:
+            if not values.keys() & {"chat_url", "config", "openai_api_base"}:
+                values["openai_api_base"] = OPENAI_BASE
+                values.setdefault("openai_model", OPENAI_MODEL)
+        settings = cls(**values)  # type: ignore[arg-type]
+        settings.check_own_address()
+        return settings
+
+    def check_own_address(self) -> None:
+        """Raises ValueError if the upstream is this server: its requests would go around without end."""
+        if self.use_mock_api or self.config:
+            return
+        for name in ("chat_url", "openai_api_base"):
+            url = getattr(self, name)
+            if url and is_loopback_address(url, self.port):
+                raise ValueError(
+                    f"{name.upper()} is the address of this server itself: name another one, or set PORT"
+                )
 
     def secrets(self) -> list[str]:
         """The texts that no log may contain."""
@@ -114,8 +144,10 @@ for spec in fields(Settings):
 
 def default_text(spec: "Field[object]") -> str:
     """A setting's default as it stands in the environment; "" if it is empty."""
-    if spec.default is MISSING or spec.default in ((), "", 0.0, 0, False):
+    if spec.default is MISSING or spec.default in ((), ""):
         return ""
+    if isinstance(spec.default, bool):
+        return str(spec.default).lower()
     if isinstance(spec.default, float):
         return f"{spec.default:g}"
     return str(spec.default)
@@ -137,21 +169,90 @@ LINE = re.compile(
 
 def variables(env_file: str = ".env") -> dict[str, str]:
     """The variables of `.env`, and of the environment over them. Raises ValueError, in one line that names the file."""
-    lines: list[str] = []
-    try:
-        if os.path.isfile(env_file):
-            lines = Path(env_file).read_text("utf-8-sig").split("\n")  # Notepad writes a BOM
-    except OSError as error:
-        raise ValueError(f"{env_file}: {error.strerror}") from None
-    except UnicodeError:
-        raise ValueError(f"{env_file}: not UTF-8") from None
+    return env_file_variables(env_file) | dict(os.environ)
+
+
+def env_file_variables(path: str) -> dict[str, str]:
+    """The variables of a file; none if there is no such file. Raises ValueError."""
+    if not os.path.isfile(path):
+        return {}
     values: dict[str, str] = {}
-    for line in lines:
+    for line in file_text(path, path).split("\n"):
         match = LINE.fullmatch(line)
         if match:
             bare = (match["bare"] or "").strip()
             values[match["name"]] = match["quoted"] or match["json"] or bare
-    return values | dict(os.environ)
+    return values
+
+
+def file_text(path: str, where: str) -> str:
+    """Raises ValueError, in one line that begins with `where`."""
+    try:
+        return Path(path).read_text("utf-8-sig")  # Notepad writes a BOM
+    except OSError as error:
+        raise ValueError(f"{where}: {error.strerror}") from None
+    except UnicodeError:
+        raise ValueError(f"{where}: not UTF-8") from None
+
+
+def known_variables() -> list[str]:
+    """The names of all settings, with their other names and their files."""
+    names: list[str] = []
+    for spec in fields(Settings):
+        name = spec.name.upper()
+        names.append(name)
+        if spec.metadata.get("alias"):
+            names.append(spec.metadata["alias"])
+        if spec.metadata.get("file"):
+            names.append(f"{name}_FILE")
+    return names
+
+
+def check_names(names: Iterable[str], env_file: str) -> None:
+    """Raises ValueError for a name in `.env` that is nearly a setting: such a file is written for this server."""
+    known = known_variables()
+    for name in names:
+        setting = nearest_setting(name, known, in_file=True)
+        if setting:
+            raise ValueError(f"{env_file}: {name} is not a setting; did you mean {setting}?")
+
+
+def text_of_setting(spec: "Field[object]", found: Mapping[str, str]) -> str:
+    """The text of a setting, of its other name, or of its file; "" if none is set. Raises ValueError."""
+    name = spec.name.upper()
+    text = utf8_text(name, found)
+    alias = spec.metadata.get("alias", "")
+    other = utf8_text(alias, found) if alias else ""
+    if name == "OPENAI_API_BASE" and text and other and text.rstrip("/") != other.rstrip("/"):
+        raise ValueError(f"{name} and {alias} are two names of one setting, and have two values")
+    path = utf8_text(f"{name}_FILE", found) if spec.metadata.get("file") else ""
+    if not path:
+        return text or other
+    if text:
+        raise ValueError(f"{name} and {name}_FILE are both set")
+    lines = file_text(path, f"{name}_FILE").split("\n")
+    content = ",".join(line.strip() for line in lines if line.strip())
+    if not content:
+        raise ValueError(f"{name}_FILE: the file is empty")
+    return content
+
+
+def utf8_text(name: str, found: Mapping[str, str]) -> str:
+    """The value of a variable. Raises ValueError if it is not UTF-8."""
+    text = found.get(name, "").strip()
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is not UTF-8") from None
+    return text
+
+
+def is_loopback_address(url: str, port: int) -> bool:
+    """Whether a URL is this port of this machine."""
+    address = httpx.URL(url)
+    default = 443 if address.scheme == "https" else 80
+    host = address.raw_host.decode("ascii")
+    return host in LOOPBACK_NAMES and (address.port or default) == port
 
 
 # Values.
@@ -217,10 +318,11 @@ def checked_text(name: str, text: str, rules: Mapping[str, object]) -> str:
         raise ValueError(
             f"{name} must be a key that a header can carry: one line, without letters above U+00FF"
         )
-    if name != "LOG_LEVEL":
+    among = rules.get("among")
+    if not isinstance(among, tuple):
         return text
-    if text.lower() not in LOG_LEVELS:
-        raise ValueError("LOG_LEVEL must be debug, info, warning or error")
+    if text.lower() not in among:
+        raise ValueError(f"{name} must be {', '.join(among[:-1])} or {among[-1]}")
     return text.lower()
 
 

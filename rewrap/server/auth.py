@@ -5,7 +5,6 @@ Does not know chats. Keys are compared in constant time, before any access to th
 
 import hmac
 from collections.abc import Sequence
-from hashlib import sha256
 
 from rewrap.redaction import masked
 from rewrap.server import keys
@@ -19,17 +18,37 @@ NO_KEY = (
 )
 
 
+# Headers of the client that belong to its key.
+CLIENT_HEADERS = (
+    "openai-organization",
+    "openai-project",
+    "openai-beta",
+    "http-referer",
+    "x-title",
+    "idempotency-key",
+    "user-agent",
+)
+
+
 class Authenticator:
     """The keys of API_KEYS, and those that SECRET_KEY signs. With neither, the server is open."""
 
     def __init__(
-        self, api_keys: Sequence[str], secret_key: Sequence[str], revoked_keys: Sequence[str]
+        self,
+        api_keys: Sequence[str],
+        secret_key: Sequence[str],
+        revoked_keys: Sequence[str],
+        forward_headers: Sequence[str] = (),
     ) -> None:
         """Raises ValueError for revoked keys that are neither keys nor ids."""
         self.keys = [key.encode() for key in api_keys]
         self.secret_key = secret_key
         self.revoked = keys.revoked_ids(revoked_keys)
         self.open = not self.keys and not self.secret_key
+        names = list(forward_headers)
+        if self.open:
+            names += ["authorization", *CLIENT_HEADERS]
+        self.forwarded = [(name.lower().encode(), name.lower()) for name in dict.fromkeys(names)]
 
     def identify(self, context: RequestContext) -> str | APIError:
         """The identity of a request: "user:NAME", "key:KEY", "open:KEY" or ""; an APIError 401 for a wrong key.
@@ -54,20 +73,19 @@ class Authenticator:
         message = f"Incorrect API key provided: {masked(key)}."
         return APIError(401, message, code="invalid_api_key", headers=BEARER)
 
-    def upstream_authorization(self, context: RequestContext) -> str:
-        """The client's own Authorization (or api-key), if it is not meant for this server; else ""."""
-        if not self.open:
-            return ""
-        authorization = context.header(b"authorization")
+    def upstream_headers(self, context: RequestContext) -> dict[str, str]:
+        """The client's headers that may go to the upstream.
+
+        On an open server the client's key is meant for the upstream, and takes CLIENT_HEADERS along. Headers that
+        FORWARD_HEADERS names always go.
+        """
+        found: dict[str, str] = {}
+        headers = context.request_headers
+        for name, text in self.forwarded:
+            value = headers.get(name)
+            if value is not None:
+                found[text] = value.decode("latin-1")
         key = context.header(b"api-key")
-        if not authorization and key:
-            return f"Bearer {key}"
-        return authorization
-
-
-def owner_id(identity: str) -> str:
-    """The owner of stored completions for an identity. The store sees no key."""
-    kind, _, key = identity.partition(":")
-    if kind not in ("key", "open"):
-        return identity
-    return f"{kind}:{sha256(key.encode('latin-1')).hexdigest()[:32]}"
+        if self.open and key and "authorization" not in found:
+            found["authorization"] = f"Bearer {key}"
+        return found

@@ -41,6 +41,7 @@ class RequestContext:
         "request_headers",
         "scope",
         "send_start",
+        "sends",
         "started",
         "status",
     )
@@ -58,6 +59,7 @@ class RequestContext:
         self.started = time.perf_counter()
         self.first_byte = 0.0
         self.status = 0
+        self.sends = 0  # bodies sent, for the heartbeat
         self.error = ""
         self.key = ""  # the client's key, once it is verified
         self.info: ResponseInfo | None = None

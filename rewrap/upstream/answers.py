@@ -6,11 +6,18 @@ Does not know shapes or Deltas. Raises APIError (too large), TimeoutError, Value
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
+import httpx
 import orjson
 
 from rewrap.eventloop import running_loop
-from rewrap.types import Limits, Reply
-from rewrap.upstream.errors import TOO_LARGE, bad_gateway
+from rewrap.types import APIError, Limits, Reply, Shape, UpstreamRejection
+from rewrap.upstream import lenient
+from rewrap.upstream.errors import (
+    TOO_LARGE,
+    bad_gateway,
+    forwardable_headers,
+    rejection_in_body,
+)
 from rewrap.upstream.framing import (
     Decoder,
     Event,
@@ -21,6 +28,9 @@ from rewrap.upstream.framing import (
     framing,
     is_json,
 )
+
+ERROR_SECONDS = 5.0  # to read the body of an error
+ERROR_LIMITS = Limits(reply_bytes=65_536)
 
 
 @dataclass(slots=True)
@@ -69,9 +79,7 @@ class Answer:
         reply = self.reply
 
         async def more(started: bool) -> bytes:
-            if started:
-                stall = running_loop().time() + self.limits.stall
-                reply.deadline = min(self.deadline, stall)
+            reply.deadline = self.next_deadline()
             return await reply.read()
 
         kind, first = await framing(reply.headers, more, known_framing if self.stream else "auto")
@@ -89,25 +97,30 @@ class Answer:
             body = body.decode(encoding, "replace").encode()
         return parsed(body, text=kind != "json")
 
+    def next_deadline(self) -> float:
+        """The loop time by which the next bytes have to come."""
+        if not self.stream:
+            return self.deadline
+        return running_loop().time() + self.limits.stall
+
     async def events(self, opened: StreamedReply) -> AsyncGenerator[Event, None]:
         """The events of the answer. For a client without a stream they are bounded in time and size."""
         loop = running_loop()
         reply = self.reply
-        deadline = float("inf") if self.stream else self.deadline
         remaining = float("inf") if self.stream else self.limits.reply_bytes
         data = opened.first or await reply.read()
         while True:
             remaining -= len(data)
             if remaining < 0:
                 raise bad_gateway(TOO_LARGE, "too large", self.failure_status)
-            if loop.time() > deadline:  # every read may be in time, and the answer still too slow
-                raise TimeoutError
+            if not self.stream and loop.time() > self.deadline:
+                raise TimeoutError  # bytes that are there already are read without a wait
             events = opened.decoder.feed(data) if data else opened.decoder.close()
             for event in events:
                 yield event
-                reply.deadline = min(deadline, loop.time() + self.limits.stall)
             if not data:
                 return
+            reply.deadline = self.next_deadline()
             data = await reply.read()
 
 
@@ -115,13 +128,12 @@ async def read_whole(
     reply: Reply, limits: Limits, deadline: float, failure_status: int, first: bytes = b""
 ) -> bytes:
     """A body to its end, bounded by the size of a reply and by `deadline` (loop time)."""
-    loop = running_loop()
+    reply.deadline = deadline
     parts = [first]
     size = len(first)
     while True:
         if size > limits.reply_bytes:
             raise bad_gateway(TOO_LARGE, "too large", failure_status)
-        reply.deadline = min(deadline, loop.time() + limits.stall)
         data = await reply.read()
         if not data:
             return b"".join(parts)
@@ -129,11 +141,26 @@ async def read_whole(
         size += len(data)
 
 
+async def read_rejection(reply: Reply, shape: Shape) -> UpstreamRejection:
+    """The error of an answer with a status other than 2xx, with its text if that can be read."""
+    deadline = min(reply.deadline, running_loop().time() + ERROR_SECONDS)
+    try:
+        body = await read_whole(reply, ERROR_LIMITS, deadline, 502)
+    except (httpx.HTTPError, TimeoutError, APIError, ValueError):
+        body = b""
+    try:
+        rejection = shape.rejection(reply.status, orjson.loads(body))
+    except ValueError:
+        rejection = rejection_in_body(reply.status, body)
+    rejection.headers = forwardable_headers(reply.headers)
+    return rejection
+
+
 def parsed(body: bytes, *, text: bool) -> StreamedReply | WholeReply:
     """A JSON value, lines of JSON, or a text if that may be a reply. Raises ValueError."""
     try:
-        return WholeReply(orjson.loads(body))
-    except orjson.JSONDecodeError:
+        return WholeReply(lenient.loads(body))
+    except ValueError:
         lines = [line for line in body.split(b"\n") if line.strip()]
         if len(lines) > 1 and all(is_json(line) for line in lines):
             return StreamedReply(NDJSONDecoder(len(body) + 1), body)

@@ -5,17 +5,22 @@ httpx's own for the probe. Does not know chats, shapes or errors for clients.
 """
 
 import asyncio
+import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
 import httpx
 
+from rewrap import __version__
 from rewrap.types import Reply
 
-COMMON_HEADERS = {"accept-encoding": "identity", "user-agent": "rewrap"}
+USER_AGENT = f"rewrap/{__version__}"
+UNPRINTABLE = re.compile(r"[^ -~]")
+LIST_CHARACTERS = 1000
+ACCEPT_ENCODING = {"accept-encoding": "identity"}
 
 
 @runtime_checkable
@@ -83,7 +88,7 @@ class Client(httpx.AsyncClient):
     def target(self, method: str, url: str, headers: Mapping[str, str]) -> object:
         """The constant part of all requests to a URL: made once. Raises httpx.InvalidURL, httpx.HTTPError."""
         lower = {name.lower(): value for name, value in headers.items()}
-        merged = COMMON_HEADERS | lower
+        merged = ACCEPT_ENCODING | lower
         address = httpx.URL(url)
         if address.userinfo and "authorization" not in merged:
             credentials = b64encode(unquote_to_bytes(address.userinfo)).decode()
@@ -108,6 +113,26 @@ class Client(httpx.AsyncClient):
         )
         async with asyncio.timeout_at(deadline):
             return HTTPXReply(await self.send(request, stream=True), deadline)
+
+
+def slash_redirect(url: str, status: int, headers: Mapping[bytes, bytes]) -> str:
+    """The address that a 307 or 308 names, if it differs from `url` by a last slash alone; else ""."""
+    if status not in (307, 308):
+        return ""
+    try:
+        location = httpx.URL(url).join(headers.get(b"location", b"").decode("ascii"))
+    except (ValueError, httpx.InvalidURL):
+        return ""
+    here = httpx.URL(url)
+    same_path = location.path.rstrip("/") == here.path.rstrip("/")
+    if not same_path or location.copy_with(path="/") != here.copy_with(path="/"):
+        return ""
+    return str(location)
+
+
+def header_list(names: Sequence[str]) -> bytes:
+    """Names for a header. They are the client's: bounded and printable."""
+    return UNPRINTABLE.sub("?", ", ".join(names))[:LIST_CHARACTERS].encode()
 
 
 def header_lines(headers: Mapping[str, str]) -> bytes:

@@ -1,4 +1,7 @@
-"""Deltas of any backend, checked and cut before a rendering takes them. Imports types alone."""
+"""Deltas of any backend, checked and cut before a rendering takes them.
+
+Imports types and tool calls.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -32,7 +35,7 @@ class DeltaNormalizer:
 
 
 def check_depth(delta: Delta) -> None:
-    """Raises ValueError if a Delta is nested too deeply for JSON: it stands eight levels down in an answer."""
+    """Raises ValueError if a Delta is nested too deeply: it is eight levels down in an answer."""
     try:
         orjson.dumps([[[[[[[[delta.fields, delta.logprobs, delta.usage]]]]]]]])
     except TypeError:
@@ -40,7 +43,10 @@ def check_depth(delta: Delta) -> None:
 
 
 def in_portions(delta: Delta) -> Iterator[Delta]:
-    """A whole text in pieces that one send may hold. Fields come before the text, tool calls and the end after it."""
+    """A whole text in pieces that one send may hold.
+
+    Fields come before the text, tool calls and the end after it.
+    """
     if len(delta.content) <= PORTION_CHARACTERS or delta.logprobs is not None:
         yield delta
         return

@@ -1,15 +1,17 @@
 """Failures of upstreams as errors for the client. This is the only place that translates them.
 
-Source of the statuses: OpenAI's own (429 and 503 with Retry-After), and what clients retry (408, 409, 429, 5xx).
+An upstream's own error keeps its status, its message and every member; secrets of this server are taken out, and the size is
+bounded. Source of the statuses: OpenAI's own, and the statuses that clients retry (408, 409, 429, 5xx).
 """
 
 import re
 from collections.abc import Mapping, Sequence
 
 import httpx
+import orjson
 
 from rewrap.redaction import redacted
-from rewrap.types import APIError, Headers, UpstreamRejection
+from rewrap.types import APIError, Headers, JSONObject, UpstreamRejection
 
 FAILED = "The chat backend failed to answer."
 TOO_LARGE = "The chat backend's answer is too large."
@@ -18,13 +20,17 @@ NO_REPLY = "The chat backend gave no reply."
 CUT_SHORT = "The chat backend broke off."
 BUSY = "The chat backend is busy."
 REJECTED = "The chat backend refused the request."
+REDIRECTED = "The chat backend redirects to another path: check its address."
 
 UPSTREAM_ERRORS = (httpx.HTTPError, TimeoutError, ValueError)
-OVERLOADED_STATUSES = (503, 529)  # 529 is Anthropic's
 RETRY_IN_A_SECOND: Headers = [(b"retry-after", b"1")]
 DO_NOT_RETRY: Headers = [(b"x-should-retry", b"false")]
-MESSAGE_CHARACTERS = 2000
-MEMBER_CHARACTERS = 200
+MESSAGE_CHARACTERS = 4000
+LOGGED_CHARACTERS = 300
+TRACEBACK = "Traceback (most recent call last)"
+ERROR_BYTES = 16_384  # of all members of an error
+ERROR_DEPTH = 20
+DETAILS = 20  # items of a list of errors
 
 
 def bad_gateway(message: str, reason: str, failure_status: int = 502) -> APIError:
@@ -51,89 +57,211 @@ def upstream_error(exc: Exception, failure_status: int = 502) -> APIError:
     return bad_gateway(FAILED, type(exc).__name__, failure_status)
 
 
+# An upstream's own errors.
+
+
 def rejection_error(
     rejection: UpstreamRejection,
     secrets: Sequence[str],
     *,
     own_key: bool,
+    transparent: bool = False,
     failure_status: int = 502,
 ) -> APIError:
     """The error for an upstream's error answer.
 
     `own_key`: the request carried a key of this server, or none. A 401 is then a wrong configuration, not a wrong request.
+    `transparent`: a 5xx with a message keeps its status, as from an OpenAI-compatible upstream.
     """
-    status = rejection.status
-    message = redacted(rejection.message, secrets)[:MESSAGE_CHARACTERS]
-    members = {
-        name: redacted(text, secrets)[:MEMBER_CHARACTERS]
-        for name, text in rejection.members.items()
-    }
-    type = members.get("type", "")
-    param = members.get("param")
-    code = members.get("code", "")
+    status = rejection.status or failure_status
     reason = f"upstream: {status}"
-    if status == 429:
-        return APIError(
-            429,
-            message or BUSY,
-            type=type or "requests",
-            param=param,
-            code=code or "rate_limit_exceeded",
-            headers=rejection.headers,
-            reason=reason,
-        )
-    if status in OVERLOADED_STATUSES:
-        return APIError(
-            503,
-            BUSY,
-            type=type or "requests",
-            param=param,
-            code=code or "unavailable",
-            headers=rejection.headers,
-            reason=reason,
-        )
-    if status in (400, 404, 413, 422) or (status in (401, 403) and not own_key):
-        return APIError(
-            status,
-            message or REJECTED,
-            type=type or "invalid_request_error",
-            param=param,
-            code=code or None,
-            reason=reason,
-        )
-    if status == 504:
+    if 300 <= status < 400:
+        return configuration_error(REDIRECTED, reason, failure_status)
+    if status == 401 and own_key:
+        return configuration_error(FAILED, reason, failure_status)
+    error = without_secrets(rejection.error, secrets)
+    if status == 504 and not has_message(error):
         return too_slow(reason)
-    error = bad_gateway(FAILED, reason, failure_status)
-    if status < 500 and status not in (408, 409):  # a wrong configuration: a retry does not help
-        error.headers = DO_NOT_RETRY
+    if status == 529:  # Anthropic's 503
+        status = 503
+    kept = transparent and has_message(error)
+    if status >= 500 and status not in (503, 504) and not kept:
+        status = failure_status
+    defaults = default_members(status)
+    members = defaults | {name: value for name, value in error.items() if value or value == 0}
+    return APIError(
+        status,
+        str(members["message"]),
+        type=str(members["type"]),
+        headers=rejection.headers,
+        reason=reason,
+        error=members,
+    )
+
+
+def reason_of(rejection: UpstreamRejection, secrets: Sequence[str]) -> str:
+    """The upstream's message for the log: redacted and bounded."""
+    message = without_secrets(rejection.error, secrets).get("message")
+    return str(message or "")[:LOGGED_CHARACTERS]
+
+
+def configuration_error(message: str, reason: str, failure_status: int) -> APIError:
+    """The error for a wrong setting of this server. A retry does not help."""
+    error = bad_gateway(message, reason, failure_status)
+    error.headers = DO_NOT_RETRY
     return error
+
+
+def default_members(status: int) -> JSONObject:
+    """OpenAI's members for those that an upstream's error lacks."""
+    if status == 429:
+        return members_of(BUSY, "requests", "rate_limit_exceeded")
+    if status == 503:
+        return members_of(BUSY, "server_error", "unavailable")
+    if status >= 500:
+        return members_of(FAILED, "upstream_error", "bad_gateway")
+    return members_of(REJECTED, "invalid_request_error", None)
+
+
+def members_of(message: str, type: str, code: str | None) -> JSONObject:
+    return {"message": message, "type": type, "param": None, "code": code}
+
+
+def has_message(error: JSONObject) -> bool:
+    return isinstance(error.get("message"), str) and bool(error["message"])
+
+
+def without_secrets(error: JSONObject, secrets: Sequence[str]) -> JSONObject:
+    """An error with redacted texts. Members beside OpenAI's four are left out if all of them are too large."""
+    clean = redacted_value(error, secrets, ERROR_DEPTH)
+    assert isinstance(clean, dict)
+    message = clean.get("message")
+    if isinstance(message, str):
+        clean["message"] = message.partition(TRACEBACK)[0].strip()[:MESSAGE_CHARACTERS]
+    elif message is not None:
+        clean["message"] = orjson.dumps(message).decode()[:MESSAGE_CHARACTERS]
+    if len(orjson.dumps(clean)) <= ERROR_BYTES:
+        return clean
+    texts = {name: clean.get(name) for name in ("message", "type", "param", "code")}
+    return {
+        name: text[:200] if name != "message" else text
+        for name, text in texts.items()
+        if isinstance(text, str)
+    }
+
+
+def redacted_value(value: object, secrets: Sequence[str], depth: int) -> object:
+    """A JSON value whose texts contain no secrets; null below `depth` levels."""
+    if isinstance(value, str):
+        return redacted(value, secrets)
+    if isinstance(value, (dict, list)) and not depth:
+        return None
+    if isinstance(value, dict):
+        return {
+            redacted(name, secrets): redacted_value(member, secrets, depth - 1)
+            for name, member in value.items()
+        }
+    if isinstance(value, list):
+        return [redacted_value(item, secrets, depth - 1) for item in value]
+    return value
+
+
+def rejection_in_success(error: object) -> UpstreamRejection:
+    """The failure in an answer with status 200, or in mid-stream: an object, or a text."""
+    members: JSONObject = error if isinstance(error, dict) else {"message": error}
+    if not isinstance(members.get("message"), str):
+        members = {name: value for name, value in members.items() if name != "message"}
+    return UpstreamRejection(status_in(members), error=members)
+
+
+def rejection_in_body(status: int, body: bytes) -> UpstreamRejection:
+    """The error in the body of an error answer, in any form."""
+    try:
+        value: object = orjson.loads(body)
+    except ValueError:
+        text = body.decode("utf-8", "replace").strip()
+        # A page for people is not a message.
+        return UpstreamRejection(status, "" if text.startswith("<") else text)
+    return UpstreamRejection(status, error=error_in(value))
+
+
+def error_in(value: object) -> JSONObject:
+    """The error object in an upstream's JSON; {} if there is none.
+
+    {"error": {...}}       OpenAI              [{"error": {...}}]           Gemini
+    {"error": "text"}      LM Studio, Ollama   {"detail": "text" or [...]}  FastAPI
+    {"message": "text"}    Mistral, vLLM       {"errors": [...]}            Cloudflare
+    """
+    if isinstance(value, list):
+        return error_in(value[0]) if value else {}
+    if isinstance(value, str):
+        return {"message": value}
+    if not isinstance(value, dict):
+        return {}
+    error = value.get("error")
+    if isinstance(error, dict):
+        return with_message(error)
+    others = {name: member for name, member in value.items() if name != "error"}
+    if isinstance(error, str) and error:
+        if not has_message(others):
+            return others | {"message": error}
+        return others | {"code": error}
+    return with_message(value)
+
+
+def with_message(error: JSONObject) -> JSONObject:
+    """An error whose message may stand under another name."""
+    if has_message(error):
+        return error
+    for name in ("detail", "details", "errors", "error_message", "msg", "title", "reason"):
+        text = text_in(error.get(name))
+        if text:
+            return error | {"message": text}
+    return error
+
+
+def text_in(value: object) -> str:
+    """The message in a text, an object, or a list of them: FastAPI's `[{"loc": [...], "msg": "..."}]`."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return "; ".join(filter(None, [text_in(item) for item in value[:DETAILS]]))
+    if not isinstance(value, dict):
+        return ""
+    text = next(
+        (
+            value[name]
+            for name in ("msg", "message", "detail", "error")
+            if isinstance(value.get(name), str)
+        ),
+        "",
+    )
+    place = value.get("loc")
+    if text and isinstance(place, list):
+        return f"{'.'.join(map(str, place[:DETAILS]))}: {text}"
+    return text
 
 
 STATUS_OF_CODE = {
     "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
     "context_length_exceeded": 400,
     "content_filter": 400,
+    "model_not_found": 404,
 }
 
 
-def rejection_in_success(error: object) -> UpstreamRejection:
-    """The failure in an answer with status 200, or in mid-stream: `{"message", "type", "param", "code"}`, or a text."""
-    members = error if isinstance(error, dict) else {"message": error}
-    message = members.get("message")
-    texts = {
-        name: str(members[name])
-        for name in ("type", "param", "code")
-        if isinstance(members.get(name), str)
-    }
-    text = message if isinstance(message, str) else ""
-    return UpstreamRejection(status_in(members.get("code")), text, **texts)
-
-
-def status_in(code: object) -> int:
-    """The HTTP status that an error's code means."""
-    if isinstance(code, int) and 400 <= code < 600:
-        return code
-    return STATUS_OF_CODE.get(str(code), 502)
+def status_in(error: JSONObject) -> int:
+    """The HTTP status that an error means: its `code` or `status`, as a number or as OpenAI's word; 0 if it has none."""
+    for name in ("code", "status", "status_code"):
+        code = error.get(name)
+        if isinstance(code, str) and code.isdecimal() and len(code) == 3:
+            code = int(code)
+        if isinstance(code, int) and 400 <= code < 600:
+            return code
+        if isinstance(code, str) and code in STATUS_OF_CODE:
+            return STATUS_OF_CODE[code]
+    return 0
 
 
 FORWARDABLE_NAMES = frozenset(

@@ -16,6 +16,8 @@ MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 USAGE = re.compile(rb'"usage":\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 FINISHED = re.compile(rb'"finish_reason":\s*"[^"]')
 DONE_EVENT = b"data: [DONE]\n\n"
+COMMENT = re.compile(rb"^:[^\r\n]*", re.MULTILINE)
+DATA = re.compile(rb"^data", re.MULTILINE)
 
 
 class ModelAlias:
@@ -31,20 +33,19 @@ class ModelAlias:
 class RelayStream:
     """Passes on an upstream's stream: `feed` takes the bytes of a read and returns bytes for the client.
 
-    A cut event never reaches the client, because an event waits until it is whole. Events are not parsed, except those that
-    contain `error` or have an unusual form: a relayed chunk costs 2 µs. Before the first delta the events are held back, because
-    the status of the answer can still change.
+    A cut event never reaches the client, because an event waits until it is whole. Events in the usual form (`data: {...}`
+    and a blank line) pass untouched and unparsed: a relayed chunk costs 2 µs. Other forms are rewritten to that one, because
+    naive clients cannot read them. Comments pass at once. Other events before the first delta are held back, because the
+    status of the answer can still change.
 
     Attributes after each `feed`:
         started  the reply has its first delta
-        alive    this read had an event of the reply (comments alone are none)
         done     the upstream ended the stream
         failure  the error event that follows the returned bytes
     """
 
     __slots__ = (
         "alias",
-        "alive",
         "done",
         "event_bytes",
         "failure",
@@ -70,7 +71,6 @@ class RelayStream:
         self.held: list[bytes] = []
         self.held_bytes = 0
         self.started = False
-        self.alive = False
         self.done = False
         self.failure: UpstreamRejection | None = None
         # The end of a stream (usage, finish_reason, [DONE]) may stand in three reads.
@@ -80,26 +80,21 @@ class RelayStream:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes that the client gets now; b"" if there are none yet. Raises APIError, UnicodeDecodeError."""
-        self.alive = False
         if self.unfinished or not data.endswith(b"\n\n"):
             data = self.whole_events(data)
             if not data:
                 return b""
         if not data.isascii():
             data.decode()  # the client's reader would fail, too
-        if b'"error"' in data or not is_plain_events(data):
-            data = self.before_failure(data)
+        if b'"error"' in data or b"[DONE]" in data or not is_plain_events(data):
+            data = self.rewritten(data)
         if not self.started:
             data = self.from_first_delta(data)
         if not data:
             return b""
-        if data.startswith(b"data:") or b"data:" in data:
-            self.alive = True
         self.second_previous = self.previous
         self.previous = self.recent
         self.recent = data
-        if data.endswith(b"[DONE]\n\n") or data.rstrip().endswith(b"[DONE]"):
-            self.done = True
         if self.alias is not None:
             return self.alias(data)
         return data
@@ -117,25 +112,42 @@ class RelayStream:
             raise bad_gateway(TOO_LARGE, "event too large", self.failure_status)
         return data[:end]
 
-    def before_failure(self, data: bytes) -> bytes:
-        """The events before the first error event, which becomes `failure`."""
-        found = failed_event(data)
-        if found is None:
-            return data
-        start, self.failure = found
-        return data[:start]
+    def rewritten(self, data: bytes) -> bytes:
+        """Events in the usual form, up to [DONE] or the first failure. Comments stay; data that is no object is left out."""
+        parts: list[bytes] = []
+        start = 0
+        for end in EVENT_END.finditer(data):
+            block = data[start : end.end()]
+            start = end.end()
+            comments = COMMENT.findall(block)
+            if comments:
+                parts.append(b"\n".join(comments) + b"\n\n")
+            for name, event in SSEDecoder(len(block)).feed(block):
+                event = event.strip()
+                if event == b"[DONE]":
+                    self.done = True
+                    parts.append(DONE_EVENT)
+                    return b"".join(parts)
+                self.failure = rejection_of(name, event)
+                if self.failure is not None:
+                    return b"".join(parts)
+                if event.startswith(b"{"):
+                    parts.append(b"data: " + event.replace(b"\n", b" ") + b"\n\n")
+        return b"".join(parts)
 
     def from_first_delta(self, data: bytes) -> bytes:
-        """All events so far, once there is a delta; b"" before. Raises APIError if the stream ends without one."""
+        """All events so far, once there is a delta. Before, comments alone. Raises APIError if the stream ends without one."""
         if b'"delta"' in data:
             self.started = True
             data = b"".join([*self.held, data])
             self.held = []
             return data
+        if data and not DATA.search(data):
+            return data
         self.held.append(data)
         self.held_bytes += len(data)
-        if DONE.search(data):
-            self.done = True
+        if self.failure is not None:
+            return b""
         if self.done or self.held_bytes > self.event_bytes:
             raise bad_gateway(NO_REPLY, "no chunk", self.failure_status)
         return b""
@@ -144,15 +156,13 @@ class RelayStream:
         """The bytes that complete the stream at its end. Raises APIError if the upstream cut it short."""
         if not self.started:
             raise bad_gateway(NO_REPLY, "no chunk", self.failure_status)
-        if DONE.match(self.unfinished):
-            return self.unfinished.strip() + b"\n\n"
-        tail = self.tail()
-        done = DONE.search(tail, max(0, len(tail) - 200)) is not None
-        finished = self.one_choice and FINISHED.search(tail) is not None
-        if self.unfinished.strip() or not (done or finished):
-            raise bad_gateway(CUT_SHORT, "no [DONE]", self.failure_status)
-        if done:
+        if self.done:
             return b""
+        if DONE.match(self.unfinished):
+            return DONE_EVENT
+        finished = self.one_choice and FINISHED.search(self.tail()) is not None
+        if self.unfinished.strip() or not finished:
+            raise bad_gateway(CUT_SHORT, "no [DONE]", self.failure_status)
         return DONE_EVENT
 
     def usage(self) -> JSONObject | None:
@@ -169,19 +179,6 @@ class RelayStream:
         return self.second_previous + self.previous + self.recent
 
 
-def failed_event(data: bytes) -> tuple[int, UpstreamRejection] | None:
-    """The place of the first event that is an error, or not an event of a chat completion."""
-    start = 0
-    for end in EVENT_END.finditer(data):
-        decoder = SSEDecoder(len(data))
-        for name, event in decoder.feed(data[start : end.end()]):
-            rejection = rejection_of(name, event.strip())
-            if rejection is not None:
-                return start, rejection
-        start = end.end()
-    return None
-
-
 def rejection_of(name: str, event: bytes) -> UpstreamRejection | None:
     """The error in one event, if it is one. Raises ValueError if it looks like one and is not JSON."""
     is_object = event.startswith(b"{")
@@ -191,19 +188,24 @@ def rejection_of(name: str, event: bytes) -> UpstreamRejection | None:
             return rejection_in_success(error)
     if name == "error":
         return rejection_in_success({})
-    if event and event != b"[DONE]" and not (is_object and event.endswith(b"}")):
+    if is_object and not event.endswith(b"}"):
         return UpstreamRejection(502)
     return None
 
 
-def is_plain_completion(value: object) -> bool:
-    """Whether every choice has a text, as most completions have. The shape decides about others."""
-    choices = value.get("choices") if isinstance(value, dict) else None
+def is_completion(value: JSONObject) -> bool:
+    """Whether every choice has a message with a text, another member, or a reason to end."""
+    choices = value.get("choices")
     if not isinstance(choices, list) or not choices:
         return False
-    return all(has_text(choice) for choice in choices)
+    return all(is_answered(choice) for choice in choices)
 
 
-def has_text(choice: object) -> bool:
+def is_answered(choice: object) -> bool:
     message = choice.get("message") if isinstance(choice, dict) else None
-    return isinstance(message, dict) and isinstance(message.get("content"), str)
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        return False
+    content = message.get("content")
+    if isinstance(content, (str, list)) or choice.get("finish_reason"):
+        return True
+    return any(value for name, value in message.items() if name not in ("role", "content"))

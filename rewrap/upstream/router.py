@@ -5,13 +5,15 @@ Imports types alone.
 
 import logging
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
+from rewrap.redaction import safe_address
 from rewrap.types import (
+    NO_HEADERS,
     APIError,
     Backend,
     ChatRequest,
@@ -69,7 +71,17 @@ class ModelRouter:
             return "default"
         return patterns[0]
 
-    async def models(self, authorization: str) -> list[JSONObject]:
+    @property
+    def summary(self) -> str:
+        """Each backend with its address and its patterns, for the line at the start."""
+        rows: list[str] = []
+        for row in self.rows:
+            url = getattr(row.backend, "url", "")
+            place = f" at {safe_address(url)}" if url else ""
+            rows.append(f"{row.backend.name}{place} for {', '.join(row.patterns)}")
+        return "; ".join(rows)
+
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """The names in the file, and those names of each backend's list that it serves. Raises APIError if there are none."""
         cards: dict[str, JSONObject] = {}
         failure: APIError | None = None
@@ -80,7 +92,7 @@ class ModelRouter:
             if len(names) == len(row.patterns):
                 continue
             try:
-                listed = await row.backend.models(authorization)
+                listed = await row.backend.models(client_headers)
             except APIError as error:
                 log.warning("backend %s: no list of models (%s)", row.backend.name, error.reason)
                 failure = error
@@ -102,8 +114,10 @@ class ModelRouter:
             info.backend = backend.name
             info.headers = []
             info.usage = None
-            if request.authorization and origin(backend) != origin(picked):
-                request = replace(request, authorization="")  # the key is for the first provider
+            if request.client_headers and origin(backend) != origin(picked):
+                request = replace(
+                    request, client_headers=NO_HEADERS
+                )  # they are for the first provider
             async with aclosing(backend.stream(request, info)) as deltas:
                 try:
                     first = await anext(deltas, None)
@@ -124,7 +138,10 @@ class ModelRouter:
 
 def can_fall_back(error: APIError) -> bool:
     """Whether another backend may succeed."""
-    return error.status >= 500 or error.status == 429
+    if error.status in (402, 429) or error.status >= 500:
+        return True
+    code = (error.error or {}).get("code", error.code)
+    return error.status == 404 and code == "model_not_found"
 
 
 def origin(backend: Backend) -> Hashable:

@@ -1,65 +1,104 @@
-"""Calls of tools, in the form that clients know, whichever way an upstream numbers and names them. Imports nothing of ours."""
+"""Tool calls in OpenAI's form, however an upstream numbers and names them. Imports types alone."""
 
-from typing import Any
 from uuid import uuid4
 
 import orjson
 
+from rewrap.types import JSONObject
+
+MAXIMUM_INDEX = 1000
+
 
 class ToolCallNormalizer:
-    """The calls of one reply, whole or in pieces; each has an `index` in its choice, and at first an `id` and a `type`.
+    """Normalizes the tool calls of one reply, whole or in pieces.
 
-    A piece belongs to the call of its id, or else of its index. Some upstreams send no index, or 0 for each call: a name with an
-    id that is new begins another call. Arguments are a JSON string. Raises ValueError for what is no call.
+    A piece belongs to the call with its id, or else to the call with its index. Some upstreams
+    send no index, or 0 for each call: a name with a new id starts another call. The first piece
+    of a call has an id and a type, and all have an index. Arguments are a JSON string.
     """
 
     def __init__(self) -> None:
-        self.ids: dict[int, list[str]] = {}  # of each choice, by index
+        self.choices: dict[int, CallIndex] = {}
 
-    def __call__(self, choice: int, calls: Any) -> list[dict[str, Any]]:
-        ids = self.ids.setdefault(choice, [])
-        return [self.placed(ids, call) for call in (calls if isinstance(calls, list) else [calls])]
+    def __call__(self, choice: int, calls: object) -> list[JSONObject]:
+        """The pieces in `calls`, a list or one piece.
 
-    def placed(self, ids: list[str], call: Any) -> dict[str, Any]:
-        if not isinstance(call, dict):
-            raise ValueError("a call of a tool is no object")
-        function = call["function"] if isinstance(call.get("function"), dict) else {}
-        id = call["id"] if isinstance(call.get("id"), str) else ""
-        index = (
-            call["index"]
-            if isinstance(call.get("index"), int) and 0 <= call["index"] < MOST
-            else None
-        )
-        taken = index is not None and index < len(ids) and bool(ids[index])
-        begins = bool(function.get("name")) and not (id in ids if id else taken)
-        if id and id in ids:
-            index = ids.index(id)
-        elif begins and (index is None or taken):
-            index = len(ids)
-        elif index is None:
-            index = max(len(ids) - 1, 0)
-        ids += [""] * (index + 1 - len(ids))
-        known: dict[str, Any] = {"index": index}
-        if not ids[index]:
-            ids[index] = id or f"call_{uuid4().hex}"
-            known |= {"id": ids[index], "type": "function"}
-        elif id:
-            known["id"] = id
-        known |= {
-            name: value
-            for name, value in call.items()
-            if value is not None and name not in ("id", "index")
-        }
-        arguments = function.get("arguments")
-        if arguments is not None and not isinstance(arguments, str):
-            known["function"] = function | {"arguments": written(arguments)}
-        return known
+        Raises ValueError for a value that is no tool call.
+        """
+        index = self.choices.setdefault(choice, CallIndex())
+        pieces = calls if isinstance(calls, list) else [calls]
+        return [normalized(piece, index) for piece in pieces]
 
 
-MOST = 1000  # calls of a reply
+class CallIndex:
+    """The ids of the tool calls of one choice, by index.
+
+    "" stands for a call whose first piece has not come.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+        self.index_of: dict[str, int] = {}
+
+    def place(self, id: str, index: int | None, name: object) -> int:
+        """The index of the call that a piece belongs to."""
+        if id in self.index_of:
+            return self.index_of[id]
+        taken = index is not None and index < len(self.ids) and bool(self.ids[index])
+        starts_call = bool(name) and (bool(id) or not taken)
+        if starts_call and (index is None or taken):
+            return len(self.ids)
+        if index is not None:
+            return index
+        return max(len(self.ids) - 1, 0)
+
+    def known(self, index: int) -> bool:
+        return index < len(self.ids) and bool(self.ids[index])
+
+    def add(self, index: int, id: str) -> None:
+        self.ids += [""] * (index + 1 - len(self.ids))
+        self.ids[index] = id
+        self.index_of[id] = index
 
 
-def written(value: Any) -> str:
+def normalized(piece: object, calls: CallIndex) -> JSONObject:
+    """One piece with its index. Raises ValueError."""
+    if not isinstance(piece, dict):
+        raise ValueError("a tool call is no object")
+    function = piece.get("function")
+    if not isinstance(function, dict):
+        function = {}
+    id = piece.get("id")
+    id = id if isinstance(id, str) else ""
+    index = calls.place(id, sent_index(piece), function.get("name"))
+    members = {
+        name: value
+        for name, value in piece.items()
+        if value is not None and name not in ("id", "index")
+    }
+    result: JSONObject = {"index": index}
+    if not calls.known(index):
+        id = id or f"call_{uuid4().hex}"
+        calls.add(index, id)
+        result |= {"id": id, "type": "function"}
+    elif id:
+        result["id"] = id
+    arguments = function.get("arguments")
+    if arguments is not None and not isinstance(arguments, str):
+        members["function"] = function | {"arguments": json_text(arguments)}
+    return result | members
+
+
+def sent_index(piece: JSONObject) -> int | None:
+    """The upstream's own index, if it can be used."""
+    index = piece.get("index")
+    if isinstance(index, int) and 0 <= index < MAXIMUM_INDEX:
+        return index
+    return None
+
+
+def json_text(value: object) -> str:
+    """Raises ValueError for a value that JSON cannot hold."""
     try:
         return orjson.dumps(value).decode()
     except TypeError:

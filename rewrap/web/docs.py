@@ -46,15 +46,6 @@ THEME = {
     "gradient": "from-blue-500/10 to-gray-50",
 }
 
-WEBSOCKET_NOTE = {
-    "websocket": False,
-    "message": "There are no websockets in this version: replies are streamed over HTTP.",
-    "instead": {
-        "POST /v1/chat/completions": 'with "stream": true: server-sent events for the OpenAI SDKs',
-        "POST /ask": "plain text in pieces, for the AI SDK's useChat with streamProtocol 'text'",
-    },
-}
-
 
 def docs_routes(document: JSONObject, *, assets: str, theme: Mapping[str, str]) -> list[Route]:
     """`GET /openapi.json`, `/docs` and `/redoc`.

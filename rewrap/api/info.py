@@ -1,0 +1,89 @@
+"""The routes about the server itself: models, health, and information for pages. Does not know backends."""
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from rewrap import __version__
+from rewrap.api.stored import JSONResponse
+from rewrap.types import APIError, JSONObject, no_such_model
+
+DESCRIPTION = "Any chat URL as an OpenAI API"
+HEALTH = {"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__}
+WEBSOCKET_NOTE = {
+    "websocket": False,
+    "message": "This version has no websockets: replies are streamed over HTTP.",
+    "instead": {
+        "POST /v1/chat/completions": 'with "stream": true: server-sent events, as the OpenAI SDKs read them',
+        "POST /ask": "plain text in pieces, as the AI SDK's useChat reads it with streamProtocol 'text'",
+    },
+}
+
+Cards = Callable[[Request], Awaitable[list[JSONObject]]]
+
+
+class InfoRoutes:
+    """`cards` gives the model cards for an admitted client, `public_cards` those that any client may see.
+
+    Both raise APIError.
+    """
+
+    def __init__(
+        self,
+        cards: Cards,
+        public_cards: Cards,
+        backends: Sequence[str],
+        theme: dict[str, str],
+    ) -> None:
+        self.cards = cards
+        self.public_cards = public_cards
+        self.backends = backends
+        self.theme = theme
+
+    def routes(self) -> list[BaseRoute]:
+        return [
+            Route("/models", self.models),
+            Route("/models/{id:path}", self.model),
+            Route("/", self.health),
+            Route("/health", self.health),
+            Route("/info", self.info),
+            Route("/docs/websocket", self.websocket_note),
+        ]
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models: the models of the backend."""
+        return JSONResponse({"object": "list", "data": await self.cards(request)})
+
+    async def model(self, request: Request) -> Response:
+        """GET /v1/models/{id}: one model."""
+        id = request.path_params["id"]
+        for card in await self.cards(request):
+            if card["id"] == id:
+                return JSONResponse(card)
+        raise no_such_model(id)
+
+    async def health(self, request: Request) -> Response:
+        """GET / and GET /health: the server runs."""
+        return JSONResponse(HEALTH)
+
+    async def info(self, request: Request) -> Response:
+        """GET /info: backends, models, and the theme of the pages."""
+        try:
+            cards = await self.public_cards(request)
+        except APIError:
+            cards = []
+        document = {
+            "name": "rewrap",
+            "version": __version__,
+            "description": DESCRIPTION,
+            "backends": self.backends,
+            "models": [card["id"] for card in cards],
+            "theme": self.theme,
+        }
+        return JSONResponse(document)
+
+    async def websocket_note(self, request: Request) -> Response:
+        """GET /docs/websocket: what to use instead of websockets."""
+        return JSONResponse(WEBSOCKET_NOTE)

@@ -1,0 +1,1 @@
+"""The Responses API: one more surface in front of any backend."""

@@ -1,0 +1,137 @@
+"""The API surfaces: each parses the body of a request to a Turn, which an Endpoint answers.
+
+A surface knows its API's form. It does not know the backend, nor how a request is authenticated.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from rewrap.api.chat import ChatRendering, TextRendering
+from rewrap.api.completions import CompletionRendering, all_prompts, parse_completion
+from rewrap.api.requests import chat_request, model_of, parse_ask, parse_object
+from rewrap.api.responses.chat_shape import from_chat_shape, looks_like_chat
+from rewrap.api.responses.rendering import ResponseEvents
+from rewrap.api.responses.request import looks_like_responses, parse_responses
+from rewrap.api.responses.stored import StoredResponses
+from rewrap.ids import owner_id
+from rewrap.types import ChatRequest, Deltas, Rendering, ResponseInfo
+
+Stream = Callable[[ChatRequest, ResponseInfo], Deltas]
+
+
+@dataclass(slots=True)
+class Turn:
+    """A parsed request, and the form of its answer."""
+
+    request: ChatRequest
+    rendering: Callable[[ChatRequest, ResponseInfo], Rendering]
+    # Stores the reply in this API's own form, before its end.
+    record: Callable[[Deltas, Rendering], Deltas] | None = None
+    # Makes one reply of several chats.
+    join: Callable[[ResponseInfo, Stream], Deltas] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request as it came: its body, and the facts of its head."""
+
+    body: bytes
+    client_headers: Mapping[str, str]
+    path_model: str = ""  # Azure's paths name the model
+    identity: str = ""  # of the authenticated client
+
+
+class Surface(Protocol):
+    """One API."""
+
+    async def parse(self, incoming: Incoming) -> Turn:
+        """Raises APIError."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSurface:
+    """POST /v1/chat/completions. Editors send Responses requests there, too."""
+
+    default_model: str
+    late_instructions: str
+
+    async def parse(self, incoming: Incoming) -> Turn:
+        payload = parse_object(incoming.body)
+        body = incoming.body
+        if looks_like_responses(payload):
+            payload, _ = parse_responses(payload, late_instructions=self.late_instructions)
+            body = b""
+        model = incoming.path_model or model_of(payload, self.default_model)
+        request = chat_request(payload, model, incoming.client_headers, body=body, relay=True)
+        return Turn(request, ChatRendering)
+
+
+@dataclass(frozen=True, slots=True)
+class AskSurface:
+    """POST /ask: plain text."""
+
+    default_model: str
+
+    async def parse(self, incoming: Incoming) -> Turn:
+        payload, unsupported = parse_ask(parse_object(incoming.body))
+        model = model_of(payload, self.default_model)
+        request = chat_request(payload, model, incoming.client_headers, unsupported=unsupported)
+        return Turn(request, TextRendering)
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesSurface:
+    """POST /v1/responses. Chat requests are understood there, too."""
+
+    default_model: str
+    stored: StoredResponses
+    late_instructions: str
+    reasoning_as_summary: bool
+
+    async def parse(self, incoming: Incoming) -> Turn:
+        payload = parse_object(incoming.body)
+        if looks_like_chat(payload):
+            payload = from_chat_shape(payload)
+        owner = owner_id(incoming.identity)
+        history = await self.stored.history(owner, payload)
+        chat, translation = parse_responses(
+            payload,
+            history.items,
+            find_item=history.referenced.get,
+            late_instructions=self.late_instructions,
+            reasoning_as_summary=self.reasoning_as_summary,
+        )
+        model = incoming.path_model or model_of(chat, self.default_model)
+        request = chat_request(
+            chat, model, incoming.client_headers, unsupported=translation.dropped
+        )
+        turn = Turn(request, partial(ResponseEvents, translation))
+
+        def record(deltas: Deltas, rendering: Rendering) -> Deltas:
+            assert isinstance(rendering, ResponseEvents)
+            return self.stored.record(owner, deltas, rendering)
+
+        if translation.stored:
+            turn.record = record
+        return turn
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionSurface:
+    """POST /v1/completions: each prompt becomes a chat."""
+
+    default_model: str
+    mock: bool  # the backend can echo and fill in
+
+    async def parse(self, incoming: Incoming) -> Turn:
+        payload = parse_object(incoming.body)
+        plan = parse_completion(payload, mock=self.mock)
+        model = incoming.path_model or model_of(payload, self.default_model)
+        requests = [chat_request(chat, model, incoming.client_headers) for chat in plan.payloads]
+
+        def join(info: ResponseInfo, stream: Stream) -> Deltas:
+            return all_prompts(plan, info, lambda position, part: stream(requests[position], part))
+
+        return Turn(requests[0], partial(CompletionRendering, plan), join=join)

@@ -1,0 +1,112 @@
+"""The reader of a mapped shape's streams. Takes events, gives Deltas; does no I/O."""
+
+from rewrap.types import Delta, JSONObject, UpstreamRejection
+from rewrap.upstream.framing import TEXT
+from rewrap.upstream.paths import Condition, Path, json_value, parse_condition, parse_paths, text_at
+from rewrap.upstream.reply_paths import ReplyPaths
+from rewrap.upstream.tables import Table
+
+FRAMINGS = ("auto", "json", "sse", "ndjson", "text")
+MODES = ("delta", "last", "message")
+DONE = "[DONE]"
+
+
+class StreamPaths(ReplyPaths):
+    """The compiled paths and conditions of a `stream` table."""
+
+    def __init__(self, table: Table, where: str) -> None:
+        super().__init__(table, where)
+        self.keep = self.condition("keep")
+        self.done = self.condition("done")
+        self.ends = self.condition("ends")
+        self.final: list[Path] = []
+        if "final" in table:
+            self.final = parse_paths(table["final"], f"{where}final")
+
+    def condition(self, name: str) -> Condition | None:
+        if name not in self.table:
+            return None
+        return parse_condition(self.table[name], self.where + name)
+
+
+class MappedReader:
+    """Reads one streamed reply. See `types.Reader`.
+
+    Some upstreams give a reason to end with every event. The last one counts: it is in `finish`,
+    and in no Delta.
+    """
+
+    def __init__(self, paths: StreamPaths, framing: str, mode: str) -> None:
+        self.paths = paths
+        self.framing = framing
+        self.mode = mode
+        self.text_given = False
+        self.longest = ""  # in the mode `last`: the text so far
+        self.usage: JSONObject = {}
+        self.done = False
+        self.complete = not (paths.done or paths.ends)
+        self.finish = ""
+
+    def __call__(self, name: str, data: bytes) -> list[Delta]:
+        """`name` is that of an SSE event, or "".
+
+        `data`: its data, a line of NDJSON, or a piece of text.
+        """
+        paths = self.paths
+        text = data.decode("utf-8", "replace")
+        if self.framing == "text" or (name == TEXT and () in paths.reply):
+            return [Delta(text)]
+        value = json_value(text)
+        if not isinstance(value, dict | list | str):  # a bare 42 or true is a piece of text
+            value = text
+        rejection = paths.failure(name, value)
+        if rejection is not None:
+            raise rejection
+        self.done = value == DONE or (paths.done is not None and paths.done(name, value))
+        last = self.done or (paths.ends is not None and paths.ends(name, value))
+        kept = value != DONE and (paths.keep is None or paths.keep(name, value))
+        return [self.delta(value, kept=kept, last=last)]
+
+    def delta(self, value: object, *, kept: bool, last: bool) -> Delta:
+        """The Delta of one event. `kept`: it may have text. `last`: the stream may end after it."""
+        paths = self.paths
+        text = ""
+        if kept:
+            self.check_json(value)
+            text = self.new_text(text_at(value, paths.reply, paths.join) or "")
+        if last and not self.text_given and not text:
+            text = text_at(value, paths.final, paths.join) or ""
+        if text:
+            self.text_given = True
+        counts = paths.counts(value)
+        self.usage |= counts
+        usage = self.usage if counts else {}
+        delta = paths.delta(value, text, usage, with_reasoning=kept)
+        reason = paths.finish_reason(value)
+        if last or reason:
+            self.complete = True
+        if reason:
+            self.finish = reason
+        elif not self.finish and "tool_calls" in (delta.fields or {}):
+            self.finish = "tool_calls"
+        return delta
+
+    def check_json(self, value: object) -> None:
+        """Raises UpstreamRejection for a text where the shape expects JSON."""
+        if value and isinstance(value, str) and not self.done and () not in self.paths.reply:
+            raise UpstreamRejection(502, "an event of the upstream is not JSON")
+
+    def new_text(self, text: str) -> str:
+        """The new part of an event's text.
+
+        Modes: `delta`, it is new; `last`, it is all so far; `message`, it is one of several
+        messages.
+        """
+        if self.mode == "last":
+            new = text[len(self.longest) :]
+            if len(text) > len(self.longest):
+                self.longest = text
+            return new
+        if self.mode == "message" and text and self.text_given:
+            return self.paths.join + text
+        return text

@@ -1,0 +1,44 @@
+"""The documents against the code: settings, and the packages of the image."""
+
+import re
+
+from serving import ROOT
+from settings_texts import ENV_EXAMPLE, TABLE_FILE, env_example, with_table
+
+
+def test_the_example_of_settings_is_made_from_the_settings() -> None:
+    assert ENV_EXAMPLE.read_text() == env_example(), "run: python tests/settings_texts.py"
+
+
+def test_the_table_of_settings_is_made_from_the_settings() -> None:
+    text = TABLE_FILE.read_text()
+    assert text == with_table(text), "run: python tests/settings_texts.py"
+
+
+def pins(name: str) -> dict[str, str]:
+    """The pinned packages of a list, by name."""
+    return dict(re.findall(r"^([\w.-]+)==([\w.]+)", (ROOT / name).read_text(), re.MULTILINE))
+
+
+def test_the_image_has_the_packages_of_the_checkout_in_the_same_versions() -> None:
+    serving, _, testing = (ROOT / "requirements.txt").read_text().partition("# for test_main")
+    assert testing, "the mark that parts packages to serve from those to test"
+    wanted = dict(re.findall(r"^([\w.-]+)==([\w.]+)", serving, re.MULTILINE))
+    tests = pins("tests/requirements.txt")
+    wanted |= {name: tests[name] for name in ("pymongo", "redis", "limits")}  # the extras
+    locked = pins("requirements.lock")
+    assert {name: locked.get(name) for name in wanted} == wanted
+    assert "prometheus-client" in locked
+    lines = (ROOT / "requirements.lock").read_text()
+    assert lines.count("--hash=sha256:") >= 2 * len(locked)
+
+
+def test_the_image_copies_every_file_that_it_needs_and_no_other() -> None:
+    """COPY takes what .dockerignore lets through."""
+    copied: set[str] = set()
+    for line in (ROOT / "Dockerfile").read_text().splitlines():
+        if line.startswith("COPY "):
+            copied |= set(line.split()[1:-1])
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
+    assert copied == kept == {"main.py", "backends.py", "rewrap", "requirements.lock"}
+    assert all((ROOT / name).exists() for name in copied)

@@ -1,0 +1,123 @@
+"""The start of the server: the version of uvicorn, and systems that lack what only Unix has."""
+
+import ast
+import asyncio
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import pytest
+import uvicorn
+from serving import ASKED, ROOT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+from uvicorn.supervisors.multiprocess import Multiprocess
+
+from rewrap.server import protocol, signals, uvicorn_internals, workers
+
+MAIN = str(ROOT / "main.py")
+
+
+def overridden(child: type, parent: type) -> set[str]:
+    return {name for name in vars(child) if name in dir(parent) and not name.startswith("__")}
+
+
+def attributes_of(module: ModuleType, *variables: str) -> set[str]:
+    """The attributes of these variables that a module's source names, such as {"x"} for `cycle.x`."""
+    found = set()
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in variables:
+            found.add(node.attr)
+    return found
+
+
+def test_every_internal_of_uvicorn_that_the_project_uses_is_listed_in_one_place() -> None:
+    own = set(vars(protocol.Protocol)) | set(protocol.HeadCoalescingTransport.__slots__)
+    own |= set(vars(protocol.HeadCoalescingTransport))
+    used = attributes_of(protocol, "self") - own
+    used |= {"loop", "transport"}  # names of both classes of the module
+    assert used == uvicorn_internals.PROTOCOL_ATTRIBUTES
+    cycles = attributes_of(protocol, "cycle", "last", "self.cycle", "self.running")
+    assert cycles == uvicorn_internals.CYCLE_ATTRIBUTES
+    methods = overridden(protocol.Protocol, HttpToolsProtocol)
+    assert methods == uvicorn_internals.PROTOCOL_METHODS
+    assert overridden(workers.Supervisor, Multiprocess) == uvicorn_internals.SUPERVISOR_METHODS
+    server = attributes_of(signals, "self.server")
+    assert server == uvicorn_internals.SERVER_ATTRIBUTES
+
+
+def test_the_installed_uvicorn_has_every_listed_internal() -> None:
+    uvicorn_internals.check_version()
+    config = uvicorn.Config(lambda: None, log_config=None)
+    instance = HttpToolsProtocol(config, ServerState(), {}, asyncio.new_event_loop())
+    instance.loop.close()
+    instance.on_message_begin()  # sets `url`
+    assert set(dir(instance)) >= uvicorn_internals.PROTOCOL_METHODS
+    assert set(dir(instance)) >= uvicorn_internals.PROTOCOL_ATTRIBUTES
+    assert set(dir(Multiprocess)) >= uvicorn_internals.SUPERVISOR_METHODS
+    assert set(dir(uvicorn.Server(config))) >= uvicorn_internals.SERVER_ATTRIBUTES
+    source = inspect.getsource(RequestResponseCycle.__init__)
+    assert all(f"self.{name}" in source for name in uvicorn_internals.CYCLE_ATTRIBUTES)
+
+
+def test_the_package_requires_the_version_that_the_start_checks() -> None:
+    requirements = (ROOT / "pyproject.toml").read_text()
+    assert f'"uvicorn>={uvicorn_internals.VERSION},' in requirements
+    installed = importlib.metadata.version("uvicorn")
+    assert installed.startswith(f"{uvicorn_internals.VERSION}.")
+
+
+# A program that runs before main.py in the same process.
+RUN = "import runpy, sys; sys.argv = [{main!r}]; runpy.run_path({main!r}, run_name='__main__')"
+NEWER = "import uvicorn; uvicorn.__version__ = '0.60.1'"
+# Windows has none of these, macOS has not all of them, and uvloop may be missing anywhere.
+WITHOUT_UNIX = """
+import asyncio, os, signal, sys
+sys.modules["resource"] = sys.modules["uvloop"] = None
+del signal.pthread_sigmask, signal.SIG_BLOCK, signal.SIG_UNBLOCK, signal.SIGHUP, signal.SIGUSR1
+del os.fchmod, os.fork
+def missing(self, *args): raise NotImplementedError
+asyncio.SelectorEventLoop.add_signal_handler = missing
+asyncio.SelectorEventLoop.remove_signal_handler = missing
+"""
+
+
+def start(before: str, tmp_path: Path) -> "subprocess.Popen[str]":
+    """`python main.py` on a free port, after a program of its own."""
+    program = f"{before}\n{RUN.format(main=MAIN)}"
+    settings = {"PORT": "0", "STORE_URL": "sqlite://", "USE_MOCK_API": "true"}
+    return subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=settings | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_another_version_of_uvicorn_stops_the_start_with_one_line(tmp_path: Path) -> None:
+    process = start(NEWER, tmp_path)
+    _, log = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert log.count("\n") == 1
+    assert "uvicorn 0.60.1 is installed, and this version needs uvicorn 0.54" in log
+
+
+@pytest.mark.parametrize("before", ["", WITHOUT_UNIX], ids=["unix", "without unix"])
+def test_one_process_serves_where_the_system_is_not_unix(before: str, tmp_path: Path) -> None:
+    process = start(before, tmp_path)
+    assert process.stderr is not None
+    try:
+        line = process.stderr.readline()
+        assert " on http://127.0.0.1:" in line, line + process.stderr.read()
+        url = line.split(" on ")[1].split(": ")[0]
+        answer = httpx.post(f"{url}/v1/chat/completions", json=ASKED, trust_env=False)
+        assert answer.status_code == 200
+    finally:
+        process.terminate()
+        _, rest = process.communicate(timeout=20)
+    assert (process.returncode, "Traceback" in rest) == (0, False)
