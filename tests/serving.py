@@ -48,9 +48,14 @@ def served(prefix: str = "", **settings: Any) -> Iterator[str]:
 
     With a `prefix`, below it in another app; what is beside it is 404.
     """
-    app: Starlette = create_app(
-        Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings)
-    )
+    app = create_app(Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings))
+    with served_app(app, prefix) as url:
+        yield url
+
+
+@contextmanager
+def served_app(app: Starlette, prefix: str = "") -> Iterator[str]:
+    """An app on an event loop of its own, below a prefix if there is one. Gives its base URL."""
     if prefix:
         app = Starlette(routes=[Mount(prefix, app)])
     options: dict[str, Any] = {

@@ -1,31 +1,37 @@
-"""The document for programs and for people: /openapi.json, /docs (Swagger UI, to try it out), /redoc (Redoc, to read).
+"""The API reference: /openapi.json, /docs (Swagger UI, to try it out) and /redoc (Redoc, to read).
 
-The two pages (docs.html) fetch their programs when somebody opens them, from a CDN or from a mirror of it; what comes must have
-the hash that stands here, and where it does not come, the page says so. Does not know what the document says.
+The two pages (docs.html) load their programs from a CDN or a mirror of it when they are opened, and
+check the hashes that are listed here. Where a program cannot be loaded, the page shows the
+operations with curl lines by itself. Does not depend on the content of the document. Imports only
+types.py and pages.py.
 """
 
-from base64 import b64encode
-from hashlib import sha256
+from collections.abc import Mapping
+from functools import cache
 from html import escape
-from pathlib import Path
-from string import Template
-from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-# Files of npm packages and their SHA-384: with another version goes another hash.
+from rewrap.types import JSONObject
+from rewrap.web.pages import fill, inline_hashes, origin, page_response
+
+# Files of npm packages and their SHA-384. Another version has another hash.
 SWAGGER_UI = {
-    "swagger-ui-dist@5.33.1/swagger-ui.css": "Ov4/wv3j2bmct8cDc5X4ngJZohVPzEmc6uDPH8WeljUxO5vtoykvMEfbu9Vh6RaW",
-    "swagger-ui-dist@5.33.1/swagger-ui-bundle.js": "ZPehFMQommnnuaZ4rpxgkgTT2DKFVp4hZC/7pLit+9Lek9T1YGSo23eHFbvNkXkw",
+    "swagger-ui-dist@5.33.1/swagger-ui.css": (
+        "Ov4/wv3j2bmct8cDc5X4ngJZohVPzEmc6uDPH8WeljUxO5vtoykvMEfbu9Vh6RaW"
+    ),
+    "swagger-ui-dist@5.33.1/swagger-ui-bundle.js": (
+        "ZPehFMQommnnuaZ4rpxgkgTT2DKFVp4hZC/7pLit+9Lek9T1YGSo23eHFbvNkXkw"
+    ),
 }
 REDOC = {
-    "redoc@2.5.4/bundles/redoc.standalone.js": "w447zOpYfw/1Tv/5AK9NfHTlQIqE3RVR6KY62jCyy9zNDgO64cMwGGP1Fj0zJVf5",
+    "redoc@2.5.4/bundles/redoc.standalone.js": (
+        "w447zOpYfw/1Tv/5AK9NfHTlQIqE3RVR6KY62jCyy9zNDgO64cMwGGP1Fj0zJVf5"
+    ),
 }
-
 
 THEME = {
     "name": "Ocean Professional",
@@ -41,55 +47,66 @@ THEME = {
 }
 
 
-def docs_routes(document: dict[str, Any], *, assets: str, theme: dict[str, str]) -> list[Route]:
-    """The three routes. `assets` is the base URL of npm packages (`BASE/redoc@2.5.4/...`), or a path of this server.
+def docs_routes(document: JSONObject, *, assets: str, theme: Mapping[str, str]) -> list[Route]:
+    """`GET /openapi.json`, `/docs` and `/redoc`.
 
-    Another origin must allow this one (`access-control-allow-origin: *`): browsers check the hash of no other file.
-    `theme` has the colours primary, accent, error, background, surface and text.
+    `assets` is the base URL of npm packages (`BASE/redoc@2.5.4/...`), or a path of this server.
+    Another origin must send `access-control-allow-origin: *`, since browsers check the hash of no
+    other file. `theme` has the colours primary, accent, error, background, surface and text.
     """
-    whole, title = orjson.dumps(document), document["info"]["title"]
-    swagger_ui = page(f"{title}: try it out", SWAGGER_UI, title, assets.rstrip("/"), theme)
-    redoc = page(f"{title}: read", REDOC, title, assets.rstrip("/"), theme)
+    body = orjson.dumps(document)
+    title = document["info"]["title"]
+    base = assets.rstrip("/")
+
+    @cache
+    def page(name: str) -> Response:
+        files = SWAGGER_UI if name == "try it out" else REDOC
+        values = {**theme, "name": f"{title}: {name}", "title": title, "base": base}
+        html = fill("docs.html", values).replace("<!--programs-->", program_tags(base, files))
+        return page_response(html, docs_policy(html, base))
 
     async def openapi(request: Request) -> Response:
-        """GET /openapi.json: what this server offers, as OpenAPI 3.1."""
-        return Response(whole, media_type="application/json")
+        """GET /openapi.json: the API of this server, as OpenAPI 3.1."""
+        return Response(body, media_type="application/json")
 
     async def docs(request: Request) -> Response:
-        """GET /docs: the same, to try it out."""
-        return swagger_ui
+        """GET /docs: the API reference, to try it out."""
+        return page("try it out")
 
-    async def read(request: Request) -> Response:
-        """GET /redoc: the same, to read."""
-        return redoc
+    async def redoc(request: Request) -> Response:
+        """GET /redoc: the API reference, to read."""
+        return page("read")
 
-    return [Route("/openapi.json", openapi), Route("/docs", docs), Route("/redoc", read)]
-
-
-def page(
-    name: str, files: dict[str, str], title: str, base: str, theme: dict[str, str]
-) -> Response:
-    """docs.html with these files. Its policy lets in what the assets' origin sends, and the one script that stands in it."""
-    tags = "\n".join(tag(f"{base}/{path}", digest) for path, digest in files.items())
-    told = {"name": escape(name), "title": escape(title), "base": escape(base)}
-    html = Template(Path(__file__).with_suffix(".html").read_text()).substitute(
-        theme | told, assets=tags
-    )
-    script = html.partition("<script>")[2].partition("</script>")[0]
-    own = b64encode(sha256(script.encode()).digest()).decode()
-    url = urlsplit(base)
-    origin = f"{url.scheme}://{url.netloc}" if url.netloc else "'self'"
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{own}' {origin}; style-src 'unsafe-inline' {origin}; worker-src blob:; "
-        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return Response(html, media_type="text/html", headers={"content-security-policy": policy})
+    return [Route("/openapi.json", openapi), Route("/docs", docs), Route("/redoc", redoc)]
 
 
-def tag(url: str, digest: str) -> str:
-    checked = f'"{escape(url)}" integrity="sha384-{digest}" crossorigin="anonymous"'
-    return (
-        f"<script defer src={checked}></script>"
-        if url.endswith(".js")
-        else f'<link rel="stylesheet" href={checked}>'
-    )
+def docs_policy(html: str, base: str) -> str:
+    """A Content-Security-Policy for the inline script and the programs of the assets' origin.
+
+    Swagger UI and Redoc make style elements and attributes, and Redoc a worker from a blob.
+    """
+    source = origin(base)
+    directives = [
+        "default-src 'none'",
+        f"script-src {inline_hashes(html, 'script')} {source}",
+        f"style-src 'unsafe-inline' {source}",
+        "worker-src blob:",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    ]
+    return "; ".join(directives)
+
+
+def program_tags(base: str, files: Mapping[str, str]) -> str:
+    """The elements that load these files, one a line, each with its hash."""
+    return "\n".join(program_tag(f"{base}/{path}", digest) for path, digest in files.items())
+
+
+def program_tag(url: str, digest: str) -> str:
+    attributes = f'"{escape(url)}" integrity="sha384-{digest}" crossorigin="anonymous"'
+    if url.endswith(".css"):
+        return f'<link rel="stylesheet" href={attributes}>'
+    return f"<script defer src={attributes}></script>"
