@@ -48,9 +48,8 @@ def served(prefix: str = "", **settings: Any) -> Iterator[str]:
 
     With a `prefix`, below it in another app; what is beside it is 404.
     """
-    app: Starlette = create_app(
-        Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings)
-    )
+    chosen = Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings)
+    app: Starlette = create_app(chosen)
     if prefix:
         app = Starlette(routes=[Mount(prefix, app)])
     options: dict[str, Any] = {
@@ -58,6 +57,7 @@ def served(prefix: str = "", **settings: Any) -> Iterator[str]:
         "access_log": False,
         "server_header": False,
         "ws": "none",
+        "timeout_keep_alive": chosen.keep_alive_seconds,
     }
     server = Server(uvicorn.Config(app, port=0, http=Protocol, **options))
     thread = Thread(target=server.run, daemon=True)
