@@ -364,7 +364,12 @@ def create_app(
     log.setLevel(settings.log_level.upper())
     timeout = settings.connect_timeout_seconds
     if transport is None:
-        transport = Transport(settings.max_connections, timeout, proxy=settings.upstream_proxy)
+        transport = Transport(
+            settings.max_connections,
+            timeout,
+            proxy=settings.upstream_proxy,
+            dns_seconds=settings.dns_seconds,
+        )
     if backend is None:
         backend = build_backend(settings, Client(transport, timeout))
     elif callable(backend):
@@ -479,6 +484,7 @@ def serve() -> None:
         port=settings.port,
         workers=settings.workers,
         forwarded_allow_ips=settings.forwarded_allow_ips,
+        keep_alive_seconds=settings.keep_alive_seconds,
         announce=announce,
     )
 

@@ -48,13 +48,13 @@ def served(prefix: str = "", **settings: Any) -> Iterator[str]:
 
     With a `prefix`, below it in another app; what is beside it is 404.
     """
-    app = create_app(Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings))
-    with served_app(app, prefix) as url:
+    chosen = Settings(**{"log_level": "warning", "store_url": "sqlite://"} | settings)
+    with served_app(create_app(chosen), prefix, chosen.keep_alive_seconds) as url:
         yield url
 
 
 @contextmanager
-def served_app(app: Starlette, prefix: str = "") -> Iterator[str]:
+def served_app(app: Starlette, prefix: str = "", keep_alive_seconds: float = 75.0) -> Iterator[str]:
     """An app on an event loop of its own, below a prefix if there is one. Gives its base URL."""
     if prefix:
         app = Starlette(routes=[Mount(prefix, app)])
@@ -63,6 +63,7 @@ def served_app(app: Starlette, prefix: str = "") -> Iterator[str]:
         "access_log": False,
         "server_header": False,
         "ws": "none",
+        "timeout_keep_alive": keep_alive_seconds,
     }
     server = Server(uvicorn.Config(app, port=0, http=Protocol, **options))
     thread = Thread(target=server.run, daemon=True)

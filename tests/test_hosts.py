@@ -577,6 +577,70 @@ async def test_a_body_in_drops_and_an_upstream_that_takes_its_time_are_waited_fo
                 assert head.startswith(b"HTTP/1.1 200 ")
 
 
+# ---- HTTP/1.0, and idle connections
+
+
+def old_post(stream: bool, path: str = CHAT) -> bytes:
+    """A request of HTTP/1.0."""
+    body = json.dumps(ASKED | {"stream": stream}).encode()
+    return post(body=body, path=path).replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+
+
+async def test_an_http_1_0_client_gets_a_stream_without_chunks_that_ends_with_the_connection() -> (
+    None
+):
+    with served() as url:
+        async with wire(url) as way, asyncio.timeout(5):
+            way.writer.write(old_post(stream=True))
+            head, body = (await way.reader.read()).split(b"\r\n\r\n", 1)
+    headers = Answer(head, b"").headers
+    assert "transfer-encoding" not in headers
+    assert "content-length" not in headers
+    assert headers["connection"] == "close"
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_an_http_1_0_client_gets_a_json_answer_with_its_length() -> None:
+    with served() as url:
+        async with wire(url) as way:
+            answer = await way.answer(old_post(stream=False))
+            assert json.loads(answer.body)["object"] == "chat.completion"
+            assert answer.headers["connection"] == "close"
+            assert await way.reader.read() == b""
+
+
+async def test_a_stream_that_breaks_is_reset_for_an_http_1_0_client() -> None:
+    async with Upstream(FAULTS["cut_chunk"]) as up:
+        with served(chat_url=f"{up.url}/chat") as url:
+            async with wire(url) as way, asyncio.timeout(5):
+                way.writer.write(old_post(stream=True, path="/ask"))
+                with pytest.raises(ConnectionResetError):
+                    await way.reader.read()
+
+
+async def test_an_idle_connection_is_kept_for_keep_alive_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Protocol, "PATIENCE_SECONDS", 0.1)
+    with served(keep_alive_seconds=0.6) as url:
+        async with wire(url) as way:
+            for pause in (0.0, 0.4, 0.4):  # longer than the patience with a request
+                await asyncio.sleep(pause)
+                assert (await way.answer(get("/health", "host: localhost"))).status == 200
+            async with asyncio.timeout(2):
+                assert await way.reader.read() == b""
+
+
+async def test_the_process_keeps_idle_connections_for_keep_alive_seconds() -> None:
+    async with running(KEEP_ALIVE_SECONDS="0.5") as process, wire(process.url) as way:
+        assert (await way.answer(get("/health", "host: localhost"))).status == 200
+        started = time.monotonic()
+        async with asyncio.timeout(4):
+            assert await way.reader.read() == b""
+        assert time.monotonic() - started > 0.3
+
+
 # ---- bodies that are too large
 
 MOST = 100_000

@@ -26,23 +26,25 @@ def overridden(child: type, parent: type) -> set[str]:
     return {name for name in vars(child) if name in dir(parent) and not name.startswith("__")}
 
 
-def attributes_of(module: ModuleType, *variables: str) -> set[str]:
-    """The attributes of these variables that a module's source names, such as {"x"} for `cycle.x`."""
+def attributes_of(code: ModuleType | type, *variables: str) -> set[str]:
+    """The attributes of these variables that the source names, such as {"x"} for `cycle.x`."""
     found = set()
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
+    for node in ast.walk(ast.parse(inspect.getsource(code))):
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) in variables:
             found.add(node.attr)
     return found
 
 
 def test_every_internal_of_uvicorn_that_the_project_uses_is_listed_in_one_place() -> None:
-    own = set(vars(protocol.Protocol)) | set(protocol.HeadCoalescingTransport.__slots__)
-    own |= set(vars(protocol.HeadCoalescingTransport))
-    used = attributes_of(protocol, "self") - own
-    used |= {"loop", "transport"}  # names of both classes of the module
+    protocol_class = protocol.Protocol
+    cycle_class = protocol.UnchunkedCycle
+    used = attributes_of(protocol_class, "self") - set(vars(protocol_class))
     assert used == uvicorn_internals.PROTOCOL_ATTRIBUTES
-    cycles = attributes_of(protocol, "cycle", "last", "self.cycle", "self.running")
-    assert cycles == uvicorn_internals.CYCLE_ATTRIBUTES
+    used = attributes_of(protocol_class, "cycle", "last", "self.cycle", "self.running")
+    used |= attributes_of(cycle_class, "self") - set(vars(cycle_class))
+    assert used - {"__class__"} == uvicorn_internals.CYCLE_ATTRIBUTES
+    methods = overridden(cycle_class, RequestResponseCycle)
+    assert methods == uvicorn_internals.CYCLE_METHODS
     methods = overridden(protocol.Protocol, HttpToolsProtocol)
     assert methods == uvicorn_internals.PROTOCOL_METHODS
     assert overridden(workers.Supervisor, Multiprocess) == uvicorn_internals.SUPERVISOR_METHODS

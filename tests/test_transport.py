@@ -45,7 +45,7 @@ from upstreams import (
 
 from rewrap.upstream import connection as connections
 from rewrap.upstream.connection import BUFFER_BYTES, Connection
-from rewrap.upstream.pool import Transport
+from rewrap.upstream.pool import RACE_SECONDS, Transport
 
 pytestmark = pytest.mark.anyio
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -266,6 +266,22 @@ async def test_a_new_connection_that_closes_without_a_byte_is_not_asked_again(th
             with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
                 await ask(pool, up.url)
             assert len(up.requests) == count
+
+
+@pytest.mark.parametrize("then", [close, reset])
+async def test_a_request_on_which_the_upstream_worked_is_not_sent_again(then: Any) -> None:
+    async def answer(request: Request, reader: Any, writer: Any) -> None:
+        if request.nth:
+            await asyncio.sleep(3 * RACE_SECONDS)
+            await sends(lambda r: [], then)(request, reader, writer)
+        else:
+            await says(b"{}")(request, reader, writer)
+
+    async with Upstream(answer) as up, pooled() as pool:
+        await ask(pool, up.url)
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+            await ask(pool, up.url)
+        assert [request.nth for request in up.requests] == [0, 1]
 
 
 async def test_after_the_race_there_is_one_retry_and_no_more() -> None:
@@ -588,7 +604,7 @@ async def test_compression_that_is_broken_or_was_not_asked_for_is_a_decoding_err
 
 async def test_a_gzip_bomb_comes_in_bounded_pieces() -> None:
     async with Upstream(FAULTS["gzip_bomb"]) as up, pooled() as pool:
-        reply = await begin(pool, up.url)
+        reply = await begin(pool, up.url, seconds=60)  # the bomb takes a while to make
         for _ in range(50):
             assert 0 < len(await reply.read()) <= BUFFER_BYTES
         assert len(reply.tail) <= 2 * BUFFER_BYTES

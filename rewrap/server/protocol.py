@@ -5,12 +5,21 @@ A request that it refuses gets OpenAI's envelope. Upgrades are ignored. Does not
 
 import asyncio
 import logging
+import os
+import socket
+import struct
 from secrets import token_hex
 from typing import Any
 
 import httptools
 import orjson
-from uvicorn._types import ASGI3Application
+from uvicorn._types import (
+    ASGI3Application,
+    ASGIReceiveCallable,
+    ASGISendCallable,
+    ASGISendEvent,
+    Scope,
+)
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -25,10 +34,12 @@ HEAD_BYTES = 64 * 2**10
 NOT_HTTP = "This is not an HTTP request."
 TOO_SLOW = "The rest of the request did not come in time."
 TOO_LARGE = f"The head of the request is too large: this server takes {HEAD_BYTES} bytes at most."
+NO_LINGER = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 REFUSAL_HEAD = (
     b"content-type: application/json\r\n"
     b"content-length: %d\r\n"
     b"connection: close\r\n"
+    b"x-content-type-options: nosniff\r\n"
     b"x-request-id: %b\r\n"
     b"\r\n"
 )
@@ -77,6 +88,40 @@ def is_final_head(data: bytes) -> bool:
     if not data.startswith(b"HTTP/1.1 ") or data.startswith(b"HTTP/1.1 1"):
         return False
     return data.endswith(b"\r\n\r\n")
+
+
+class UnchunkedCycle(RequestResponseCycle):
+    """A request of HTTP/1.0. Its answer has no chunks: without a length, it ends with the connection (RFC 9112, 6.1)."""
+
+    until_close = False
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start":
+            names = [name.lower() for name, _ in message.get("headers", [])]
+            if b"content-length" not in names:
+                self.until_close = True
+                self.chunked_encoding = False
+        elif message["type"] == "http.response.body" and self.until_close:
+            # uvicorn compares the body with its length.
+            self.expected_content_length = len(message.get("body", b""))
+        await super().send(message)
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        async def checked_app(
+            scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+        ) -> None:
+            await app(scope, receive, send)
+            if self.until_close and not self.response_complete:
+                reset_at_close(self.transport)  # the client must not take a part for the whole
+
+        await super().run_asgi(checked_app)
+
+
+def reset_at_close(transport: asyncio.Transport) -> None:
+    """Make the end of a connection a reset, which a client does not take for the end of an answer."""
+    held = transport.get_extra_info("socket")
+    if held is not None:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
 
 
 class Protocol(HttpToolsProtocol):
@@ -169,6 +214,8 @@ class Protocol(HttpToolsProtocol):
             self.cycle.more_body = False  # uvicorn skips this after an early answer
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        if cycle.scope["http_version"] < "1.1":
+            cycle.__class__ = UnchunkedCycle
         self.running = cycle
         super()._start_asgi_task(cycle, app)
 
@@ -233,7 +280,7 @@ class Protocol(HttpToolsProtocol):
             unsent = self.transport.get_write_buffer_size()
             if unsent == self.unsent:
                 self.transport.abort()
-        elif not self.is_working():
+        elif not self.expects_nothing():
             head = self.unfinished_head()
             if not self.heard or (head is not None and head is self.slow_head):
                 self.end_silent_connection(head is not None)
@@ -241,10 +288,12 @@ class Protocol(HttpToolsProtocol):
         self.slow_head = head
         self.unsent = unsent
 
-    def is_working(self) -> bool:
-        """Whether the client waits for the server."""
+    def expects_nothing(self) -> bool:
+        """Whether no byte is expected: the client waits for the server, or the connection is idle."""
         cycle = self.cycle
         if self.flow.read_paused:
+            return True
+        if self.timeout_keep_alive_task is not None and self.unfinished_head() is None:
             return True
         return cycle is not None and not cycle.response_complete and not cycle.more_body
 

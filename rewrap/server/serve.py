@@ -25,6 +25,7 @@ def serve_app(
     port: int,
     workers: int,
     forwarded_allow_ips: str,
+    keep_alive_seconds: float,
     announce: Callable[[str], None],
 ) -> None:
     """Serve until a signal, and exit. `app` is "module:name" for several workers; `announce` gets the address."""
@@ -48,6 +49,7 @@ def serve_app(
         access_log=False,
         server_header=False,
         forwarded_allow_ips=forwarded_allow_ips,
+        timeout_keep_alive=keep_alive_seconds,  # type: ignore[arg-type]  # a float works as well
         ws="none",  # with `websockets` installed, uvicorn hangs on a bad handshake
     )
     sock = listening_socket(host, port, config.backlog)

@@ -28,19 +28,26 @@ PROTOCOL_ATTRIBUTES = {
     "parser",
     "pipeline",
     "scope",
+    "timeout_keep_alive_task",
     "transport",
     "url",
 }
 # Members of a request (uvicorn calls it a cycle) that it uses.
 CYCLE_ATTRIBUTES = {
+    "chunked_encoding",
     "disconnected",
+    "expected_content_length",
     "keep_alive",
     "message_event",
     "more_body",
     "response_complete",
     "response_started",
+    "scope",
+    "transport",
     "waiting_for_100_continue",
 }
+# Methods that rewrap.server.protocol.UnchunkedCycle overrides.
+CYCLE_METHODS = {"run_asgi", "send"}
 # Methods that rewrap.server.workers.Supervisor overrides.
 SUPERVISOR_METHODS = {"handle_signals", "join_all"}
 # Members of the server that rewrap.server.signals uses.

@@ -51,8 +51,9 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "abandoned", "answering", "buffered", "chunks", "closed", "complete", "deadline", "drained",
         "error", "head_done", "headers", "held", "idle_since", "inflate", "linger_timer",
-        "lingering", "loop", "origin", "overhead", "owner", "parser", "paused", "reusable",
-        "status", "tail", "timer", "transport", "until_close", "used", "waiter", "write_paused",
+        "lingering", "loop", "lost_at", "origin", "overhead", "owner", "parser", "paused",
+        "reusable", "sent_at", "status", "tail", "timer", "transport", "until_close", "used",
+        "waiter", "write_paused",
     )
     # fmt: on
 
@@ -68,6 +69,7 @@ class Connection(asyncio.Protocol):
         self.write_paused = False
         self.used = False  # it has carried an answer: only then is the keep-alive race possible
         self.idle_since = 0.0
+        self.lost_at = 0.0  # loop time of its end
         self.deadline = 0.0  # loop time at which a pending read fails
         self.timer: asyncio.TimerHandle | None = None
         self.linger_timer: asyncio.TimerHandle | None = None
@@ -77,6 +79,7 @@ class Connection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Prepare for the next exchange."""
+        self.sent_at = float("inf")  # loop time of the last write of the request
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
         self.chunks: list[bytes] = []
@@ -174,6 +177,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
+        self.lost_at = self.loop.time()
         if exc and self.answering and not self.transport.get_extra_info("sslcontext"):
             self.salvage()
         if self.answering and not self.complete and self.error is None:
@@ -256,6 +260,7 @@ class Connection(asyncio.Protocol):
         """Write a request. A body of more than WRITE_BYTES goes as fast as the server takes it. Raises WriteTimeout."""
         self.answering = True
         self.transport.write(head + body[:WRITE_BYTES])
+        self.sent_at = self.loop.time()
         for start in range(WRITE_BYTES, len(body), WRITE_BYTES):
             while self.write_paused and not self.closed and not self.head_done:
                 await self.drain()
@@ -263,6 +268,7 @@ class Connection(asyncio.Protocol):
                 self.reusable = False  # an early answer, such as 413: the rest is not wanted
                 return
             self.transport.write(body[start : start + WRITE_BYTES])
+            self.sent_at = self.loop.time()
 
     async def drain(self) -> None:
         """Wait until the socket takes more, or an answer comes. Raises WriteTimeout at the deadline."""

@@ -5,6 +5,10 @@ requests (encode/httpcore#1093). Here the pool of an origin is a list, the newes
 cancelled request aborts its connection at once. The entry is `Transport.exchange`: httpx's Request and Response cost
 more than all the rest.
 
+A request goes out once. It is sent again, on a new connection, only if an upstream cannot have seen it: a reused connection
+closed within 100 ms of the send, without a byte of an answer. That is the race between a request and the end of an idle
+connection. An upstream that works for longer and then closes is not asked twice.
+
 Speaks HTTP/1.1 for requests whose body is in memory, directly or through a proxy. Does not do HTTP/2, HEAD, upgrades,
 redirects, cookies, `Expect`, streamed request bodies, or a race of IPv6 against IPv4 (addresses are tried in the
 resolver's order).
@@ -17,7 +21,8 @@ import asyncio
 import ssl
 from base64 import b64encode
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 
 import httptools
@@ -25,10 +30,12 @@ import httpx
 
 from rewrap.eventloop import running_loop
 from rewrap.upstream.connection import Connection, Origin
+from rewrap.upstream.resolver import Resolver
 
 # The origin of requests, and the head that they share, without Content-Length and the blank line.
 Target = tuple[Origin, bytes]
 
+RACE_SECONDS = 0.1
 FRAMING = {"content-length", "transfer-encoding", "connection"}
 BUSY = "All connections are busy."
 UNREACHABLE = "The server cannot be reached."
@@ -47,10 +54,12 @@ class Transport(httpx.AsyncBaseTransport):
 
     `connect_timeout` is in seconds, for name look-up, TCP and TLS together; the wait for a place in the pool has the
     same. `keepalive_expiry` is in seconds: below the 5 s after which uvicorn and Node close an idle connection.
+    `dns_seconds` is how long the addresses of a name are cached.
     `proxy` is a URL. It gets whole URLs, and for those with https:// it makes tunnels (CONNECT).
     """
 
     loop: asyncio.AbstractEventLoop
+    resolver: Resolver
 
     def __init__(
         self,
@@ -58,10 +67,12 @@ class Transport(httpx.AsyncBaseTransport):
         connect_timeout: float = 5.0,
         keepalive_expiry: float = 4.0,
         proxy: str = "",
+        dns_seconds: float = 30.0,
     ) -> None:
         self.max_connections = max_connections
         self.connect_timeout = connect_timeout
         self.keepalive_expiry = keepalive_expiry
+        self.dns_seconds = dns_seconds
         self.proxy: Origin | None = None
         self.credentials = b""  # a header line for the proxy
         if proxy:
@@ -152,6 +163,12 @@ class Transport(httpx.AsyncBaseTransport):
 
         Raises PoolTimeout, ConnectTimeout, ConnectError.
         """
+        started = self.loop.time()
+        with connect_errors():
+            async with asyncio.timeout(self.connect_timeout):
+                # Before a place in the pool is taken: a name server that is silent for one origin holds none.
+                addresses = await self.resolver.addresses((self.proxy or origin)[1])
+        remaining = self.connect_timeout - (self.loop.time() - started)
         deadline = 0.0
         while len(self.connections) >= self.max_connections and not self.evict():
             first = not deadline
@@ -164,16 +181,13 @@ class Transport(httpx.AsyncBaseTransport):
         connection = Connection(self, origin)
         self.connections.add(connection)
         try:
-            async with asyncio.timeout(self.connect_timeout):
-                await self.connect(connection)
-        except BaseException as exc:
+            with connect_errors():
+                async with asyncio.timeout(remaining):
+                    await self.connect(connection, addresses)
+        except BaseException:
             # A cancelled attempt may have made its connection already: abort() closes it then, too.
             connection.abort()
             self.forget(connection)
-            if isinstance(exc, TimeoutError):
-                raise httpx.ConnectTimeout(TOO_SLOW) from exc
-            if isinstance(exc, CONNECT_ERRORS):
-                raise httpx.ConnectError(UNREACHABLE) from exc
             raise
         return connection
 
@@ -184,18 +198,41 @@ class Transport(httpx.AsyncBaseTransport):
             self.sweeper = None
         self.loop = running_loop()
         self.running_in = self.loop
+        self.resolver = Resolver(self.loop, self.dns_seconds)
         self.clear()
 
-    async def connect(self, connection: Connection) -> None:
-        tls, host, port = self.proxy or connection.origin
-        context = self.ssl_context if tls else None
-        await self.loop.create_connection(lambda: connection, host, port, ssl=context)
+    async def connect(self, connection: Connection, addresses: list[str]) -> None:
+        """Connect to the origin, through the proxy if there is one. Raises OSError, httpx.TransportError."""
+        await self.open(connection, self.proxy or connection.origin, addresses)
         tls, host, _ = connection.origin
         if self.proxy is not None and tls:
             await self.open_tunnel(connection)
             connection.transport = await self.loop.start_tls(
                 connection.transport, connection, self.ssl_context, server_hostname=host
             )
+
+    async def open(self, connection: Connection, origin: Origin, addresses: list[str]) -> None:
+        """Connect to the first address that can be reached. Raises OSError."""
+        tls, host, port = origin
+        context = self.ssl_context if tls else None
+        server_hostname = host if tls else None
+        failure = OSError("The name has no address.")
+        for address in addresses:
+            try:
+                await self.loop.create_connection(
+                    lambda: connection,
+                    address,
+                    port,
+                    ssl=context,
+                    server_hostname=server_hostname,
+                )
+                return
+            except ssl.SSLError:
+                raise
+            except OSError as error:
+                failure = error
+        self.resolver.forget(host)  # its addresses may have changed
+        raise failure
 
     async def open_tunnel(self, connection: Connection) -> None:
         """Ask the proxy for a tunnel to the connection's origin. Raises ConnectionError, httpx.TransportError."""
@@ -308,6 +345,19 @@ class Transport(httpx.AsyncBaseTransport):
         await asyncio.sleep(0)  # lets the sockets close
 
 
+@contextmanager
+def connect_errors() -> Iterator[None]:
+    """Translate the errors of a connection attempt to httpx's."""
+    try:
+        yield
+    except TimeoutError as error:
+        raise httpx.ConnectTimeout(TOO_SLOW) from error
+    except CONNECT_ERRORS as error:
+        raise httpx.ConnectError(UNREACHABLE) from error
+
+
 def is_keepalive_race(connection: Connection) -> bool:
     """Whether the server closed an idle connection while a request was on its way, and so never saw the request."""
-    return connection.used and not connection.status and not connection.overhead
+    if not connection.used or connection.status or connection.overhead:
+        return False
+    return connection.lost_at - connection.sent_at <= RACE_SECONDS
