@@ -6,7 +6,6 @@ Imports types, config, mock and upstream; never Starlette, the server or the API
 """
 
 import logging
-from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -20,8 +19,10 @@ from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
 from rewrap.mock.answers import as_stream
 from rewrap.mock.echo import echo, prompt_words
+from rewrap.mock.embedding import embed_all
 from rewrap.mock.faults import FaultRate, parse_faults
 from rewrap.mock.faulty_send import FaultySend
+from rewrap.mock.judging import named_categories
 from rewrap.mock.pace import NO_PACE, broken_off, paced
 from rewrap.mock.reply import is_plain
 from rewrap.mock.rules import RuleSet
@@ -43,11 +44,11 @@ from rewrap.types import (
     prompt_size,
     usage,
 )
-from rewrap.upstream import lenient
 from rewrap.upstream.answers import Answer, WholeReply, read_rejection, read_whole
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
 from rewrap.upstream.deltas import DeltaNormalizer, in_portions, take_identity
+from rewrap.upstream.embeddings import embedder_of
 from rewrap.upstream.errors import (
     CUT_SHORT,
     FAILED,
@@ -57,12 +58,11 @@ from rewrap.upstream.errors import (
     forwardable_headers,
     reason_of,
     rejection_error,
-    rejection_in_success,
     upstream_error,
 )
 from rewrap.upstream.models import ModelList, model_cards
 from rewrap.upstream.params import Params
-from rewrap.upstream.relay import ModelAlias, RelayStream, is_completion
+from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion
 from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 
@@ -88,6 +88,8 @@ class Mock:
         reply_bytes: int = 64 * 2**20,
         script: Script | None = None,
     ) -> None:
+        self.embed = embed_all
+        self.judge = named_categories
         self.words_per_second = words_per_second
         self.name = name
         self.reply_bytes = reply_bytes
@@ -174,8 +176,9 @@ class ChatURL:
         limits: Limits | None = None,
         failure_status: int = 502,
         forward_headers: Sequence[str] = (),
+        responses: str = "auto",
     ) -> None:
-        """Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
+        """`responses` is for OpenAI. Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
         self.client = client
         self.url = url
         self.shape = shape
@@ -190,6 +193,8 @@ class ChatURL:
         self.has_key = bool(key) or "authorization" in self.own_headers
         self.targets: dict[tuple[str, bool], object] = {}
         self.secrets = secrets_in(url, key, self.own_headers)
+        self.responses = responses
+        self.embed = embedder_of(self)
         shape.check(url)
         for stream in (False, True):  # an unusable address or header stops the start
             self.target(shape.url(url, replace(EXAMPLE, stream=stream)), stream)
@@ -225,6 +230,9 @@ class ChatURL:
 
     def dropped(self, request: ChatRequest) -> list[str]:
         return self.shape.dropped(request)
+
+    def upstream_model(self, model: str) -> str:
+        return self.params.model or model
 
     def headers_from(self, client_headers: Mapping[str, str]) -> dict[str, str]:
         """The client's headers that go to the upstream: those of FORWARD_HEADERS."""
@@ -370,10 +378,10 @@ class OpenAI(ChatURL):
         base = address.path.rstrip("/").removesuffix("/chat/completions")
         url = str(address.copy_with(path=f"{base}/chat/completions"))
         super().__init__(client, url, shape, name=name, **options)  # type: ignore[arg-type]
-        headers = shape.headers(self.key, False) | self.own_headers
+        self.api_base = address.copy_with(path=base or "/")
+        self.fixed_headers = shape.headers(self.key, False) | self.own_headers | self.agent()
         models_url = str(address.copy_with(path=f"{base}/models"))
-        headers |= self.agent()
-        self.models_target = client.target("GET", models_url, headers)
+        self.models_target = client.target("GET", models_url, self.fixed_headers)
         default = [model_card(self.model)] if self.model else []
         self.model_list = ModelList(self.ask_models, default)
 
@@ -415,7 +423,7 @@ class OpenAI(ChatURL):
                         yield delta
                 return
             if not answer.stream:
-                body = await self.completion(answer, info)
+                body, info.usage = checked_completion(await answer.whole())
                 yield Delta(raw=alias(body) if alias else body)
                 return
             relay = RelayStream(
@@ -439,24 +447,6 @@ class OpenAI(ChatURL):
             info.usage = relay.usage()
             if last := relay.finish():
                 yield Delta(raw=last)
-
-    async def completion(self, answer: Answer, info: ResponseInfo) -> bytes:
-        """A completion as it came. Raises ValueError if it is none, UpstreamRejection if it is an error."""
-        body = (await answer.whole()).removeprefix(BOM_UTF8)
-        try:
-            value = orjson.loads(body)
-        except orjson.JSONDecodeError:
-            value = lenient.loads(body)
-            body = orjson.dumps(value)
-        if not isinstance(value, dict):
-            raise ValueError("no completion")
-        if value.get("error"):
-            raise rejection_in_success(value["error"])
-        if not is_completion(value):
-            raise ValueError("no completion")
-        counts = value.get("usage")
-        info.usage = counts if isinstance(counts, dict) else None
-        return body
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """The upstream's list, by the client's own key where that one goes upstream. Raises APIError."""
@@ -496,8 +486,7 @@ class Common:
 
     client: Client
     limits: Limits
-    failure_status: int
-    forward_headers: Sequence[str]
+    settings: Settings
 
 
 def build_backend(settings: Settings, client: Client) -> Backend:
@@ -513,7 +502,7 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         reply_bytes=settings.max_reply_bytes,
         event_bytes=settings.max_event_bytes,
     )
-    common = Common(client, limits, settings.upstream_failure_status, settings.forward_headers)
+    common = Common(client, limits, settings)
     mock = Mock(
         settings.mock_words_per_second,
         reply_bytes=limits.reply_bytes,
@@ -523,9 +512,10 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         return mock
     if settings.config:
         tables = read_backends_file(settings.config, variables())
-        rows = [router_row(table, common, settings.config) for table in tables]
-        connect_mocks(rows, mock.script)
-        return ModelRouter(rows)
+        backends = [table_backend(table, common, settings.config) for table in tables]
+        connect_mocks(backends, mock.script)
+        rows = zip(backends, tables, strict=True)
+        return ModelRouter([Row(made, table.models, table.fallbacks) for made, table in rows])
     if settings.chat_url:
         shape: Shape = AutoShape()
         if settings.chat_shape:
@@ -552,6 +542,7 @@ def build_backend(settings: Settings, client: Client) -> Backend:
             AutoShape(),
             key=settings.openai_api_key,
             model=settings.openai_model,
+            responses=settings.responses,
         )
     return mock
 
@@ -580,8 +571,8 @@ def checked_backend(
     """A backend whose URL and headers can be sent. Raises ValueError, which begins with `place`."""
     defaults = {
         "limits": common.limits,
-        "failure_status": common.failure_status,
-        "forward_headers": common.forward_headers,
+        "failure_status": common.settings.upstream_failure_status,
+        "forward_headers": common.settings.forward_headers,
     }
     try:
         return kind(common.client, url, shape, **(defaults | options))  # type: ignore[arg-type]
@@ -590,18 +581,13 @@ def checked_backend(
         raise ValueError(text if text.startswith(place) else f"{place}: {text}") from None
 
 
-def connect_mocks(rows: Sequence[Row], script: Script) -> None:
+def connect_mocks(backends: Sequence[Backend], script: Script) -> None:
     """Give the mocks of a file the script, and the other backends for rules that pass a request on."""
-    others = {row.backend.name: row.backend for row in rows}
-    for row in rows:
-        if isinstance(row.backend, Mock):
-            row.backend.script = script
-            row.backend.others = others
-
-
-def router_row(table: BackendTable, common: Common, path: str) -> Row:
-    """One table of the file of backends, for the router. Raises ValueError."""
-    return Row(table_backend(table, common, path), table.models, table.fallbacks)
+    others = {backend.name: backend for backend in backends}
+    for backend in backends:
+        if isinstance(backend, Mock):
+            backend.script = script
+            backend.others = others
 
 
 def table_backend(table: BackendTable, common: Common, path: str) -> Backend:
@@ -631,4 +617,5 @@ def table_backend(table: BackendTable, common: Common, path: str) -> Backend:
         headers=table.headers,
         params=Params(**table.params, model=table.model),
         limits=limits,
+        responses=table.responses or common.settings.responses,
     )

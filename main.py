@@ -4,25 +4,24 @@ A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -
 rendering. Read this file, then rewrap/types.py, then backends.py. `python main.py` serves; so does `uvicorn main:app`.
 """
 
-import asyncio
 import logging
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
-from multiprocessing import parent_process
+from contextlib import aclosing, asynccontextmanager, nullcontext
+from functools import partial
 
 import httpx
 import orjson
 from rewrap.backends import ChatURL, Mock, OpenAI, build_backend
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap import __version__
 from rewrap.api import surfaces
+from rewrap.api.answers import LocalEmbeddings, LocalModerations
 from rewrap.api.info import InfoRoutes
 from rewrap.api.openapi import document
 from rewrap.api.recorder import Recorder
@@ -38,29 +37,38 @@ from rewrap.ids import owner_id, random_hex
 from rewrap.mock.routes import MockRoutes
 from rewrap.mock.script import has_mock_header
 from rewrap.redaction import loggable
+from rewrap.server.app import EdgeApp
 from rewrap.server.auth import Authenticator
 from rewrap.server.context import RequestContext
-from rewrap.server.edge import JSON_TYPE, EdgeMiddleware, EdgeOptions
-from rewrap.server.heartbeat import Heartbeat
+from rewrap.server.edge import JSON_TYPE, EdgeOptions
 from rewrap.server.hosts import is_loopback
-from rewrap.server.limits import Gate, RateLimit, limit_exceeded, rate_limit_headers
+from rewrap.server.limits import Gate, RateLimit, count
+from rewrap.server.passing import (
+    Intake,
+    PassThroughEndpoint,
+    UpstreamOrLocal,
+    or_upstream,
+    passed_on,
+    passed_request,
+)
 from rewrap.server.serve import serve_app
-from rewrap.server.signals import graceful
+from rewrap.server.streaming import send_stream
 from rewrap.storage import open_store
 from rewrap.types import (
     NO_HEADERS,
     APIError,
     Backend,
     ChatRequest,
-    CutConnection,
     Deltas,
     JSONObject,
-    Rendering,
     ResponseInfo,
+    no_such_model,
 )
 from rewrap.upstream.callable import CallableBackend
 from rewrap.upstream.client import Client
 from rewrap.upstream.errors import TOO_LARGE, bad_gateway
+from rewrap.upstream.native_responses import NativeResponses
+from rewrap.upstream.passthrough import PassThrough, raw_transport
 from rewrap.upstream.pool import Transport
 from rewrap.upstream.router import ModelRouter
 from rewrap.web.docs import THEME, docs_routes
@@ -109,6 +117,13 @@ class Gateway:
             too_large=bad_gateway(TOO_LARGE, "too large", settings.upstream_failure_status),
         )
         self.mock = next((row for row in self.backends if isinstance(row, Mock)), None)
+        self.passing = PassThrough(
+            [row for row in self.backends if isinstance(row, OpenAI)],
+            self.backend_of,
+            partial(raw_transport, transport, settings.upstream_proxy),
+            settings.max_connections,
+            settings.connect_timeout_seconds,
+        )
         # A mock that never waits need not watch for its client's leaving: 10 µs of 110.
         scripted = settings.mock_rules or settings.mock_fault_rate or settings.mock_words_per_second
         self.waits = not isinstance(backend, Mock) or bool(scripted)
@@ -120,12 +135,10 @@ class Gateway:
 
         A verified key has a limit of its own. Missing or unverified keys share the limit of their address.
         """
+        context.admitted = True
         identity = self.auth.identify(context)
         if self.rate_limit is not None:
-            verdict = await self.rate_limit.hit(context.key or context.address())
-            context.extra_headers += rate_limit_headers(verdict)
-            if not verdict.allowed:
-                raise limit_exceeded(verdict)
+            await count(self.rate_limit, context)
         if isinstance(identity, APIError):
             raise identity
         return identity
@@ -163,6 +176,15 @@ class Gateway:
         with context.watch():
             return await self.backend.models(self.auth.upstream_headers(context))
 
+    def backend_of(self, model: str) -> Backend:
+        """The backend of a model. Raises APIError if none has it."""
+        if not isinstance(self.backend, ModelRouter):
+            return self.backend
+        found = self.backend.pick(model or self.backend.default_model())
+        if found is None:
+            raise no_such_model(model)
+        return found
+
     async def public_models(self, request: Request) -> list[JSONObject]:
         """The models that every client may see. Raises APIError."""
         context: RequestContext = request.scope["context"]
@@ -179,7 +201,12 @@ class Gateway:
         backend = getattr(self.backend, "summary", f"{self.backend.name} answers")
         return f"{backend}; {self.auth_summary()}"
 
-    async def close(self) -> None:
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """The store and the connections, for as long as the app serves."""
+        await self.store.open()
+        async with self.transport:
+            yield
         await self.store.close()
         if self.rate_limit is not None:
             await self.rate_limit.close()
@@ -206,8 +233,14 @@ class Endpoint:
             path_model = scope["path_params"].get("model", "")
             incoming = Incoming(body, headers, path_model, identity)
             del body
-            # The answer alone holds the request: a long stream need not keep the conversation.
-            await self.answer(context, await self.surface.parse(incoming), identity)
+            await self.serve(context, incoming)
+
+    async def serve(self, context: RequestContext, incoming: Incoming) -> None:
+        # The answer alone holds the request: a long stream need not keep the conversation.
+        turn = await self.surface.parse(incoming)
+        identity = incoming.identity
+        del incoming
+        await self.answer(context, turn, identity)
 
     async def answer(self, context: RequestContext, turn: Turn, identity: str) -> None:
         gateway = self.gateway
@@ -233,7 +266,8 @@ class Endpoint:
         watch = context.watch() if waits else nullcontext()
         if request.stream:
             del request, turn
-            await self.stream(context, rendering, deltas, watch)
+            ping_seconds = gateway.settings.sse_ping_seconds
+            await send_stream(context, rendering, deltas, watch, ping_seconds)
             return
         del request, turn
         with watch:
@@ -246,107 +280,39 @@ class Endpoint:
             body = orjson.dumps(rendering.document(found))
         await context.respond(200, JSON_TYPE + info.headers, body)
 
-    async def stream(
-        self,
-        context: RequestContext,
-        rendering: Rendering,
-        deltas: Deltas,
-        watch: AbstractContextManager[None],
+
+class ResponsesEndpoint(Endpoint):
+    """POST /v1/responses: an upstream that has it gets the request as it is; any other gets a chat."""
+
+    def __init__(
+        self, gateway: Gateway, surface: surfaces.ResponsesSurface, native: NativeResponses
     ) -> None:
-        """Send Deltas as they come. A failure before the head has a status; one after it, the rendering's form."""
-        heartbeat = Heartbeat(
-            context, rendering, rendering.headers, self.gateway.settings.sse_ping_seconds
-        )
-        async with aclosing(deltas):  # a client that leaves closes the upstream, too
-            with watch, heartbeat:
-                try:
-                    await self.send_deltas(context, rendering, deltas)
-                    end = rendering.end()
-                except CutConnection:
-                    raise
-                # Hooks and functions of the user may raise any exception.
-                except (Exception, asyncio.CancelledError) as exc:
-                    if not context.status:
-                        raise
-                    failure = self.failure(context, rendering, exc)
-                    if failure is None:
-                        return
-                    end = failure
-        await context.send_body(end, more=False)
+        super().__init__(gateway, surface)
+        self.native = native
+        self.is_own = surface.is_own
 
-    async def send_deltas(
-        self, context: RequestContext, rendering: Rendering, deltas: Deltas
-    ) -> None:
-        first = await anext(deltas, None)
-        if not context.status:
-            assert context.info is not None
-            context.use(context.info.wrap_send)
-            await context.start_stream([*rendering.headers, *context.info.headers])
-        if first is not None:
-            await context.send_body(rendering(first), more=True)
-        send = context.raw_send  # called directly: 0.3 µs a chunk
-        async for delta in deltas:
-            body = delta.raw or rendering(delta)
-            if body:
-                context.sends += 1
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-
-    def failure(
-        self, context: RequestContext, rendering: Rendering, exc: BaseException
-    ) -> bytes | None:
-        """The last bytes of a stream that fails; None if the connection is cut, or the client left."""
-        error: APIError | None
-        if isinstance(exc, Exception):
-            error = context.scope["app"].edge.api_error(context, exc)
-        else:
-            error = context.cancellation()
-        if error is None:
-            return None
-        context.error = error.reason
-        return rendering.failure(error)
+    async def serve(self, context: RequestContext, incoming: Incoming) -> None:
+        if self.native.possible() and not await self.is_own(incoming):
+            request = passed_request(context, "/responses", incoming.client_headers, incoming.body)
+            answer = self.native.new_response(request)
+            if answer is not None and await passed_on(context, request, answer):
+                return
+        await super().serve(context, incoming)
 
 
-class Rewrap(Starlette):
-    """A Starlette app with EdgeMiddleware in place of the default middleware stack."""
+class Rewrap(EdgeApp):
+    """The app: its settings, its gateway and its routes."""
 
     def __init__(self, settings: Settings, gateway: Gateway, routes: Sequence[BaseRoute]) -> None:
-        super().__init__(routes=routes, lifespan=self.lifespan)
-        self.settings = settings
-        self.gateway = gateway
-        self.router.redirect_slashes = False
-        self.announced = False  # the line at the start is logged
-        self.notes: list[str] = []  # about the settings, for the start
         options = EdgeOptions(
             allow_origins=settings.allow_origins,
             allowed_hosts=settings.allowed_hosts,
             grace_seconds=settings.grace_seconds,
             invalid_request_status=settings.invalid_request_status,
         )
-        self.edge = EdgeMiddleware(self.router, options)
-
-    def build_middleware_stack(self) -> ASGIApp:
-        return self.edge
-
-    def announce(self, address: str) -> None:
-        """Log the backends in one line, and a line for each setting that may be a mistake."""
-        self.announced = True
-        place = f" on {address}" if address else ""
-        log.info("rewrap %s%s: %s", __version__, place, self.gateway.summary())
-        for note in self.notes:
-            log.warning(note)
-
-    @asynccontextmanager
-    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        if not self.announced and parent_process() is None:
-            self.announce("")
-        self.edge.stopping = False
-        if self.edge.logs_lines:  # in place of uvicorn's lines; a mounted app gets no lifespan
-            logging.getLogger("uvicorn.access").disabled = True
-        await self.gateway.store.open()
-        async with self.gateway.transport, graceful(self.edge.drain, self.settings.grace_seconds):
-            yield
-        self.edge.access_log.flush()
-        await self.gateway.close()
+        super().__init__(routes, options, gateway)
+        self.settings = settings
+        self.gateway = gateway
 
 
 def create_app(
@@ -386,32 +352,42 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     chat_model = "" if settings.require_model else model
     late = settings.late_instructions
     responses = StoredResponses(gateway.store)
-    chat = Endpoint(gateway, surfaces.ChatSurface(chat_model, late))
-    ask = Endpoint(gateway, surfaces.AskSurface(model or "default"))
-    response = Endpoint(
-        gateway,
-        surfaces.ResponsesSurface(chat_model, responses, late, settings.reasoning_as_summary),
+    native = NativeResponses(gateway.passing, enabled=not settings.hooks)
+    response_surface = surfaces.ResponsesSurface(
+        chat_model, responses, late, settings.reasoning_as_summary
     )
-    is_mock = isinstance(backend, Mock)
-    completion = Endpoint(gateway, surfaces.CompletionSurface(chat_model, is_mock))
+    intake = Intake(gateway.admit, gateway.auth.upstream_headers, settings.max_body_bytes)
+    response_routes = ResponseRoutes(responses, gateway.owner, gateway.body).routes()
+    embeddings = LocalEmbeddings(gateway.backend_of, model)
+    moderations = LocalModerations(gateway.backend_of)
+    completions = surfaces.CompletionSurface(chat_model, isinstance(backend, Mock))
+    endpoints: dict[str, ASGIApp] = {
+        "/chat/completions": Endpoint(gateway, surfaces.ChatSurface(chat_model, late)),
+        "/responses": ResponsesEndpoint(gateway, response_surface, native),
+        "/completions": Endpoint(gateway, completions),
+        "/embeddings": UpstreamOrLocal(intake, "/embeddings", gateway.passing.find, embeddings),
+        "/moderations": UpstreamOrLocal(intake, "/moderations", gateway.passing.find, moderations),
+    }
+    ask = Endpoint(gateway, surfaces.AskSurface(model or "default"))
     stored = StoredRoutes(gateway.store, gateway.owner, gateway.body)
     names = [backend.name for backend in gateway.backends]
     info = InfoRoutes(gateway.models, gateway.public_models, names, THEME)
     openapi = document(__version__)
     azure = "/openai/deployments/{model}"
+    rest: list[BaseRoute] = []
+    if settings.pass_through and gateway.passing.providers:
+        pass_through = PassThroughEndpoint(intake, gateway.passing.by_model)
+        rest = [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]
     return [
-        Route("/chat/completions", chat, methods=["POST"]),
-        Route(f"{azure}/chat/completions", chat, methods=["POST"]),
-        Route("/responses", response, methods=["POST"]),
-        Route(f"{azure}/responses", response, methods=["POST"]),
-        Route("/completions", completion, methods=["POST"]),
-        Route(f"{azure}/completions", completion, methods=["POST"]),
+        *[Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()],
+        *[Route(azure + path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()],
         Route("/ask", ask, methods=["POST"]),
-        *ResponseRoutes(responses, gateway.owner, gateway.body).routes(),
+        *or_upstream(response_routes, intake, native.stored_response),
         *stored.routes(),
         *info.routes(),
         *mock_routes(gateway),
         *docs_routes(openapi, assets=settings.docs_assets_url, theme=THEME),
+        *rest,
     ]
 
 

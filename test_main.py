@@ -563,7 +563,7 @@ async def test_what_clients_make_up_is_remembered_within_bounds() -> None:
     assert len(app.gateway.backend.targets) <= 256
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings"])
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/files"])
 async def test_an_unknown_api_names_the_supported_ones(path: str) -> None:
     error = envelope(await client().post(path, json={}))
     assert error["message"].startswith(

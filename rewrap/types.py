@@ -4,7 +4,15 @@ Every room may import this file. It imports nothing of the project.
 """
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -74,6 +82,10 @@ class UpstreamRejection(Exception):
         return text if isinstance(text, str) else ""
 
 
+class NoEndpoint(Exception):
+    """The upstream lacks an endpoint."""
+
+
 def no_such_model(model: str) -> APIError:
     message = f"The model `{model}` does not exist or you do not have access to it."
     return APIError(404, message, code="model_not_found")
@@ -138,6 +150,31 @@ class ResponseInfo:
     accepted: bool = True  # a ping may start the answer: the upstream will not reject the request
     deadline: float = 0.0  # loop time by which an answer without a stream is whole
     completion: JSONObject | None = None  # the finished reply, where a hook or the store needs it
+
+
+@dataclass(frozen=True, slots=True)
+class PassedRequest:
+    """A request that goes to an OpenAI-compatible upstream as it is."""
+
+    method: str
+    path: str  # decoded, below the upstream's /v1
+    query: bytes
+    headers: Mapping[bytes, bytes]  # all of the client's: only some of them go on
+    client_headers: Mapping[str, str]  # those that belong to the client's key
+    body: bytes | AsyncIterator[bytes] = b""
+    model: str = ""  # of an Azure path
+
+
+@dataclass(frozen=True, slots=True)
+class PassedReply:
+    """The answer to a PassedRequest: `headers` are those that the client gets."""
+
+    status: int
+    headers: Headers
+    reply: "Reply"
+    stall: float  # seconds of silence at which it fails
+    backend: str
+    model: str  # "" if the request names none
 
 
 @dataclass(slots=True)

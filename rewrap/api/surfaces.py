@@ -90,6 +90,16 @@ class ResponsesSurface:
     late_instructions: str
     reasoning_as_summary: bool
 
+    async def is_own(self, incoming: Incoming) -> bool:
+        """Whether only this server can answer: a chat body, or one that goes on from here."""
+        payload = parse_object(incoming.body)
+        previous = payload.get("previous_response_id")
+        if looks_like_chat(payload):
+            return True
+        if not isinstance(previous, str):
+            return False
+        return await self.stored.has(owner_id(incoming.identity), previous)
+
     async def parse(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)
         if looks_like_chat(payload):

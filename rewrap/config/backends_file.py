@@ -25,9 +25,11 @@ import orjson
 from rewrap.urls import check_url, is_header
 
 KINDS = ("openai", "chat", "mock")
+RESPONSES = ("auto", "native", "translate")
 ONLY = {
     "shape": "chat",
     "mapping": "chat",
+    "responses": "openai",
     "words_per_second": "mock",
 }  # what other kinds would pass over in silence
 PARAMS = {"rename": dict, "defaults": dict, "drop": list, "roles": dict}
@@ -49,6 +51,7 @@ class BackendTable:
     mapping: dict[str, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
+    responses: str = ""  # "": the setting RESPONSES
     words_per_second: float = 0.0
     first_byte_timeout_seconds: float = 0.0  # 0: as the setting of that name says
     stall_timeout_seconds: float = 0.0
@@ -119,6 +122,8 @@ def backend_table(table: dict[str, Any], where: str, environ: Mapping[str, str])
     for name, only in ONLY.items():
         if name in table and kind != only:
             raise ValueError(f"{where}: {name} is for the kind {only} alone")
+    if table.get("responses", "auto") not in RESPONSES:
+        raise ValueError(f"{where}: responses must be one of {', '.join(RESPONSES)}")
     if kind != "mock":
         check_url(table.get("url", ""), f"{where}: url")
     for name, value in table.get("headers", {}).items():

@@ -53,6 +53,8 @@ class Settings:
     dns_seconds: float = setting("upstream", 30.0, "The time for which the addresses of an upstream's name are cached. 0: no cache.", minimum=0)
     max_connections: int = setting("upstream", 2000, "The largest number of connections to upstreams, in each worker.", minimum=1)
     forward_headers: tuple[str, ...] = setting("upstream", (), "Headers of the client that are sent to the upstream as well, separated by commas.")
+    pass_through: bool = setting("upstream", True, "false: paths that are not served here do not go to an OpenAI-compatible upstream.")
+    responses: str = setting("upstream", "auto", "/v1/responses at an OpenAI-compatible upstream: native (as it is), translate (to a chat), or auto (native where the upstream has it).", among=("auto", "native", "translate"))
     late_instructions: str = setting("upstream", "keep", "System messages of /v1/responses after the first turn: keep, hoist (to the front) or user (as user text).", among=("keep", "hoist", "user"))
     reasoning_as_summary: bool = setting("upstream", False, "true: /v1/responses shows reasoning as a summary, which the AI SDK reads.")
 

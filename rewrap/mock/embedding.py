@@ -9,6 +9,7 @@ the vector: 0 to 7, 8 to 15, 16 to 31, and so on. So the first `dimensions` numb
 texts apart, and only the octaves that are asked for are computed.
 """
 
+import asyncio
 import math
 import re
 from collections import Counter
@@ -43,6 +44,13 @@ def embed(value: str | list[int], dimensions: int = 0) -> list[float]:
             number and number * scale for number in sums[start : start + mask + 1]
         ]
     return unit_vector(sums[:size])
+
+
+async def embed_all(
+    model: str, inputs: list[str | list[int]], dimensions: int
+) -> tuple[list[list[float]], None]:
+    """The vectors of all inputs, made in a thread: large ones take seconds. Tokens are not counted."""
+    return await asyncio.to_thread(lambda: [embed(value, dimensions) for value in inputs]), None
 
 
 def octaves_of(size: int) -> list[tuple[int, int]]:

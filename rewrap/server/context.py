@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 from rewrap.ids import random_hex
 from rewrap.types import APIError, Headers, ResponseInfo
 
+API_VERSION = b"2020-10-01"  # of OpenAI's API: the only one so far
 LOG_CHARACTERS = 200  # of a path or a model
 
 
@@ -28,6 +29,7 @@ class RequestContext:
 
     __slots__ = (
         "active_watch",
+        "admitted",
         "ending",
         "error",
         "extra_headers",
@@ -65,6 +67,7 @@ class RequestContext:
         self.key = ""  # the client's key, once it is verified
         self.info: ResponseInfo | None = None
         self.extra_headers: Headers = []  # for any answer to this request
+        self.admitted = False  # a request for the API, not for a page
         self.left = False
         self.ending = False
         self.active_watch: DisconnectWatch | None = None
@@ -129,6 +132,8 @@ class RequestContext:
             self.first_byte = time.perf_counter()
             own = [(b"x-request-id", self.id.encode()), *self.extra_headers]
             headers = message.get("headers", ())
+            if self.admitted:
+                own += self.api_headers(headers)
             if self.extra_headers:  # the limits of this server replace those of the upstream
                 names = {name for name, _ in own}
                 headers = [header for header in headers if header[0] not in names]
@@ -139,6 +144,17 @@ class RequestContext:
         """Send the rest of the answer through a wrapper."""
         if wrap is not None:
             self.raw_send = wrap(self.raw_send)
+
+    def api_headers(self, headers: Headers) -> Headers:
+        """OpenAI's headers of every answer, but for those that the upstream has sent."""
+        names = [name for name, _ in headers]
+        own: Headers = []
+        if b"openai-processing-ms" not in names:
+            milliseconds = (self.first_byte - self.started) * 1e3
+            own.append((b"openai-processing-ms", b"%d" % milliseconds))
+        if b"openai-version" not in names:
+            own.append((b"openai-version", API_VERSION))
+        return own
 
     async def start_stream(self, headers: Headers) -> None:
         await self.send_start({"type": "http.response.start", "status": 200, "headers": headers})

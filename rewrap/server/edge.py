@@ -30,17 +30,35 @@ log = logging.getLogger("rewrap")
 
 JSON_TYPE: Headers = [(b"content-type", b"application/json")]
 WRONG_METHOD = "(HINT: Perhaps you meant to use a different HTTP method?)"
-OTHER_API = ". This server has chat completions: POST /v1/chat/completions."
-OTHER_APIS = re.compile("/(?:responses|completions|embeddings)(?:/|$)")
+OTHER_API = (
+    ". This server has chat completions, responses, completions, embeddings and moderations; "
+    "the rest of the API needs an OpenAI-compatible upstream (OPENAI_API_BASE)."
+)
+OTHER_APIS = re.compile(
+    "/(?:audio|images|videos|files|uploads|batches|fine_tuning|vector_stores|containers|evals"
+    "|conversations|assistants|threads|realtime)(?:/|$)"
+)
 EXPOSED = [
     "x-request-id",
     "retry-after",
+    "retry-after-ms",
     "x-dropped-params",
     "x-should-retry",
     "openai-processing-ms",
+    "openai-version",
+    "openai-model",
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
     "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+    # Of downloads that are passed through.
+    "accept-ranges",
+    "content-disposition",
+    "content-length",
+    "content-range",
+    "etag",
 ]
 
 
@@ -272,7 +290,7 @@ def cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
         allow_origins=["*"] if any_origin else list(origins),
         allow_origin_regex="|".join(patterns) or None,
         allow_credentials=not any_origin,  # with both, every page could use its visitor's cookies
-        allow_methods=["GET", "POST", "DELETE", "OPTIONS"],
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
         allow_headers=["*"],
         expose_headers=EXPOSED,
     )

@@ -1,13 +1,16 @@
 """A relay of an OpenAI-compatible upstream: its own bytes reach the client, checked and framed, but not parsed.
 
-RelayStream passes a stream on in whole events. `completion_members` checks a whole completion. Imports types, framing and errors.
+RelayStream passes a stream on in whole events. `checked_completion` checks a whole completion.
+Imports types, framing, lenient and errors.
 """
 
 import re
+from codecs import BOM_UTF8
 
 import orjson
 
 from rewrap.types import JSONObject, UpstreamRejection
+from rewrap.upstream import lenient
 from rewrap.upstream.errors import CUT_SHORT, NO_REPLY, TOO_LARGE, bad_gateway, rejection_in_success
 from rewrap.upstream.framing import DONE, EVENT_END, SSEDecoder, is_plain_events, last_event_end
 
@@ -191,6 +194,27 @@ def rejection_of(name: str, event: bytes) -> UpstreamRejection | None:
     if is_object and not event.endswith(b"}"):
         return UpstreamRejection(502)
     return None
+
+
+def checked_completion(body: bytes) -> tuple[bytes, JSONObject | None]:
+    """A completion as it came, and its usage.
+
+    Raises ValueError if it is none, UpstreamRejection if it is an error.
+    """
+    body = body.removeprefix(BOM_UTF8)
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        value = lenient.loads(body)
+        body = orjson.dumps(value)
+    if not isinstance(value, dict):
+        raise ValueError("no completion")
+    if value.get("error"):
+        raise rejection_in_success(value["error"])
+    if not is_completion(value):
+        raise ValueError("no completion")
+    counts = value.get("usage")
+    return body, counts if isinstance(counts, dict) else None
 
 
 def is_completion(value: JSONObject) -> bool:

@@ -93,6 +93,16 @@ class StoredResponses:
             raise no_response(id)
         return found
 
+    async def has(self, owner: str, id: str) -> bool:
+        """Whether a response of this id is stored here. Raises APIError 503."""
+        try:
+            await self.find(owner, id)
+        except APIError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
     async def response(self, owner: str, id: str) -> JSONObject:
         """GET /v1/responses/{id}: the Response object. Raises APIError 404."""
         response: JSONObject = (await self.find(owner, id))["response"]

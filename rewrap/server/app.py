@@ -1,0 +1,64 @@
+"""A Starlette app behind EdgeMiddleware, and its beginning and end. Does not know its routes."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from multiprocessing import parent_process
+from typing import Protocol
+
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp
+
+from rewrap import __version__
+from rewrap.server.edge import EdgeMiddleware, EdgeOptions
+from rewrap.server.signals import graceful
+
+log = logging.getLogger("rewrap")
+
+
+class Resources(Protocol):
+    """What an app holds open while it serves."""
+
+    def opened(self) -> AbstractAsyncContextManager[None]:
+        """The block in which it serves."""
+
+    def summary(self) -> str:
+        """The backends and the keys, for the line at the start."""
+
+
+class EdgeApp(Starlette):
+    """A Starlette app with EdgeMiddleware in place of the default middleware stack."""
+
+    def __init__(
+        self, routes: Sequence[BaseRoute], options: EdgeOptions, resources: Resources
+    ) -> None:
+        super().__init__(routes=routes, lifespan=self.lifespan)
+        self.router.redirect_slashes = False
+        self.resources = resources
+        self.announced = False  # the line at the start is logged
+        self.notes: list[str] = []  # about the settings, for the start
+        self.edge = EdgeMiddleware(self.router, options)
+
+    def build_middleware_stack(self) -> ASGIApp:
+        return self.edge
+
+    def announce(self, address: str) -> None:
+        """Log the backends in one line, and a line for each setting that may be a mistake."""
+        self.announced = True
+        place = f" on {address}" if address else ""
+        log.info("rewrap %s%s: %s", __version__, place, self.resources.summary())
+        for note in self.notes:
+            log.warning(note)
+
+    @asynccontextmanager
+    async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        if not self.announced and parent_process() is None:
+            self.announce("")
+        self.edge.stopping = False
+        if self.edge.logs_lines:  # in place of uvicorn's lines; a mounted app gets no lifespan
+            logging.getLogger("uvicorn.access").disabled = True
+        async with self.resources.opened():
+            async with graceful(self.edge.drain, self.edge.options.grace_seconds):
+                yield
+            self.edge.access_log.flush()
