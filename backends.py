@@ -1,15 +1,14 @@
 """Backends: each turns a ChatRequest into a stream of Deltas.
 
-Mock answers by itself. ChatURL asks any chat URL in its shape. OpenAI relays an OpenAI-compatible upstream. `build_backend`
+Mock (rewrap/mock/backend.py) answers by itself. ChatURL asks any chat URL in its shape. OpenAI relays an OpenAI-compatible upstream. `build_backend`
 makes the one that the settings name. A backend does not know which API is served: that is a rendering's business.
 Imports types, config, mock and upstream; never Starlette, the server or the APIs.
 """
 
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import httpx
 import orjson
@@ -17,16 +16,7 @@ import orjson
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
-from rewrap.mock.answers import as_stream
-from rewrap.mock.echo import echo, prompt_words
-from rewrap.mock.embedding import embed_all
-from rewrap.mock.faults import FaultRate, parse_faults
-from rewrap.mock.faulty_send import FaultySend
-from rewrap.mock.judging import named_categories
-from rewrap.mock.pace import NO_PACE, broken_off, paced
-from rewrap.mock.reply import is_plain
-from rewrap.mock.rules import RuleSet
-from rewrap.mock.script import Script, scripted
+from rewrap.mock.backend import Mock, connect_mocks, mock_script
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.types import (
     APIError,
@@ -42,12 +32,11 @@ from rewrap.types import (
     dumps,
     model_card,
     prompt_size,
-    usage,
 )
 from rewrap.upstream.answers import Answer, WholeReply, read_rejection, read_whole
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
-from rewrap.upstream.deltas import DeltaNormalizer, in_portions, take_identity
+from rewrap.upstream.deltas import DeltaNormalizer, take_identity
 from rewrap.upstream.embeddings import embedder_of
 from rewrap.upstream.errors import (
     CUT_SHORT,
@@ -67,82 +56,6 @@ from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 
 log = logging.getLogger("rewrap")
-
-
-# The mock.
-
-
-class Mock:
-    """Answers by itself: the same reply for the same request, offline. Rules and faults may script it.
-
-    A word is a token here, so that `max_tokens` and `usage` are predictable. `words_per_second` 0 sends all at once.
-    """
-
-    model = "mock-gpt-model"
-    summary = f"the mock answers, as {model} or any other name"
-
-    def __init__(
-        self,
-        words_per_second: float = 0.0,
-        name: str = "mock",
-        reply_bytes: int = 64 * 2**20,
-        script: Script | None = None,
-    ) -> None:
-        self.embed = embed_all
-        self.judge = named_categories
-        self.words_per_second = words_per_second
-        self.name = name
-        self.reply_bytes = reply_bytes
-        self.script = script or Script()
-        self.others: Mapping[str, Backend] = {}  # backends that a rule may pass a request on to
-
-    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
-        return [model_card(self.model)]
-
-    async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
-        plan = self.script.plan(request, info)
-        info.headers += plan.headers
-        if plan.faults:
-            info.wrap_send = partial(FaultySend, plan.faults)
-        answer = plan.answer
-        if answer is not None and answer.backend:
-            async with aclosing(self.passed_on(answer.backend, request, info)) as deltas:
-                async for delta in deltas:
-                    yield delta
-            return
-        if answer is None and is_plain(request):
-            deltas = as_stream(self.echoed(request, info))
-        else:
-            deltas = as_stream(scripted(answer, request, info))
-        pace = plan.pace
-        if self.words_per_second and not pace.words_per_second:
-            pace = replace(pace, words_per_second=self.words_per_second)
-        if pace != NO_PACE:
-            deltas = paced(deltas, pace)
-        if plan.faults:
-            deltas = broken_off(deltas, plan.faults)
-        async with aclosing(deltas):
-            async for delta in deltas:
-                yield delta
-
-    def echoed(self, request: ChatRequest, info: ResponseInfo) -> Iterator[Delta]:
-        reply = echo(request)
-        choices = request.payload.get("n") or 1
-        if choices > 1 and choices * len(reply.text) > self.reply_bytes:
-            message = "The mock's reply is too large: it repeats the prompt 'n' times."
-            raise APIError(400, message, param="n")
-        info.usage = usage(prompt_words(request), reply.tokens * choices)
-        for index in range(choices):
-            yield from in_portions(Delta(reply.text, reply.finish_reason, index, whole=True))
-
-    def passed_on(self, name: str, request: ChatRequest, info: ResponseInfo) -> Deltas:
-        """The reply of another backend. Raises APIError if a rule names one that does not exist."""
-        if name not in self.others:
-            raise APIError(
-                400, f"A rule of the mock names the backend {name!r}, which is not there."
-            )
-        info.backend = name
-        return self.others[name].stream(request, info)
 
 
 # Any chat URL.
@@ -221,6 +134,11 @@ class ChatURL:
     @property
     def summary(self) -> str:
         return f"{self.name} answers at {safe_address(self.url)}, for every model name"
+
+    @property
+    def default_model(self) -> str:
+        """The model of a request without one; "" if the upstream has to name it."""
+        return "" if self.transparent else self.name
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model or self.name)]
@@ -506,7 +424,14 @@ def build_backend(settings: Settings, client: Client) -> Backend:
     mock = Mock(
         settings.mock_words_per_second,
         reply_bytes=limits.reply_bytes,
-        script=mock_script(settings),
+        script=mock_script(
+            settings.mock_rules,
+            settings.mock_strict,
+            settings.mock_fault_rate,
+            settings.mock_faults,
+            settings.mock_seed,
+            settings.secrets(),
+        ),
     )
     if settings.use_mock_api:
         return mock
@@ -547,24 +472,6 @@ def build_backend(settings: Settings, client: Client) -> Backend:
     return mock
 
 
-def mock_script(settings: Settings) -> Script:
-    """The rules and faults of the settings. Raises ValueError, in one line that names the setting."""
-    rules = None
-    if settings.mock_rules:
-        try:
-            rules = RuleSet.load(settings.mock_rules)
-        except ValueError as error:
-            raise ValueError(f"MOCK_RULES: {error}") from None
-    rate = None
-    if settings.mock_fault_rate:
-        try:
-            faults = parse_faults(",".join(settings.mock_faults))
-        except ValueError as error:
-            raise ValueError(f"MOCK_FAULTS: {error}") from None
-        rate = FaultRate(settings.mock_fault_rate, faults, settings.mock_seed)
-    return Script(rules, strict=settings.mock_strict, rate=rate, secrets=settings.secrets())
-
-
 def checked_backend(
     kind: type[ChatURL], place: str, common: Common, url: str, shape: Shape, **options: object
 ) -> Backend:
@@ -579,15 +486,6 @@ def checked_backend(
     except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:
         text = str(error)
         raise ValueError(text if text.startswith(place) else f"{place}: {text}") from None
-
-
-def connect_mocks(backends: Sequence[Backend], script: Script) -> None:
-    """Give the mocks of a file the script, and the other backends for rules that pass a request on."""
-    others = {backend.name: backend for backend in backends}
-    for backend in backends:
-        if isinstance(backend, Mock):
-            backend.script = script
-            backend.others = others
 
 
 def table_backend(table: BackendTable, common: Common, path: str) -> Backend:

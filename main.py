@@ -1,4 +1,4 @@
-"""rewrap turns any chat URL into an OpenAI API: routes, endpoints, the application factory, the command line.
+"""rewrap turns any chat URL into an OpenAI API: routes, endpoints, the application factory.
 
 A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -> ChatRequest -> Backend.stream -> Deltas ->
 rendering. Read this file, then rewrap/types.py, then backends.py. `python main.py` serves; so does `uvicorn main:app`.
@@ -14,7 +14,6 @@ from functools import partial
 
 import httpx
 import orjson
-from rewrap.backends import ChatURL, Mock, OpenAI, build_backend
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -29,28 +28,22 @@ from rewrap.api.responses.routes import ResponseRoutes
 from rewrap.api.responses.stored import StoredResponses
 from rewrap.api.stored import StoredCompletions, StoredRoutes
 from rewrap.api.surfaces import Incoming, Surface, Turn
-from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
+from rewrap.backends import ChatURL, OpenAI, build_backend
 from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
 from rewrap.ids import owner_id, random_hex
+from rewrap.mock.backend import Mock
 from rewrap.mock.routes import MockRoutes
 from rewrap.mock.script import has_mock_header
 from rewrap.redaction import loggable
+from rewrap.server import passing
 from rewrap.server.app import EdgeApp
 from rewrap.server.auth import Authenticator
 from rewrap.server.context import RequestContext
 from rewrap.server.edge import JSON_TYPE, EdgeOptions
 from rewrap.server.hosts import is_loopback
 from rewrap.server.limits import Gate, RateLimit, count
-from rewrap.server.passing import (
-    Intake,
-    PassThroughEndpoint,
-    UpstreamOrLocal,
-    or_upstream,
-    passed_on,
-    passed_request,
-)
 from rewrap.server.serve import serve_app
 from rewrap.server.streaming import send_stream
 from rewrap.storage import open_store
@@ -72,6 +65,7 @@ from rewrap.upstream.passthrough import PassThrough, raw_transport
 from rewrap.upstream.pool import Transport
 from rewrap.upstream.router import ModelRouter
 from rewrap.web.docs import THEME, docs_routes
+from rewrap.web.pages import page_routes
 
 log = logging.getLogger("rewrap")
 
@@ -180,7 +174,7 @@ class Gateway:
         """The backend of a model. Raises APIError if none has it."""
         if not isinstance(self.backend, ModelRouter):
             return self.backend
-        found = self.backend.pick(model or self.backend.default_model())
+        found = self.backend.pick(model or self.backend.default_model)
         if found is None:
             raise no_such_model(model)
         return found
@@ -293,9 +287,11 @@ class ResponsesEndpoint(Endpoint):
 
     async def serve(self, context: RequestContext, incoming: Incoming) -> None:
         if self.native.possible() and not await self.is_own(incoming):
-            request = passed_request(context, "/responses", incoming.client_headers, incoming.body)
+            request = passing.passed_request(
+                context, "/responses", incoming.client_headers, incoming.body
+            )
             answer = self.native.new_response(request)
-            if answer is not None and await passed_on(context, request, answer):
+            if answer is not None and await passing.passed_on(context, request, answer):
                 return
         await super().serve(context, incoming)
 
@@ -348,7 +344,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     """All routes. The edge takes `/v1` and repeated slashes from a path before it is looked up here."""
     settings = gateway.settings
     backend = gateway.backend
-    model = default_model(settings, backend)
+    model = settings.openai_model or getattr(backend, "default_model", backend.name)
     chat_model = "" if settings.require_model else model
     late = settings.late_instructions
     responses = StoredResponses(gateway.store)
@@ -356,7 +352,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     response_surface = surfaces.ResponsesSurface(
         chat_model, responses, late, settings.reasoning_as_summary
     )
-    intake = Intake(gateway.admit, gateway.auth.upstream_headers, settings.max_body_bytes)
+    intake = passing.Intake(gateway.admit, gateway.auth.upstream_headers, settings.max_body_bytes)
     response_routes = ResponseRoutes(responses, gateway.owner, gateway.body).routes()
     embeddings = LocalEmbeddings(gateway.backend_of, model)
     moderations = LocalModerations(gateway.backend_of)
@@ -365,8 +361,12 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         "/chat/completions": Endpoint(gateway, surfaces.ChatSurface(chat_model, late)),
         "/responses": ResponsesEndpoint(gateway, response_surface, native),
         "/completions": Endpoint(gateway, completions),
-        "/embeddings": UpstreamOrLocal(intake, "/embeddings", gateway.passing.find, embeddings),
-        "/moderations": UpstreamOrLocal(intake, "/moderations", gateway.passing.find, moderations),
+        "/embeddings": passing.UpstreamOrLocal(
+            intake, "/embeddings", gateway.passing.find, embeddings
+        ),
+        "/moderations": passing.UpstreamOrLocal(
+            intake, "/moderations", gateway.passing.find, moderations
+        ),
     }
     ask = Endpoint(gateway, surfaces.AskSurface(model or "default"))
     stored = StoredRoutes(gateway.store, gateway.owner, gateway.body)
@@ -376,32 +376,20 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     azure = "/openai/deployments/{model}"
     rest: list[BaseRoute] = []
     if settings.pass_through and gateway.passing.providers:
-        pass_through = PassThroughEndpoint(intake, gateway.passing.by_model)
+        pass_through = passing.PassThroughEndpoint(intake, gateway.passing.by_model)
         rest = [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]
     return [
         *[Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()],
         *[Route(azure + path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()],
         Route("/ask", ask, methods=["POST"]),
-        *or_upstream(response_routes, intake, native.stored_response),
+        *passing.or_upstream(response_routes, intake, native.stored_response),
         *stored.routes(),
+        *page_routes(settings.docs_assets_url, THEME, info.health),
         *info.routes(),
         *mock_routes(gateway),
         *docs_routes(openapi, assets=settings.docs_assets_url, theme=THEME),
         *rest,
     ]
-
-
-def default_model(settings: Settings, backend: Backend) -> str:
-    """The model of requests without one; "" if the upstream has to name it."""
-    if settings.openai_model:
-        return settings.openai_model
-    if isinstance(backend, ModelRouter):
-        return backend.default_model()
-    if isinstance(backend, OpenAI):
-        return ""
-    if isinstance(backend, Mock):
-        return backend.model
-    return backend.name
 
 
 def default_store_url(settings: Settings, backend: Backend) -> str:
@@ -418,7 +406,7 @@ def mock_routes(gateway: Gateway) -> list[BaseRoute]:
     return [*MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()]
 
 
-# The command line.
+# Serving. rewrap/cli.py has the command line.
 
 
 def load_app() -> Rewrap:
@@ -465,50 +453,7 @@ def serve() -> None:
     )
 
 
-def check() -> int:
-    """`rewrap check`: print the backends of a configuration. The exit status is 2 if it is wrong."""
-    try:
-        settings = Settings.load()
-        app = create_app(settings)
-    except ValueError as error:
-        print(f"rewrap: {error}", file=sys.stderr)
-        return 2
-    print(f"rewrap: {app.gateway.summary()}")
-    for note in start_notes(settings, os.environ):
-        print(f"rewrap: {note}", file=sys.stderr)
-    return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command line: `rewrap [serve|check|key|probe] ...`; gives the exit status."""
-    try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
-    except UsageError as error:
-        print(f"rewrap: {error}", file=sys.stderr)
-        return 2
-    os.environ |= arguments.settings  # workers are processes, and read the settings again
-    with closed_pipes_ignored():
-        return run_command(arguments)
-
-
-def run_command(arguments: Arguments) -> int:
-    match arguments.command:
-        case "help" | "version":
-            print(arguments.text)
-        case "check":
-            return check()
-        case "key":
-            from rewrap.server.keys import key_command
-
-            return key_command(arguments.rest, lambda: Settings.load().secret_key)
-        case "probe":
-            from rewrap.probe import probe_command
-
-            return probe_command(arguments.rest)
-        case _:
-            serve()
-    return 0
-
-
 if __name__ == "__main__":
+    from rewrap.cli import main
+
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 import sys
 
-from rewrap.main import main
+from rewrap.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

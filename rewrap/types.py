@@ -400,3 +400,23 @@ def portions(text: str, size: int = PORTION_CHARACTERS) -> Iterator[str]:
         yield text[start : gap.start()]
         start = gap.start()
     yield text[start:]
+
+
+def in_portions(delta: Delta) -> Iterator[Delta]:
+    """A whole text in pieces that one send may hold.
+
+    Fields come before the text, tool calls and the end after it.
+    """
+    if len(delta.content) <= PORTION_CHARACTERS or delta.logprobs is not None:
+        yield delta
+        return
+    fields = dict(delta.fields or {})
+    tool_calls = fields.pop("tool_calls", None)
+    if fields:
+        yield Delta(index=delta.index, fields=fields)
+    *texts, last = portions(delta.content)
+    for text in texts:
+        yield Delta(text, index=delta.index, whole=True)
+    delta.content = last
+    delta.fields = {"tool_calls": tool_calls} if tool_calls else None
+    yield delta

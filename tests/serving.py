@@ -13,11 +13,11 @@ from threading import Thread
 from typing import Any
 
 import uvicorn
-from rewrap.main import create_app
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from rewrap.config.settings import Settings
+from rewrap.main import create_app
 from rewrap.server.protocol import Protocol
 
 ROOT = Path(__file__).absolute().parent.parent

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
-from rewrap.main import create_app
 
 from rewrap.config.settings import Settings
+from rewrap.main import create_app
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,6 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rewrap.main import Rewrap, create_app
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 from serving import ASKED, Process, served, started
 
@@ -27,6 +26,7 @@ from rewrap.api.checks import CHECKS, ROLES
 from rewrap.api.openapi import document
 from rewrap.api.requests import parse_chat
 from rewrap.config.settings import Settings
+from rewrap.main import Rewrap, create_app
 from rewrap.server.hosts import normal_path
 from rewrap.types import APIError, dumps
 from rewrap.upstream.auto import AutoShape

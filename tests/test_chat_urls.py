@@ -9,7 +9,6 @@ from typing import Any
 
 import httpx
 import pytest
-from rewrap.main import create_app
 from serving import ASKED, served
 from upstreams import (
     DONE,
@@ -26,6 +25,7 @@ from upstreams import (
 )
 
 from rewrap.config.settings import Settings
+from rewrap.main import create_app
 
 pytestmark = pytest.mark.anyio
 

@@ -26,12 +26,12 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
-from rewrap.main import create_app
 from serving import served
 
 from rewrap.api.checks import CHECKS
 from rewrap.api.openapi import document
 from rewrap.config.settings import Settings
+from rewrap.main import create_app
 from rewrap.server.edge import EXPOSED
 from rewrap.server.hosts import normal_path
 from rewrap.server.protocol import HEAD_BYTES, TOO_LARGE, TOO_SLOW

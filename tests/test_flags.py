@@ -10,10 +10,10 @@ from typing import Any
 
 import httpx
 import pytest
-from rewrap.main import main
 from serving import ROOT, started
 
 from rewrap import __version__
+from rewrap.cli import main
 from rewrap.config.flags import COMMANDS, UsageError, flag, parse_arguments
 from rewrap.config.settings import GROUPS, Settings, default_text
 

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 from commands import UVICORN, running
-from rewrap.main import Rewrap, create_app
 from serving import ASKED, served
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from rewrap.config.settings import Settings
+from rewrap.main import Rewrap, create_app
 from rewrap.types import ChatRequest
 
 CHAT = "/v1/chat/completions"

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 import browsing
 import httpx
 import pytest
-from rewrap.main import create_app
 from serving import served_app
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rewrap.config.settings import Settings
+from rewrap.main import create_app
 from rewrap.types import APIError, ChatRequest, Delta, Deltas, JSONObject, ResponseInfo, model_card
 from rewrap.web.docs import THEME
 from rewrap.web.pages import (

@@ -13,12 +13,12 @@ import httpx
 import orjson
 import pytest
 import respx
-from rewrap.main import create_app
 from serving import ROOT, started
 
 from rewrap.config.near_misses import nearest_setting
 from rewrap.config.notes import ignored_notes, misspelled_notes
 from rewrap.config.settings import Settings, known_variables
+from rewrap.main import create_app
 
 CHAT = "/v1/chat/completions"
 MESSAGES = [{"role": "user", "content": "Hello"}]

@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx
 import pytest
-from rewrap.main import create_app
 
 from rewrap.config.settings import Settings
+from rewrap.main import create_app
 from rewrap.types import ChatRequest, Delta, ResponseInfo
 from rewrap.upstream.params import Params
 

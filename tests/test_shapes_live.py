@@ -12,13 +12,13 @@ import httpx2
 import openai
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from rewrap.main import create_app
 from serving import ASKED, ROOT, served
 from shape_servers import WIRES, ShapeServer, shape_server
 from upstreams import closed_port
 
 from rewrap.config.backends_file import read_backends_file
 from rewrap.config.settings import Settings
+from rewrap.main import create_app
 
 STREAMED = [name for name, wire in WIRES.items() if wire.stream]
 CLOSES = (

@@ -24,12 +24,12 @@ import plotly.graph_objects as go
 import pytest
 from anyio.from_thread import start_blocking_portal
 from mongo_wire import MongoWire
-from rewrap.main import create_app
 from serving import ROOT, Process, served, started
 from test_sdk import TOOLS, with_calls
 from upstreams import JSON, TEXT, Reader, Request, Upstream, Writer, make, send, whole
 
 from rewrap.config.settings import Settings
+from rewrap.main import create_app
 from rewrap.server.keys import sign
 from rewrap.storage import sqlite as store_module
 

@@ -46,7 +46,6 @@ class InfoRoutes:
         return [
             Route("/models", self.models),
             Route("/models/{id:path}", self.model),
-            Route("/", self.health),
             Route("/health", self.health),
             Route("/info", self.info),
             Route("/docs/websocket", self.websocket_note),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import orjson
 
-from rewrap.types import PORTION_CHARACTERS, Delta, ResponseInfo, portions
+from rewrap.types import PORTION_CHARACTERS, Delta, ResponseInfo, in_portions
 from rewrap.upstream.tool_calls import ToolCallNormalizer
 
 
@@ -40,26 +40,6 @@ def check_depth(delta: Delta) -> None:
         orjson.dumps([[[[[[[[delta.fields, delta.logprobs, delta.usage]]]]]]]])
     except TypeError:
         raise ValueError("nested too deeply, or a number too large") from None
-
-
-def in_portions(delta: Delta) -> Iterator[Delta]:
-    """A whole text in pieces that one send may hold.
-
-    Fields come before the text, tool calls and the end after it.
-    """
-    if len(delta.content) <= PORTION_CHARACTERS or delta.logprobs is not None:
-        yield delta
-        return
-    fields = dict(delta.fields or {})
-    tool_calls = fields.pop("tool_calls", None)
-    if fields:
-        yield Delta(index=delta.index, fields=fields)
-    *texts, last = portions(delta.content)
-    for text in texts:
-        yield Delta(text, index=delta.index, whole=True)
-    delta.content = last
-    delta.fields = {"tool_calls": tool_calls} if tool_calls else None
-    yield delta
 
 
 def take_identity(value: object, info: ResponseInfo) -> None:

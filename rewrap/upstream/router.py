@@ -64,6 +64,7 @@ class ModelRouter:
                     best = row.backend
         return best
 
+    @property
     def default_model(self) -> str:
         """The model of a request without one: "default" if a pattern takes it, else the first pattern in the file."""
         patterns = [pattern for row in self.rows for pattern in row.patterns]

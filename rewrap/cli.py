@@ -1,0 +1,58 @@
+"""The command line: `rewrap [serve|check|key|probe] ...`. Each command imports what it needs."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
+from rewrap.config.notes import start_notes
+from rewrap.config.settings import Settings
+
+
+def check() -> int:
+    """`rewrap check`: print the backends of a configuration. The exit status is 2 if it is wrong."""
+    try:
+        settings = Settings.load()
+        from rewrap.main import create_app
+
+        app = create_app(settings)
+    except ValueError as error:
+        print(f"rewrap: {error}", file=sys.stderr)
+        return 2
+    print(f"rewrap: {app.gateway.summary()}")
+    for note in start_notes(settings, os.environ):
+        print(f"rewrap: {note}", file=sys.stderr)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: `rewrap [serve|check|key|probe] ...`; gives the exit status."""
+    try:
+        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    except UsageError as error:
+        print(f"rewrap: {error}", file=sys.stderr)
+        return 2
+    os.environ |= arguments.settings  # workers are processes, and read the settings again
+    with closed_pipes_ignored():
+        return run_command(arguments)
+
+
+def run_command(arguments: Arguments) -> int:
+    match arguments.command:
+        case "help" | "version":
+            print(arguments.text)
+        case "check":
+            return check()
+        case "key":
+            from rewrap.server.keys import key_command
+
+            return key_command(arguments.rest, lambda: Settings.load().secret_key)
+        case "probe":
+            from rewrap.probe import probe_command
+
+            return probe_command(arguments.rest)
+        case _:
+            from rewrap.main import serve
+
+            serve()
+    return 0

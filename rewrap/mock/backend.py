@@ -1,0 +1,140 @@
+"""The backend that answers by itself: an echo, tool calls, structured output, or the answer of a rule.
+
+Imports types, and the delta helpers of its own room.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+
+from rewrap.mock.answers import as_stream
+from rewrap.mock.echo import echo, prompt_words
+from rewrap.mock.embedding import embed_all
+from rewrap.mock.faults import FaultRate, parse_faults
+from rewrap.mock.faulty_send import FaultySend
+from rewrap.mock.judging import named_categories
+from rewrap.mock.pace import NO_PACE, broken_off, paced
+from rewrap.mock.reply import is_plain
+from rewrap.mock.rules import RuleSet
+from rewrap.mock.script import Script, scripted
+from rewrap.types import (
+    APIError,
+    Backend,
+    ChatRequest,
+    Delta,
+    Deltas,
+    JSONObject,
+    ResponseInfo,
+    in_portions,
+    model_card,
+    usage,
+)
+
+
+class Mock:
+    """Answers by itself: the same reply for the same request, offline. Rules and faults may script it.
+
+    A word is a token here, so that `max_tokens` and `usage` are predictable. `words_per_second` 0 sends all at once.
+    """
+
+    model = "mock-gpt-model"
+    default_model = model
+    summary = f"the mock answers, as {model} or any other name"
+
+    def __init__(
+        self,
+        words_per_second: float = 0.0,
+        name: str = "mock",
+        reply_bytes: int = 64 * 2**20,
+        script: Script | None = None,
+    ) -> None:
+        self.embed = embed_all
+        self.judge = named_categories
+        self.words_per_second = words_per_second
+        self.name = name
+        self.reply_bytes = reply_bytes
+        self.script = script or Script()
+        self.others: Mapping[str, Backend] = {}  # backends that a rule may pass a request on to
+
+    async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
+        return [model_card(self.model)]
+
+    async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        plan = self.script.plan(request, info)
+        info.headers += plan.headers
+        if plan.faults:
+            info.wrap_send = partial(FaultySend, plan.faults)
+        answer = plan.answer
+        if answer is not None and answer.backend:
+            async with aclosing(self.passed_on(answer.backend, request, info)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            return
+        if answer is None and is_plain(request):
+            deltas = as_stream(self.echoed(request, info))
+        else:
+            deltas = as_stream(scripted(answer, request, info))
+        pace = plan.pace
+        if self.words_per_second and not pace.words_per_second:
+            pace = replace(pace, words_per_second=self.words_per_second)
+        if pace != NO_PACE:
+            deltas = paced(deltas, pace)
+        if plan.faults:
+            deltas = broken_off(deltas, plan.faults)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                yield delta
+
+    def echoed(self, request: ChatRequest, info: ResponseInfo) -> Iterator[Delta]:
+        reply = echo(request)
+        choices = request.payload.get("n") or 1
+        if choices > 1 and choices * len(reply.text) > self.reply_bytes:
+            message = "The mock's reply is too large: it repeats the prompt 'n' times."
+            raise APIError(400, message, param="n")
+        info.usage = usage(prompt_words(request), reply.tokens * choices)
+        for index in range(choices):
+            yield from in_portions(Delta(reply.text, reply.finish_reason, index, whole=True))
+
+    def passed_on(self, name: str, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        """The reply of another backend. Raises APIError if a rule names one that does not exist."""
+        if name not in self.others:
+            raise APIError(
+                400, f"A rule of the mock names the backend {name!r}, which is not there."
+            )
+        info.backend = name
+        return self.others[name].stream(request, info)
+
+
+def mock_script(
+    rules_path: str,
+    strict: bool,
+    fault_rate: float,
+    fault_names: Sequence[str],
+    seed: int,
+    secrets: Sequence[str],
+) -> Script:
+    """The rules and faults of the settings. Raises ValueError, in one line that names the setting."""
+    rules = None
+    if rules_path:
+        try:
+            rules = RuleSet.load(rules_path)
+        except ValueError as error:
+            raise ValueError(f"MOCK_RULES: {error}") from None
+    rate = None
+    if fault_rate:
+        try:
+            faults = parse_faults(",".join(fault_names))
+        except ValueError as error:
+            raise ValueError(f"MOCK_FAULTS: {error}") from None
+        rate = FaultRate(fault_rate, faults, seed)
+    return Script(rules, strict=strict, rate=rate, secrets=secrets)
+
+
+def connect_mocks(backends: Sequence[Backend], script: Script) -> None:
+    """Give the mocks of a file the script, and the other backends for rules that pass a request on."""
+    others = {backend.name: backend for backend in backends}
+    for backend in backends:
+        if isinstance(backend, Mock):
+            backend.script = script
+            backend.others = others
