@@ -94,6 +94,11 @@ def test_flags_win_over_the_environment_and_the_environment_over_the_env_file(lo
     assert (settings.port, settings.workers, settings.host) == (1003, 3, "a.example")
 
 
+def test_a_file_of_keys_has_a_flag(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("sk-one\nsk-two\n")
+    assert load("--api-keys-file", "keys").api_keys == ("sk-one", "sk-two")
+
+
 def test_a_flag_without_text_restores_the_default(load: Load) -> None:
     Path(".env").write_text("CHAT_URL=http://bot.example\n")
     assert load("serve", "--chat-url", "").chat_url == ""
@@ -150,9 +155,11 @@ def test_the_help_lists_every_setting_in_its_group_with_its_default() -> None:
         title, _, entries = block.partition(":\n")
         # An entry begins in the second column. Its text is wrapped.
         texts = [" ".join(entry.split()) for entry in f"\n{entries}".split("\n  --")[1:]]
-        names = [entry.split()[0] for entry in texts]
-        assert [f"--{name}" for name in names] == [flag(name) for name in GROUPS[title]]
-        for name, entry in zip(GROUPS[title], texts, strict=True):
+        by_flag = {f"--{entry.split()[0]}": entry for entry in texts}
+        files = [flag(f"{name}_file") for name in GROUPS[title] if SPECS[name].metadata.get("file")]
+        assert sorted(by_flag) == sorted([*(flag(name) for name in GROUPS[title]), *files])
+        for name in GROUPS[title]:
+            entry = by_flag[flag(name)]
             assert " ".join(SPECS[name].metadata["about"].split()) in entry
             if default := default_text(SPECS[name]):
                 assert entry.endswith(f"[{default}]")

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving import ASKED, ROOT, served
 from shape_servers import WIRES, ShapeServer, has, shape_server, sse
 from upstreams import (
@@ -33,8 +35,11 @@ from upstreams import (
 
 from rewrap.config.backends_file import read_backends_file
 from rewrap.config.settings import Settings
-from rewrap.probe import MAX_REQUESTS, WANTED, probe_command
-from rewrap.upstream.reply_candidates import reply_path
+from rewrap.probe import probe_command
+from rewrap.probe.attempts import WANTED
+from rewrap.probe.field_hints import Field, request_of, wanted_fields
+from rewrap.probe.reply_candidates import reply_path, texts
+from rewrap.probe.search import MAX_REQUESTS
 
 BARE = set(WIRES) - {"flowise", "langflow", "n8n", "langserve", "cloudflare", "botpress", "triton"}
 SECRETS = ["ourownkey123", "headervalue456"]  # nothing tells by their looks what they are
@@ -174,9 +179,9 @@ DEEP = {
 @pytest.mark.parametrize(
     ("valid", "request_line"),
     [
-        (has(messages=list, model=str), '"messages" = "{messages}"'),
-        (has(question=str), '"question" = "{prompt}"'),
-        (has(text_input=str), '"text_input" = "{conversation}"'),
+        (has(messages=list, model=str), 'messages = "{messages}"'),
+        (has(question=str), 'request = { question = "{prompt}" }\n'),
+        (has(text_input=str), 'request = { text_input = "{conversation}" }\n'),
     ],
 )
 def test_a_reply_at_a_place_of_its_own_becomes_a_mapping(
@@ -219,29 +224,29 @@ ELSEWHERE = sse(
             has(messages=list),
             {"stream": True},
             SAME_PLACE,
-            'stream = { "request" = { "stream" = true } }',
+            "stream = { request = { stream = true } }",
         ),
         (
             "/ask",
             has(question=str),
             {"stream": True},
             SAME_PLACE,
-            'stream = { "request" = { "stream" = true } }',
+            "stream = { request = { stream = true } }",
         ),
         (
             "/api/v1/prediction/x",
             has(question=str, streaming=bool),
             {"streaming": True},
             SAME_PLACE,
-            'stream = { "request" = { "stream" = true } }',
+            "stream = { request = { stream = true } }",
         ),
-        ("/v1/chat/completions", has(messages=list), {"stream": True}, SAME_PLACE, "stream = {  }"),
+        ("/v1/chat/completions", has(messages=list), {"stream": True}, SAME_PLACE, "stream = {}"),
         (
             "/ask",
             has(query=str, response_mode=str),
             {"response_mode": "streaming"},
             ELSEWHERE,
-            'stream = { "request" = { "response_mode" = "streaming", "stream" = true }, "reply" = "delta_text" }',
+            'stream = { request = { response_mode = "streaming", stream = true }, reply = "delta_text" }',
         ),
     ],
 )
@@ -349,8 +354,8 @@ def test_an_error_with_status_200_is_no_reply(
     with portal.wrap_async_context_manager(Upstream(answer)) as up:
         assert probe(f"{up.url}/x") == 0
         told = capsys.readouterr().out
-        assert told.startswith("No reply as any chat URL.\n")
-        assert told.count("A reply") == told.count("A reply as promptflow: OK.\n") == 1
+        assert told.startswith("A reply: OK.\n")
+        assert 'request = { question = "{prompt}" }' in told, "the error names the field"
         with pasted(told, monkeypatch) as url:
             assert replies(url) == ("OK.", "OK.")
 
@@ -386,12 +391,12 @@ def test_a_text_whose_length_was_known_is_no_stream(
     ],
 )
 def test_a_reply_is_found_where_it_alone_can_be(value: Any, path: str | None) -> None:
-    assert reply_path(json.dumps(value).encode(), b'"Say OK."', WANTED) == path
+    assert reply_path(texts(json.dumps(value).encode(), b'"Say OK."', WANTED)) == path
 
 
 def test_a_body_that_is_no_json_has_no_path() -> None:
-    assert reply_path(b"<html>", b"", WANTED) is None
-    assert reply_path(b"[" * 900 + b'"x"' + b"]" * 900, b"", WANTED) is None
+    assert reply_path(texts(b"<html>", b"", WANTED)) is None
+    assert reply_path(texts(b"[" * 900 + b'"x"' + b"]" * 900, b"", WANTED)) is None
 
 
 def test_a_url_that_fails_when_it_is_asked_to_stream_says_so(
@@ -457,45 +462,66 @@ def test_control_characters_of_an_answer_do_not_reach_the_terminal(
 # ---- nothing found
 
 
-def test_nothing_found_shows_what_was_tried_and_what_came_back(
-    speaks: Speaks, capsys: pytest.CaptureFixture[str]
+def answers(answer: Callable[[Request], tuple[int, object]]) -> Any:
+    """A handler that answers with a status and JSON."""
+
+    async def handle(request: Request, reader: Any, writer: Any) -> None:
+        status, value = answer(request)
+        await says(status, dumps(value).encode())(request, reader, writer)
+
+    return handle
+
+
+def test_each_answer_is_reported_once_and_the_most_telling_first(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with speaks("openai", path="/nowhere") as up:
-        up.wire = replace(up.wire, refused={"error": "x" * 5000})
+    def answer(request: Request) -> tuple[int, object]:
+        body = request.json()
+        if "inputs" in body:
+            return 422, {"oops": "x" * 5000}
+        if "question" in body:
+            return 500, {"oops": "y"}
+        return 404, {"detail": f"nothing for {len(body)}"}
+
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
         assert probe(f"{up.url}/elsewhere") == 1
-        told = capsys.readouterr().out
         assert 10 < len(up.requests) <= MAX_REQUESTS
-        assert (
-            told.count("No reply as ")
-            == told.count("  got   404 application/json: {")
-            == len(up.requests)
-        )
-        assert f"No reply as any chat URL.\n  sent  {up.url}/elsewhere {{" in told
-    assert max(map(len, told.split("\n"))) < 500
-    assert "--model" in told.split("\n")[-2]
+        told = capsys.readouterr().out
+        assert told.startswith(f"No reply in {len(up.requests)} requests. The answers:\n  422 ")
+    lines = told.split("\n")
+    answered = [line[2:5] for line in lines if line[:2] == "  " and line[2:5].isdigit()]
+    assert answered[:2] == ["422", "500"]
+    assert set(answered[2:]) == {"404"}
+    assert len(set(lines[1:-1:2])) > 3
+    assert max(map(len, lines)) < 400
+    assert told.count("x" * 200) == 1
+    assert "--body" in told
 
 
 def test_an_address_where_nobody_listens_is_asked_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert probe(f"http://127.0.0.1:{closed_port()}/x") == 1
     told = capsys.readouterr().out
-    assert told.count("No reply as") == 1
-    assert told.endswith("  got   ConnectError\nThe URL cannot be reached.\n")
+    assert told == (
+        "No reply in 1 request. The answers:\n  ConnectError\n      to any chat URL\n"
+        "The URL cannot be reached.\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("status", "options", "requests", "says_so"),
+    ("status", "options", "requests", "advice", "line"),
     [
-        (401, [], 2, "The URL wants a key"),
-        (403, [], 2, "The URL wants a key"),
-        (401, ["--key", "sk-wrong"], len(WIRES) + 1, "No reply was found"),
-        (429, [], 1, "The URL limits the rate"),
+        (401, [], 2, "The URL wants a key", "CHAT_KEY=YOUR-KEY"),
+        (403, [], 2, "The URL wants a key", "CHAT_KEY=YOUR-KEY"),
+        (401, ["--key", "sk-wrong"], len(WIRES) + 2, "No reply in", "CHAT_KEY=YOUR-KEY"),
+        (429, [], 1, "The URL limits the rate", "CHAT_URL="),
     ],
 )
-def test_it_does_not_go_on_where_that_is_of_no_use(
+def test_the_search_stops_where_more_requests_are_of_no_use(
     status: int,
     options: list[str],
     requests: int,
-    says_so: str,
+    advice: str,
+    line: str,
     speaks: Speaks,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -503,7 +529,18 @@ def test_it_does_not_go_on_where_that_is_of_no_use(
         up.mode = status  # type: ignore[assignment]
         assert probe(f"{up.url}/x", *options) == 1
         assert len(up.requests) == requests
-        assert capsys.readouterr().out.split("\n")[-2].startswith(says_so)
+        told = capsys.readouterr().out
+        assert f"\n{advice}" in f"\n{told}"
+        assert line in told.split("Into .env:")[1]
+
+
+def test_an_address_that_is_not_there_is_asked_twice(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(says(404, b'{"detail": "Not Found"}'))) as up:
+        assert probe(f"{up.url}/x") == 1
+        assert len(up.requests) == 2
+    assert "Nothing answers at this path: give the path of the API.\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("begun", [[], chunked(SSE, ELSEWHERE, end=b"")])
@@ -513,9 +550,7 @@ def test_a_url_that_is_too_slow_is_asked_twice(
     with portal.wrap_async_context_manager(Upstream(sends(lambda r: begun, hold))) as up:
         assert probe(f"{up.url}/x", "--timeout", "0.05") == 1
         assert len(up.requests) == 2
-    assert capsys.readouterr().out.endswith(
-        "The URL is too slow: --timeout SECONDS allows more time.\n"
-    )
+    assert "The URL is too slow: --timeout SECONDS allows more time.\n" in capsys.readouterr().out
 
 
 def test_a_redirect_is_shown_and_not_followed(
@@ -525,7 +560,7 @@ def test_a_redirect_is_shown_and_not_followed(
     with portal.wrap_async_context_manager(Upstream(redirect)) as up:
         assert probe(f"{up.url}/x") == 1
         assert {request.path for request in up.requests} == {"/x"}
-    assert "  got   307 application/json to /elsewhere?token=***" in capsys.readouterr().out
+    assert "\n  307 application/json to /elsewhere?token=***" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -541,7 +576,8 @@ def test_a_page_or_a_status_is_no_reply(
 ) -> None:
     with portal.wrap_async_context_manager(Upstream(says(200, data, content_type=kind))) as up:
         assert probe(f"{up.url}/x") == 1
-    assert f"  got   200 {kind}: {data.decode()}\n" in capsys.readouterr().out
+        assert len(up.requests) <= MAX_REQUESTS
+    assert f"\n  200 {kind}: {data.decode()}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -549,10 +585,14 @@ def test_a_page_or_a_status_is_no_reply(
     [
         [],
         ["ftp://x"],
+        ["wss://x.example/chat"],
         ["x.example"],
         ["http://x:port"],
         ["http://x:99999"],
         ["http://x", "--header", "none"],
+        ["http://x", "--body", "none"],
+        ["http://x", "--method", "PUT"],
+        ["http://x", "--method", "GET"],
     ],
 )
 def test_a_command_that_makes_no_sense_exits_with_2(
@@ -562,6 +602,299 @@ def test_a_command_that_makes_no_sense_exits_with_2(
         probe(*argv)
     assert ended.value.code == 2
     assert "usage: rewrap probe" in capsys.readouterr().err
+
+
+# ---- fields that errors name
+
+
+HINTS: list[tuple[object, list[tuple[str, str, str]]]] = [
+    # FastAPI and pydantic
+    (
+        {"detail": [{"type": "missing", "loc": ["body", "query"], "msg": "Field required"}]},
+        [("query", "body", "")],
+    ),
+    (
+        {"detail": [{"loc": ["body", "input", "text"], "msg": "field required"}]},
+        [("input.text", "body", "")],
+    ),
+    (
+        {"detail": [{"type": "list_type", "loc": ["body", "inputs"], "msg": "a valid list"}]},
+        [("inputs", "body", "array")],
+    ),
+    (
+        {"detail": [{"type": "missing", "loc": ["query", "q"], "msg": "Field required"}]},
+        [("q", "query", "")],
+    ),
+    ({"detail": [{"type": "missing", "loc": ["header", "x-key"], "msg": "Field required"}]}, []),
+    # Django REST framework, Flask-RESTful, ASP.NET
+    ({"query": ["This field is required."]}, [("query", "", "")]),
+    ({"message": ["This field is required."]}, [("message", "", "")]),
+    (
+        {"message": {"question": "Missing required parameter in the JSON body"}},
+        [("question", "", "")],
+    ),
+    ({"errors": {"Query": ["The Query field is required."]}}, [("Query", "", "")]),
+    # express-validator, zod, Ajv, NestJS
+    (
+        {"errors": [{"type": "field", "msg": "Invalid value", "path": "q", "location": "query"}]},
+        [("q", "query", "")],
+    ),
+    (
+        {"issues": [{"expected": "string", "received": "undefined", "path": ["text"]}]},
+        [("text", "", "")],
+    ),
+    ({"error": "body must have required property 'msg'"}, [("msg", "", "")]),
+    ({"message": ["text must be a string", "text should not be empty"]}, [("text", "", "")]),
+    # Go, Rust, Spring, jsonschema, Python's KeyError
+    (
+        {
+            "error": "Key: 'Req.Query' Error:Field validation for 'Query' failed on the 'required' tag"
+        },
+        [("Query", "", "")],
+    ),
+    ({"error": "missing field `user_input` at line 1 column 2"}, [("user_input", "", "")]),
+    (
+        {"message": "Required request parameter 'q' for method parameter is not present"},
+        [("q", "", "")],
+    ),
+    ({"error": "'utterance' is a required property"}, [("utterance", "", "")]),
+    ({"error": "'frage'"}, [("frage", "", "")]),
+    ({"error": "KeyError: 'frage'"}, [("frage", "", "")]),
+    # Sentences
+    ({"fehler": "field 'frage' is required"}, [("frage", "", "")]),
+    ({"error": "Missing required parameter: query"}, [("query", "", "")]),
+    ({"error": "missing query parameter q"}, [("q", "query", "")]),
+    ({"error": "No query provided"}, [("query", "", "")]),
+    ({"error": "Please provide a question"}, [("question", "", "")]),
+    ({"error": "The query field cannot be empty"}, [("query", "", "")]),
+    ({"error": "messages must be an array"}, [("messages", "", "array")]),
+    ({"error": "Missing form field: message"}, [("message", "form", "")]),
+    ({"error": "prompt and user_id are required"}, [("prompt", "", ""), ("user_id", "", "")]),
+    ("query is required", [("query", "", "")]),
+    # No fields
+    ({"detail": "Not Found"}, []),
+    ({"error": "Unauthorized"}, []),
+    ({"error": "Missing API key"}, []),
+    ({"message": "Cannot POST /ask"}, []),
+    ({"error": "model 'gpt-4o-mini' not found"}, []),
+    ({"error": "Unexpected end of JSON input"}, []),
+    ({}, []),
+    ([], []),
+    (None, []),
+]
+
+
+@pytest.mark.parametrize(("error", "fields"), HINTS, ids=[dumps(error)[:60] for error, _ in HINTS])
+def test_an_error_names_its_fields(error: object, fields: list[tuple[str, str, str]]) -> None:
+    found = wanted_fields(error.encode() if isinstance(error, str) else dumps(error).encode())
+    assert [(".".join(field.path), field.place, field.kind) for field in found] == fields
+
+
+@given(
+    st.recursive(
+        st.none() | st.text(max_size=30),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=10), inner),
+        max_leaves=20,
+    )
+)
+@settings(max_examples=50)
+def test_any_error_can_be_read(error: object) -> None:
+    fields = wanted_fields(dumps(error).encode())
+    assert len(fields) <= 8
+    dumps(request_of({field.path: field for field in fields}))
+
+
+def test_the_likeliest_field_gets_the_prompt_and_the_others_what_their_names_say() -> None:
+    names = ["user_id", "text", "session_id", "model", "history", "temperature", "bot"]
+    assert request_of({(name,): Field((name,)) for name in names}) == {
+        "user_id": "{user|rewrap}",
+        "text": "{prompt}",
+        "session_id": "{session}",
+        "model": "{model}",
+        "history": "{history}",
+        "temperature": "{temperature|0.7}",
+        "bot": "{session}",
+    }
+    assert request_of({("a", "frage"): Field(("a", "frage"))}) == {"a": {"frage": "{prompt}"}}
+    assert request_of({("inputs",): Field(("inputs",), kind="array")}) == {"inputs": ["{prompt}"]}
+
+
+def test_a_url_whose_errors_name_its_fields_is_answered_in_a_few_requests(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Request) -> tuple[int, object]:
+        body = request.json()
+        for name in ("frage", "sitzung"):
+            if name not in body:
+                return 400, {"fehler": f"field '{name}' is required"}
+        return 200, {"id": "a1", "daten": {"antwort": "OK.", "titel": "Gruss"}}
+
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
+        assert probe(f"{up.url}/bot") == 0
+        assert len(up.requests) <= 6
+        told = capsys.readouterr().out
+        assert "\n    daten.antwort = OK.  <- the reply\n    daten.titel = Gruss\n" in told
+        assert (
+            'request = { frage = "{prompt}", sitzung = "{session}" }\nreply = "daten.antwort"\n'
+            in told
+        )
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK.", "OK.")
+
+
+def test_a_url_that_ignores_unknown_names_is_asked_by_all_usual_ones(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an error: it answers each request, but reads one name alone."""
+
+    def answer(request: Request) -> tuple[int, object]:
+        prompt = request.json().get("msg", "")
+        return 200, {"answer": "OK." if prompt else "How can I help you?"}
+
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
+        assert probe(f"{up.url}/bot") == 0
+        assert len(up.requests) <= 10
+        told = capsys.readouterr().out
+        assert 'request = { msg = "{prompt}" }\nreply = "answer"\n' in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK.", "OK.")
+
+
+def test_of_several_texts_the_likeliest_is_marked(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = {"note": {"alpha": "Some words", "beta": "word"}, "gamma": "x"}
+    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, value)))) as up:
+        assert probe(f"{up.url}/bot") == 0
+        assert len(up.requests) <= MAX_REQUESTS
+    told = capsys.readouterr().out
+    assert "    note.alpha = Some words  <- the reply\n" in told
+    assert "    note.beta = word\n" in told
+    assert "--reply PATH" in told
+    assert 'reply = "note.alpha"\n' in told
+
+
+# ---- arguments that describe the request
+
+
+def test_a_body_and_a_reply_are_used_as_they_are(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Request) -> tuple[int, object]:
+        body = request.json()
+        if body.get("x", {}).get("frage") is None:
+            return 400, {"error": "nope"}
+        return 200, {"a": "OK.", "b": f"You said {body['x']['frage']}"}
+
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
+        body = '{"x": {"frage": "{prompt}"}, "fest": 5}'
+        assert probe(f"{up.url}/bot", "--body", body, "--reply", "b") == 0
+        assert len(up.requests) == 2
+        told = capsys.readouterr().out
+        assert 'request = { x = { frage = "{prompt}" }, fest = 5 }\nreply = "b"\n' in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url)[0] == "You said Hello"
+
+
+def test_a_body_alone_leads_to_the_place_of_the_reply(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = {"daten": {"antwort": "OK."}}
+    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, value)))) as up:
+        assert probe(f"{up.url}/bot", "--body", '{"frage": "{prompt}"}') == 0
+        assert [request.json()["frage"] for request in up.requests] == ["Say OK."] * 3
+    assert 'reply = "daten.antwort"\n' in capsys.readouterr().out
+
+
+def test_a_body_that_fails_is_reported_with_lines_to_complete(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(says(400, b'{"error": "nope"}'))) as up:
+        assert probe(f"{up.url}/bot", "--body", '{"frage": "{prompt}"}', "--reply", "a.b") == 1
+        assert len(up.requests) == 1
+    told = capsys.readouterr().out
+    assert 'request = { frage = "{prompt}" }\nreply = "a.b"\n' in told
+    Path("backends.toml").write_text(told.split("Into backends.toml:\n")[1].split("Into .env")[0])
+    assert read_backends_file("backends.toml", {})
+
+
+def test_stream_asks_for_a_stream_only(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def parts(request: Request) -> list[bytes]:
+        return chunked(SSE, ELSEWHERE)
+
+    with portal.wrap_async_context_manager(Upstream(sends(parts))) as up:
+        body = '{"frage": "{prompt}", "stream": true}'
+        assert probe(f"{up.url}/bot", "--body", body, "--stream") == 0
+        assert all(request.json()["stream"] is True for request in up.requests)
+    told = capsys.readouterr().out
+    assert "  streams: yes\n" in told
+    assert 'reply = "delta_text"\n' in told
+
+
+# ---- backends of a file
+
+
+BACKENDS = """
+[[backend]]
+name = "good"
+url = "URL/good"
+models = ["good"]
+mapping = { request = { q = "{prompt}" }, reply = "data.out[0].text" }
+
+[[backend]]
+name = "wrong"
+url = "URL/wrong"
+models = ["wrong"]
+mapping = { request = { q = "{prompt}" }, reply = "data.out[0].words | other" }
+
+[[backend]]
+name = "mock"
+kind = "mock"
+"""
+
+
+def test_check_shows_each_step_of_the_path_of_a_reply(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = {"id": 5, "data": {"out": [{"text": "OK."}]}}
+    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, value)))) as up:
+        Path("backends.toml").write_text(BACKENDS.replace("URL", up.url))
+        assert probe("--check", "backends.toml", "good") == 0
+        good = capsys.readouterr().out
+        assert probe("--check", "backends.toml") == 1
+        told = capsys.readouterr().out
+    assert good.startswith("backend 'good' (chat)\n  sent  POST http://127.0.0.1:")
+    assert '/good {"q":"Say OK."}\n  got   200 application/json: {' in good
+    assert good.endswith(
+        "  path  data.out[0].text\n    data: an object with out\n    data.out: a list of 1\n"
+        "    data.out[0]: an object with text\n    data.out[0].text: a text\n"
+        "  reply: OK.\n  stream: no, the reply comes whole\n\n"
+    )
+    assert told.startswith(good[:20])
+    wrong = told[told.index("backend 'wrong'") :]
+    assert "    data.out[0]: an object with text\n    data.out[0].words: not there\n" in wrong
+    assert "  path  other\n    other: not there\n  no reply: " in wrong
+    assert wrong.endswith("backend 'mock' (mock)\n  answers by itself\n\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--check", "none.toml"], "none.toml cannot be read"),
+        (
+            ["--check", "backends.toml", "other"],
+            "has no backend 'other'; there are: good, wrong, mock",
+        ),
+    ],
+)
+def test_check_of_a_backend_that_is_not_there_exits_with_2(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("backends.toml").write_text(BACKENDS.replace("URL", "http://bot.example"))
+    assert probe(*argv) == 2
+    assert message in capsys.readouterr().out
 
 
 # ---- the examples

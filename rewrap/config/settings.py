@@ -156,6 +156,8 @@ def default_text(spec: "Field[object]") -> str:
     """A setting's default as it stands in the environment; "" if it is empty."""
     if spec.default is MISSING or spec.default in ((), ""):
         return ""
+    if isinstance(spec.default, tuple):
+        return ",".join(spec.default)
     if isinstance(spec.default, bool):
         return str(spec.default).lower()
     if isinstance(spec.default, float):

@@ -1,0 +1,239 @@
+"""The ways to ask a chat URL, and their outcomes. Sends nothing."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import httpx
+
+from rewrap.probe.field_hints import Field, request_of
+from rewrap.probe.reply_candidates import Text, texts
+from rewrap.types import ChatRequest, Delta, JSONObject, Shape
+from rewrap.upstream.auto import AutoShape
+from rewrap.upstream.shapes import MappedShape, known_shapes, shape_from
+
+PROMPT = "Say OK."
+WANTED = r"\bok\b"
+MODEL = "gpt-4o-mini"
+ANY_REQUEST = {name: f"{{{name}}}" for name in ("model", "messages", "temperature", "max_tokens")}
+# The settings that a mapping takes over from a known shape.
+REQUEST_SETTINGS = (
+    "key",
+    "headers",
+    "roles",
+    "message",
+    "turn",
+    "method",
+    "request",
+    "query",
+    "form",
+)
+# Names that chat endpoints use for the prompt. Sent together, they reach an endpoint that ignores unknown names.
+USUAL_NAMES = (
+    "message",
+    "prompt",
+    "query",
+    "question",
+    "text",
+    "input",
+    "content",
+    "q",
+    "msg",
+    "user_input",
+    "chatInput",
+    "inputs",
+)
+CONVERSATION = re.compile(r"\{(?:prompt|messages|conversation|dialog)\}")
+SLOT = re.compile(r"\{\w+\}")
+PLACES = {"body": "request", "query": "query", "form": "form"}  # settings of a mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The arguments of the command. `timeout` is in seconds. `mapping` has those that describe the request."""
+
+    url: str
+    headers: dict[str, str] = field(default_factory=dict)
+    key: str = ""
+    model: str = MODEL
+    timeout: float = 30.0
+    mapping: JSONObject = field(default_factory=dict)
+    stream: bool = False
+
+    def secrets(self) -> list[str]:
+        """The texts that the report must not contain, the longest first."""
+        values = {self.key, *self.headers.values()}
+        values |= {value.split()[-1] for value in self.headers.values() if value.strip()}
+        return sorted((text for text in values if len(text) > 3), key=len, reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One way to ask. An empty `table` stands for the shape of any chat URL."""
+
+    url: str
+    name: str = ""  # of a known shape
+    table: JSONObject = field(default_factory=dict)
+    names: tuple[str, ...] = ()  # of which not all may be needed
+    fields: Mapping[tuple[str, ...], Field] = field(default_factory=dict)  # from errors
+
+    def shape(self) -> Shape:
+        """Raises ValueError."""
+        if not self.table:
+            return AutoShape()
+        # Without a path of the reply, its text is the whole answer.
+        return shape_from({"reply": ".", **self.table} if not self.name else self.table, "probe")
+
+    @property
+    def has_path(self) -> bool:
+        return "reply" in self.table
+
+    @property
+    def place(self) -> str:
+        """The place of the fields in the request: body, query or form."""
+        return next((place for place, name in PLACES.items() if name in self.table), "body")
+
+    def target(self, model: str) -> str:
+        """The method and the URL of its request. Raises ValueError."""
+        url = self.shape().url(self.url, ChatRequest(model, [], {"user": "rewrap"}))
+        return f"{self.table.get('method', 'POST')} {url}"
+
+    def title(self) -> str:
+        if self.name:
+            return self.name
+        return "any chat URL" if not self.table else "a mapping"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of one attempt: a reply, or the reason why there is none."""
+
+    attempt: Attempt
+    deltas: list[Delta]
+    failure: str
+    response: httpx.Response | None
+
+    @property
+    def status(self) -> int:
+        return self.response.status_code if self.response else 0
+
+    @property
+    def is_good(self) -> bool:
+        return self.response is not None and self.response.is_success
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.content for delta in self.deltas)
+
+    @property
+    def is_certain(self) -> bool:
+        """The reply has the text that was asked for, or the request is that of a known shape, or of an error's fields."""
+        attempt = self.attempt
+        return bool(attempt.name or attempt.fields or re.search(WANTED, self.text, re.IGNORECASE))
+
+    @cached_property
+    def texts(self) -> list[Text]:
+        """The texts of the answer, the likeliest reply first."""
+        if self.response is None:
+            return []
+        request = self.response.request
+        sent = request.content or request.url.query
+        return texts(self.response.content, sent, WANTED)
+
+    def streamed(self) -> bool:
+        """Whether the reply came in pieces. One piece of a known length is a whole answer."""
+        pieces = sum(bool(delta.content) and not delta.whole for delta in self.deltas)
+        if self.response is not None and "content-length" in self.response.headers:
+            return pieces > 1
+        return pieces > 0
+
+
+def attempts(address: str, shapes: Mapping[str, MappedShape]) -> list[Attempt]:
+    """The ways to ask, in order: shapes whose path this is, shapes below it, any chat URL, the others.
+
+    A shape whose path needs an id that the address does not have is left out.
+    """
+    ranked = [(3 if httpx.URL(address).path.strip("/") else 6, Attempt(address))]
+    for name, shape in shapes.items():
+        ranked += ranked_attempt(name, shape.path, address)
+    return [attempt for _, attempt in sorted(ranked, key=lambda row: row[0])]
+
+
+def ranked_attempt(name: str, shape_path: str, address: str) -> Iterator[tuple[int, Attempt]]:
+    """The way to ask in one known shape, with its rank; nothing if it cannot be asked."""
+    path = httpx.URL(address).path.rstrip("/")
+    known = shape_path.partition("?")[0]
+    slots = SLOT.findall(known)
+    table: JSONObject = {"like": name}
+    if path and known:
+        pattern = ".+".join(map(re.escape, SLOT.split(known)))
+        if re.search(f"{pattern}$", path):
+            yield -len(known), Attempt(address, name, table)  # the longest path first
+            return
+        if known.startswith(f"{path}/") and not slots:
+            below = str(httpx.URL(address).copy_with(path=known))
+            yield 2, Attempt(below, name, table)
+            return
+    if not path and set(slots) - {"{model}", "{user}", "{session}"}:
+        return
+    yield 4 if shape_path else 5, Attempt(address, name, table)
+
+
+def with_reply(attempt: Attempt, path: str) -> Attempt:
+    """The same request, with the reply at another place. Its stream is not tried yet."""
+    known: JSONObject = attempt.table or {"request": ANY_REQUEST}
+    if attempt.name:
+        known = dict(known_shapes()[attempt.name].table)
+    table = {name: value for name, value in known.items() if name in REQUEST_SETTINGS}
+    table["reply"] = path
+    table["stream"] = {}
+    if isinstance(table.get("request"), dict):
+        asks = known.get("stream", {}).get("request", {})
+        table["stream"] = {"request": {**asks, "stream": True}}
+    return Attempt(attempt.url, "", table, attempt.names)
+
+
+def without_leftovers(attempt: Attempt, path: str) -> Attempt | None:
+    """Like `with_reply`, with those members alone that contain the conversation; None if these are all.
+
+    The other members belong to the product whose shape was tried.
+    """
+    whole = with_reply(attempt, path)
+    request = whole.table.get("request")
+    needed = conversation_members(request)
+    if not attempt.name or not isinstance(request, dict) or needed in (None, request):
+        return None
+    table = {"request": needed, "reply": path, "stream": {"request": {"stream": True}}}
+    return Attempt(attempt.url, "", table)
+
+
+def conversation_members(template: object) -> object:
+    """The parts of a template that contain a placeholder of the conversation; None if there are none."""
+    if isinstance(template, dict):
+        members = {name: conversation_members(value) for name, value in template.items()}
+        return {name: value for name, value in members.items() if value is not None} or None
+    if isinstance(template, list):
+        return template if any(map(conversation_members, template)) else None
+    return template if CONVERSATION.search(str(template)) else None
+
+
+def with_fields(attempt: Attempt, fields: list[Field]) -> Attempt | None:
+    """A request with the fields that an error names, and those of earlier errors; None if nothing is new."""
+    merged = {**attempt.fields, **{field.path: field for field in fields}}
+    if merged == attempt.fields:
+        return None
+    places = {field.place for field in merged.values() if field.place}
+    place = places.pop() if len(places) == 1 else attempt.place
+    table: JSONObject = {PLACES[place]: request_of(merged)}
+    if place == "query":
+        table["method"] = attempt.table.get("method", "POST")
+    return Attempt(attempt.url, "", table, fields=merged)
+
+
+def with_names(address: str, place: str, names: tuple[str, ...] = USUAL_NAMES) -> Attempt:
+    """The prompt under several names at once. `place` is body, query or form; a query is sent with GET."""
+    table: JSONObject = {PLACES[place]: dict.fromkeys(names, "{prompt}")}
+    if place == "query":
+        table["method"] = "GET"
+    return Attempt(address, "", table, names)

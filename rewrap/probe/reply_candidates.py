@@ -1,0 +1,137 @@
+"""The texts of an answer of unknown form, and which of them is the reply.
+
+Pure functions: bodies go in, paths (as in shapes.toml) come out.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import orjson
+
+from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder
+from rewrap.upstream.reply_search import MORE_NAMES, REPLY_NAMES
+
+DEPTH = 12
+ITEMS = 20  # of an array that are looked at
+STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+EVENT = re.compile(rb"^data:", re.MULTILINE)
+# Names of members that hold no reply, or that cannot stand in a path.
+OTHER_NAMES = re.compile(
+    r"(?i:(?:.*[_-])?(?:ids?|uuid|hash|at|time\w*|date|created|model|role|type|kind|status|state|name"
+    r"|errors?|detail|reason|version|urls?|lang\w*|trace|code|finish\w*|user|sender|session|event|usage"
+    r"|question|prompt|query|inputs?|request|object|success|level|source|method|path|host|origin))"
+    r"|.*[a-z](?:Id|At|Name|Type)|.*[\s.\[\]{}|=].*|"
+)
+# Names of members that are empty unless the answer is an error.
+ERROR_NAMES = re.compile(r"(?i)(?:is_?)?errors?_?(?:message|msg|text)?")
+LIKELY_NAMES = frozenset([*REPLY_NAMES, *MORE_NAMES, "message", "result", "msg", "say", "said"])
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text in an answer. In events, the texts of one path are joined."""
+
+    path: str
+    text: str
+    candidate: bool = False  # it may be the reply; the other members rank candidates
+    wanted: bool = False  # it contains the text that was asked for
+    early: bool = False  # it is in the first event that has any text
+    usual: bool = False  # its name is usual for replies
+
+    def rank(self) -> tuple[bool, bool, bool, bool, bool]:
+        """Greater for a likelier reply."""
+        return self.candidate, self.wanted, self.early, self.usual, " " in self.text.strip()
+
+
+def json_values(body: bytes) -> list[object]:
+    """The JSON value of a body, or those of its events or lines."""
+    with suppress(orjson.JSONDecodeError):
+        return [orjson.loads(body)]
+    decoder = decoder_of(body)
+    values: list[object] = []
+    for _, data in [*decoder.feed(body), *decoder.close()]:
+        with suppress(orjson.JSONDecodeError):
+            values.append(orjson.loads(data))
+    return values
+
+
+def decoder_of(body: bytes) -> SSEDecoder | NDJSONDecoder:
+    if EVENT.search(body):
+        return SSEDecoder(len(body))
+    return NDJSONDecoder(len(body))
+
+
+def is_failure(value: object) -> bool:
+    """Whether a JSON value is an error, with any status."""
+    if not isinstance(value, dict):
+        return False
+    if value.get("ok") is False or value.get("success") is False:
+        return True
+    if value.get("status") in ("error", "fail", "failed"):
+        return True
+    return any(inner and ERROR_NAMES.fullmatch(name) for name, inner in value.items())
+
+
+def texts(body: bytes, sent: bytes, wanted: str) -> list[Text]:
+    """The texts of an answer in JSON or events, the likeliest reply first.
+
+    `sent` is the body or the query of the request: its texts are no reply. `wanted` is a pattern of the reply that was
+    asked for.
+    """
+    values = json_values(body)
+    failed = any(is_failure(value) for value in values)
+    echoes = sent_texts(sent)
+    joined: dict[str, str] = {}
+    early: set[str] = set()
+    for value in values:
+        for path, text in texts_in(value):
+            joined[path] = text if text in echoes else joined.get(path, "") + text
+        early = early or {path for path, text in joined.items() if text not in echoes}
+    found = [
+        Text(
+            path,
+            text,
+            candidate=not failed and text not in echoes and may_be_reply(path),
+            wanted=bool(re.search(wanted, text, re.IGNORECASE)),
+            early=path in early,
+            usual=bool(LIKELY_NAMES.intersection(names_of(path)[-1:])),
+        )
+        for path, text in joined.items()
+    ]
+    return sorted(found, key=Text.rank, reverse=True)
+
+
+def texts_in(value: object, path: str = "", depth: int = DEPTH) -> Iterator[tuple[str, str]]:
+    """The texts in a JSON value that a path can reach, as (path, text)."""
+    if isinstance(value, str) and value.strip():
+        yield path or ".", value
+    elif isinstance(value, dict) and depth:
+        for name, inner in value.items():
+            if re.fullmatch(r"[^\s.\[\]{}|=]+", name):
+                yield from texts_in(inner, f"{path}.{name}" if path else name, depth - 1)
+    elif isinstance(value, list) and depth:
+        for index, inner in enumerate(value[:ITEMS]):
+            yield from texts_in(inner, f"{path}[{index}]", depth - 1)
+
+
+def names_of(path: str) -> list[str]:
+    return [name for name in re.split(r"[.\[\]]+", path) if name and not name.isdigit()]
+
+
+def may_be_reply(path: str) -> bool:
+    return not any(OTHER_NAMES.fullmatch(name) for name in names_of(path))
+
+
+def reply_path(found: list[Text]) -> str | None:
+    """The path of the reply, if one candidate alone stands out."""
+    left = [text for text in found if text.candidate]
+    for preferred in ("wanted", "early", "usual"):
+        left = [text for text in left if getattr(text, preferred)] or left
+    return left[0].path if len(left) == 1 else None
+
+
+def sent_texts(sent: bytes) -> set[str]:
+    """The texts of a request: its whole body, and each string in it."""
+    return {sent.decode(), *(orjson.loads(text) for text in STRING.findall(sent))}

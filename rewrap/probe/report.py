@@ -1,0 +1,220 @@
+"""The report of the probe: what was found or tried, and the settings to paste. Prints nothing itself.
+
+No secret is shown: those of the arguments and texts that look like one are replaced by ***.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+
+from rewrap.probe.attempts import MODEL, Attempt, Options, Outcome
+from rewrap.probe.field_hints import wanted_fields
+from rewrap.probe.search import Finding
+from rewrap.types import JSONObject
+
+LINE_CHARACTERS = 300  # of a request or an answer
+TEXT_CHARACTERS = 60  # of a text in the list of texts
+MAX_LINES = 12  # of failures, and of texts
+# Texts that look like secrets. The first group stays.
+SECRET = re.compile(
+    r'(?i)("[\w-]*(?:key|token|secret|password|authorization)"\s*:\s*"'
+    r"|[?&][\w-]*(?:key|token|code|sig|secret|password)=)"
+    r'[^"&#\s]+|(?<=://)[^/\s]+(?=@)|\beyJ[\w-]{8,}[\w.-]*'
+    r"|\b(?:(?:sk|pk)[-_]|(?:bearer|basic) )[\w.~+/=*-]{6,}"
+)
+NEXT = (
+    "With the body of a request and the place of its reply from the product's documentation, try:\n"
+    '  rewrap probe URL --body \'{"field": "{prompt}"}\' --reply path.of.the.text'
+)
+
+
+class Report:
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def lines(self, finding: Finding) -> list[str]:
+        if finding.reply is not None:
+            return self.of_reply(finding, finding.reply)
+        return self.of_failures(finding)
+
+    # A reply.
+
+    def of_reply(self, finding: Finding, reply: Outcome) -> list[str]:
+        attempt = reply.attempt
+        shape = f" as {attempt.name}" if attempt.name else ""
+        lines = [f"A reply{shape}: {self.shown(reply.text)}", *self.exchange(reply)]
+        if attempt.has_path:
+            lines += self.texts(reply, str(attempt.table["reply"]))
+        if finding.guessed:
+            lines.append("  Several texts may be the reply: --reply PATH selects another one.")
+        streamed = finding.streamed
+        streams = streamed is not None and streamed.streamed()
+        if streamed is None or streams:
+            lines.append("  streams: yes")
+        elif streamed.deltas:
+            lines.append("  streams: no, the reply comes whole")
+        else:
+            answer = self.received(streamed)
+            lines.append(f"  streams: no, a request for a stream fails: {answer}")
+        if streamed is not None and streamed.deltas:
+            attempt = streamed.attempt
+        return [*lines, "", *self.settings(attempt, reply, streams)]
+
+    def exchange(self, outcome: Outcome) -> list[str]:
+        """The request that was sent, and the answer."""
+        lines: list[str] = []
+        if outcome.response is not None:
+            request = outcome.response.request
+            secret = [f", {name}: ***" for name in self.options.headers]
+            if self.options.key:
+                secret.append(", key: ***")
+            sent = self.shown(f"{request.method} {request.url} {request.content.decode()}".strip())
+            lines.append(f"  sent  {sent}{''.join(secret)}")
+        return [*lines, f"  got   {self.received(outcome)}"]
+
+    def received(self, outcome: Outcome) -> str:
+        """The answer on one line: status, content type, target of a redirect, first characters."""
+        response = outcome.response
+        if response is None:
+            return outcome.failure
+        location = response.headers.get("location")
+        to = f" to {location}" if location else ""
+        kind = response.headers.get("content-type", "without a type")
+        return self.shown(f"{response.status_code} {kind}{to}: {response.text}")
+
+    def texts(self, outcome: Outcome, marked: str) -> list[str]:
+        """The texts of an answer with their paths; the reply is marked."""
+        lines: list[str] = []
+        for text in outcome.texts[:MAX_LINES]:
+            mark = "  <- the reply" if text.path == marked else ""
+            lines.append(f"    {text.path} = {self.shown(text.text, TEXT_CHARACTERS)}{mark}")
+        return lines
+
+    # No reply.
+
+    def of_failures(self, finding: Finding) -> list[str]:
+        """The answers, each once, the most telling first; the next step; settings to complete."""
+        failures = finding.failures
+        groups: dict[str, list[Outcome]] = {}
+        for failure in sorted(failures, key=telling):
+            groups.setdefault(self.received(failure), []).append(failure)
+        lines = [f"No reply in {counted(len(failures), 'request')}. The answers:"]
+        for answer, outcomes in list(groups.items())[:MAX_LINES]:
+            names = list(dict.fromkeys(outcome.attempt.title() for outcome in outcomes))
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"  {answer}")
+            lines.append(f"      to {', '.join(names[:3])}{more}")
+        if finding.advice:
+            lines.append(finding.advice)
+        answered = [failure for failure in failures if failure.response is not None]
+        if not answered:
+            return lines
+        best = min(answered, key=lambda failure: (telling(failure), -len(failure.attempt.fields)))
+        if best.status == 404:
+            lines.append("Nothing answers at this path: give the path of the API.")
+        elif best.status not in (401, 403, 429):
+            lines.append(NEXT)
+        return [*lines, "", *self.settings_to_complete(best)]
+
+    def settings_to_complete(self, outcome: Outcome) -> list[str]:
+        """The settings of the attempt that came furthest."""
+        attempt = outcome.attempt
+        if outcome.status in (401, 403, 404, 429):
+            attempt = Attempt(self.options.url)
+            return self.settings(attempt, outcome, streams=False)
+        if attempt.name or not attempt.table:
+            attempt = Attempt(attempt.url, "", {"request": {"prompt": "{prompt}"}})
+        reply = str(attempt.table.get("reply", "reply"))
+        table = {**attempt.table, "reply": reply}
+        table.pop("stream", None)
+        lines = self.settings(Attempt(attempt.url, "", table), outcome, streams=False)
+        return [
+            "To complete by hand: the names of the fields, and the path of the reply.",
+            *lines,
+        ]
+
+    # Settings.
+
+    def settings(self, attempt: Attempt, outcome: Outcome, streams: bool) -> list[str]:
+        """The lines to paste. Secrets are replaced by names in capitals."""
+        url = self.shown(attempt.url, sys.maxsize)
+        key = "YOUR-KEY" if self.options.key or outcome.status in (401, 403) else ""
+        headers = dict.fromkeys(self.options.headers, "YOUR-VALUE")
+        model = "" if self.options.model == MODEL else self.options.model
+        if attempt.table and not attempt.name:
+            lines = mapping_lines(attempt.table, url, key, headers, streams)
+            variables = {"CONFIG": "backends.toml", "CHAT_KEY": key, "OPENAI_MODEL": model}
+            return ["Into backends.toml:\n", *lines, "", "Into .env:\n", *assignments(variables)]
+        address = str(outcome.response.request.url) if outcome.response else ""
+        base, is_openai, _ = address.partition("/chat/completions")
+        if attempt.name == "openai" and is_openai and not headers and "?" not in url:
+            base = self.shown(base, sys.maxsize)
+            variables = {"OPENAI_API_BASE": base, "OPENAI_API_KEY": key, "OPENAI_MODEL": model}
+        else:
+            variables = {
+                "CHAT_URL": url,
+                "CHAT_SHAPE": attempt.name,
+                "CHAT_KEY": key,
+                "CHAT_HEADERS": json.dumps(headers) if headers else "",
+                "OPENAI_MODEL": model,
+            }
+        return ["Into .env:\n", *assignments(variables)]
+
+    def shown(self, text: str, maximum: int = LINE_CHARACTERS) -> str:
+        """A text for the terminal: without secrets, on one line, cut."""
+        for secret in self.options.secrets():
+            text = text.replace(secret, "***")
+        text = SECRET.sub(lambda match: f"{match[1] or ''}***", text)
+        text = "".join(c if c.isprintable() else " " for c in text)
+        return f"{text[:maximum]}…" if len(text) > maximum else text
+
+
+def telling(outcome: Outcome) -> int:
+    """A rank of failures: the smaller, the more an answer says about the API."""
+    if outcome.response is None:
+        return 9
+    if outcome.is_good:
+        return 0
+    if wanted_fields(outcome.response.content):
+        return 1
+    ranks = {400: 2, 422: 2, 401: 3, 403: 3, 429: 3, 415: 4, 405: 6, 404: 8}
+    return ranks.get(outcome.status, 5)
+
+
+def counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def mapping_lines(
+    table: JSONObject, url: str, key: str, headers: dict[str, str], streams: bool
+) -> list[str]:
+    """A mapping as a table of the backends file."""
+    members = {"name": "mine", "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
+    lines = ["[[backend]]"]
+    lines += [f"{name} = {toml(value)}" for name, value in members.items() if value]
+    lines.append("[backend.mapping]")
+    for name, value in table.items():
+        if name != "stream" or streams:
+            lines.append(f"{name} = {toml(value)}")
+    return lines
+
+
+def assignments(variables: Mapping[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in variables.items() if value]
+
+
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def toml(value: object) -> str:
+    if isinstance(value, Mapping):
+        members = [f"{toml_key(name)} = {toml(inner)}" for name, inner in value.items()]
+        return f"{{ {', '.join(members)} }}" if members else "{}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def toml_key(name: str) -> str:
+    return name if BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
