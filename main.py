@@ -105,7 +105,7 @@ class Gateway:
         self.recorder = Recorder(
             before,
             after,
-            StoredCompletions(self.store),
+            StoredCompletions(self.store, settings.max_body_bytes),
             store_by_default=settings.store_by_default,
             reply_bytes=settings.max_reply_bytes,
             too_large=bad_gateway(TOO_LARGE, "too large", settings.upstream_failure_status),
@@ -347,7 +347,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     model = settings.openai_model or getattr(backend, "default_model", backend.name)
     chat_model = "" if settings.require_model else model
     late = settings.late_instructions
-    responses = StoredResponses(gateway.store)
+    responses = StoredResponses(gateway.store, settings.max_body_bytes)
     native = NativeResponses(gateway.passing, enabled=not settings.hooks)
     response_surface = surfaces.ResponsesSurface(
         chat_model, responses, late, settings.reasoning_as_summary

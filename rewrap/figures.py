@@ -1,160 +1,253 @@
-"""Figures of a message, as Plotly JSON: `{"data": [trace, …], "layout": {…}}`.
+r"""The figures of a message, as Plotly JSON: `{"data": [trace, ...], "layout": {...}}`.
 
-Found, in this order: what the backend sent with its reply (members `figure` and `figures` of the message), then, as
-they come in the text, fenced blocks of Plotly JSON (```json or ```plotly) and Markdown tables (GFM) of numbers.
-Costs time linear in the text, whatever the text. Does not draw, and does not check every property as Plotly's own
-package does: only that the shape is a figure's, and its traces are of types that Plotly has.
+They are found in this order: the members `figure` and `figures` that the backend sent with its
+reply, then, as they stand in the text, fenced blocks of Plotly JSON (```json or ```plotly) and
+Markdown tables (GFM) of numbers. The cost is linear in the text. Nothing is drawn here. A figure's
+form and trace types are checked, its other properties are not. Imports types alone.
 """
 
 import math
 import re
-from collections.abc import Iterator
-from itertools import chain, islice
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import orjson
 
-Figure = dict[str, Any]
+from rewrap.types import JSONObject, text_of
 
 # https://plotly.com/javascript/reference/
 TRACE = re.compile(
-    "bar|barpolar|box|candlestick|carpet|choropleth|choroplethmap|cone|contour|contourcarpet|densitymap|funnel|funnelarea"
-    "|heatmap|histogram|histogram2d|histogram2dcontour|icicle|image|indicator|isosurface|mesh3d|ohlc|parcats|parcoords|pie"
-    "|quiver|sankey|scatter|scatter3d|scattercarpet|scattergeo|scattergl|scattermap|scatterpolar|scatterpolargl"
-    "|scattersmith|scatterternary|splom|streamtube|sunburst|surface|table|treemap|violin|volume|waterfall"
+    "bar|barpolar|box|candlestick|carpet|choropleth|choroplethmap|cone|contour|contourcarpet"
+    "|densitymap|funnel|funnelarea|heatmap|histogram|histogram2d|histogram2dcontour|icicle|image"
+    "|indicator|isosurface|mesh3d|ohlc|parcats|parcoords|pie|quiver|sankey|scatter|scatter3d"
+    "|scattercarpet|scattergeo|scattergl|scattermap|scatterpolar|scatterpolargl|scattersmith"
+    "|scatterternary|splom|streamtube|sunburst|surface|table|treemap|violin|volume|waterfall"
 )
-MAX_FIGURES = 100  # of one message: a hostile one could have a table every ten characters
-MAX_COLUMNS = 20  # every series repeats the labels: this bounds the figure by 20 times its table
-FENCE = re.compile(
-    r"\s*+(`{3,}+(?=[^`]*$)|~{3,}+)(.*)"
-)  # ```inline``` is no fence; possessive: nothing is tried twice
+MAX_FIGURES = 100  # of a message: a table can be as short as ten characters
+MAX_COLUMNS = 20  # every series repeats the labels: a figure is at most 20 times its table
+MAX_NUMBER_CHARACTERS = 40
+
+# Three or more ` or ~. A ` after them would make it inline code. Possessive: linear time.
+FENCE = re.compile(r"\s*+(`{3,}+(?=[^`]*$)|~{3,}+)(.*)")
+LANGUAGE = re.compile(r"\s*(json|plotly)(\s|$)", re.IGNORECASE)
 PIPE = re.compile(r"(?<!\\)\|")
 RULE = re.compile(r":?-+:?")
+RULE_CHARACTERS = frozenset("|-: \t\r")
 DATE = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01])([T ][0-9:.]{4,15}Z?)?)?")
 NUMBER = re.compile(
-    r"([-+]?) ?[$€£¥₹₩₽₺₫₪฿]? ?(-?)(?=\.?[0-9])((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)"
+    r"([-+]?) ?[$€£¥₹₩₽₺₫₪฿]? ?(-?)(?=\.?[0-9])"
+    r"((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)"
     r" ?[$€£¥₹₩₽₺₫₪฿%]?"
 )
-MISSING = {"", "-", "--", "–", "—", "?", "n/a", "na", "nan", "none", "null"}
+MISSING = re.compile(r"(-|--|–|—|\?|n/a|na|nan|none|null)?", re.IGNORECASE)
+
+Number = int | float | None  # None: an empty cell
 
 
-def figures(message: dict[str, Any]) -> list[Figure]:
-    """The figures of a message, at most 100; its `content` is text, or a list of parts with `text`."""
-    sent = message.get("figures")
-    given = [message.get("figure"), *(sent if isinstance(sent, list) else [])]
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "\n".join(
-            str(part.get("text") or "") for part in content if isinstance(part, dict)
-        )
-    found = chain(map(figure, given), drawn(content) if isinstance(content, str) else ())
-    return list(islice(filter(None, found), MAX_FIGURES))
+def figures(message: JSONObject) -> list[JSONObject]:
+    """The figures of a message, at most 100. Its `content` is a text, or a list of parts."""
+    return list(islice(all_figures(message), MAX_FIGURES))
 
 
-def figure(value: object) -> Figure | None:
-    """A value, or its JSON, as a figure; None where it is something else."""
+def all_figures(message: JSONObject) -> Iterator[JSONObject]:
+    sent = [message.get("figure")]
+    more = message.get("figures")
+    if isinstance(more, list):
+        sent += more
+    for value in sent:
+        found = figure(value)
+        if found is not None:
+            yield found
+    yield from text_figures(text_of(message.get("content")))
+
+
+# Plotly JSON.
+
+
+def figure(value: object) -> JSONObject | None:
+    """A figure from a JSON value or from its text. None if the value is something else."""
     try:
-        # orjson reads deeper nesting than it writes: what could not be sent again is no figure.
-        found: Any = orjson.loads(value if isinstance(value, str) else orjson.dumps(value))
-        orjson.dumps(found)
+        text = value if isinstance(value, str) else orjson.dumps(value)
+        found = orjson.loads(text)
+        orjson.dumps(found)  # orjson reads deeper nesting than it writes
     except (ValueError, TypeError):
         return None
-    match found:
-        case {"data": [_, *_] as data} if all(map(is_trace, data)):
-            layout = found.get("layout") or {}
-            return {"data": data, "layout": layout} if isinstance(layout, dict) else None
-    return None
+    if not isinstance(found, dict):
+        return None
+    data = found.get("data")
+    layout = found.get("layout") or {}
+    if not isinstance(data, list) or not data or not isinstance(layout, dict):
+        return None
+    if not all(is_trace(trace) for trace in data):
+        return None
+    return {"data": data, "layout": layout}
 
 
 def is_trace(value: object) -> bool:
-    """Many an API answers `{"data": [{…}]}`: a trace has a type of Plotly's, or arrays to draw as `x` or `y`."""
+    """Whether a value has a trace type of Plotly, or arrays as `x` or `y`.
+
+    The check is strict because many APIs answer `{"data": [{...}]}`. An array may be an object:
+    `{"dtype": "f8", "bdata": base64}`.
+    """
     if not isinstance(value, dict):
         return False
-    # An array may be an object: {"dtype": "f8", "bdata": base64}.
-    arrays = [isinstance(value[axis], list | dict) for axis in "xy" if value.get(axis) is not None]
-    return all(arrays) and bool(TRACE.fullmatch(str(value["type"])) if "type" in value else arrays)
+    axes = [value[axis] for axis in ("x", "y") if value.get(axis) is not None]
+    if not all(isinstance(axis, list | dict) for axis in axes):
+        return False
+    if "type" in value:
+        return TRACE.fullmatch(str(value["type"])) is not None
+    return bool(axes)
 
 
-def drawn(text: str) -> Iterator[Figure | None]:
-    """The figures in a text: each line is looked at once as part of a fence or table, once as the start of one."""
-    lines, at = text.split("\n"), 0
-    while at < len(lines):
-        start, at = at, at + 1
-        if fence := FENCE.match(lines[start]):
-            while at < len(lines) and not closes(lines[at].strip(), fence[1]):
-                at += 1
-            if fence[2].lower().split(maxsplit=1)[:1] in (["json"], ["plotly"]):
-                yield figure("\n".join(lines[start + 1 : at]))
-            at += 1
-        elif at < len(lines) and (head := header(lines[start], lines[at])):
-            at += 1
-            while at < len(lines) and "|" in lines[at] and not FENCE.match(lines[at]):
-                at += 1
-            yield chart(head, [cells(line) for line in lines[start + 2 : at]])
+# Texts.
 
 
-def closes(line: str, fence: str) -> bool:
-    """A fence is closed by a line of at least as many of its own characters alone, or by the end of the text."""
-    return line.startswith(fence) and not line.strip(fence[0])
+def text_figures(text: str) -> Iterator[JSONObject]:
+    """The figures in a text. A line is read once as a start, and once as part of a figure."""
+    lines = text.split("\n")
+    position = 0
+    while position < len(lines):
+        found = None
+        if fence := FENCE.match(lines[position]):
+            end = fence_end(lines, position + 1, fence[1])
+            if LANGUAGE.match(fence[2]):
+                found = figure("\n".join(lines[position + 1 : end]))
+            position = end + 1
+        elif names := header(lines[position : position + 2]):
+            end = table_end(lines, position + 2)
+            found = chart(names, [cells(line) for line in lines[position + 2 : end]])
+            position = end
+        else:
+            position += 1
+        if found is not None:
+            yield found
 
 
-def header(line: str, rule: str) -> list[str] | None:
-    """The names of a table's columns, if `rule` is the row of dashes under them (GFM: as many cells as the header)."""
-    if "|" not in line or "-" not in rule or not set(rule) <= set("|-: \t\r"):
+def fence_end(lines: Sequence[str], position: int, fence: str) -> int:
+    """The line that closes a fence: at least as many of its own characters, and nothing else."""
+    while position < len(lines):
+        line = lines[position].strip()
+        if line.startswith(fence) and not line.strip(fence[0]):
+            break
+        position += 1
+    return position
+
+
+def table_end(lines: Sequence[str], position: int) -> int:
+    """The first line after a table."""
+    while position < len(lines):
+        line = lines[position]
+        if "|" not in line or FENCE.match(line):
+            break
+        position += 1
+    return position
+
+
+def header(lines: Sequence[str]) -> list[str] | None:
+    """The column names of a table, whose second line has a cell of dashes for each of them."""
+    if len(lines) < 2:
         return None
-    names, rules = cells(line), cells(rule)
-    return (
-        names
-        if 2 <= len(names) == len(rules) <= MAX_COLUMNS and all(map(RULE.fullmatch, rules))
-        else None
-    )
+    line, rule = lines
+    if "|" not in line or "-" not in rule or not RULE_CHARACTERS.issuperset(rule):
+        return None
+    names = cells(line)
+    rules = cells(rule)
+    if not 2 <= len(names) <= MAX_COLUMNS or len(names) != len(rules):
+        return None
+    if not all(RULE.fullmatch(cell) for cell in rules):
+        return None
+    return names
 
 
 def cells(row: str) -> list[str]:
-    r"""The cells of a row, without emphasis; `\|` is a pipe of the text, the pipes at both ends are optional."""
+    r"""The cells of a row without emphasis. `\|` is part of a cell; outer pipes are optional."""
     parts = PIPE.split(row.strip().removeprefix("|"))
     if len(parts) > 1 and not parts[-1]:
         parts.pop()
-    return [part.strip().strip("*`").strip().replace("\\|", "|") for part in parts]
+    return [plain(part) for part in parts]
 
 
-def chart(names: list[str], rows: list[list[str]]) -> Figure | None:
-    """Lines over numbers or dates, bars over anything else; None unless every column after the first is of numbers."""
-    full = [(row + [""] * len(names))[: len(names)] for row in rows if any(row)]
-    labels, *columns = zip(*full, strict=True) if full else [()]
-    series = [values for column in columns if (values := numbers(column))]
-    if not columns or len(series) < len(columns):
+def plain(cell: str) -> str:
+    cell = cell.strip().strip("*`").strip()
+    return cell.replace("\\|", "|")
+
+
+# Tables.
+
+
+def chart(names: Sequence[str], rows: Sequence[list[str]]) -> JSONObject | None:
+    """Lines over numbers or dates, bars over other labels.
+
+    None if a column after the first holds anything but numbers.
+    """
+    blank = [""] * len(names)
+    full = [(row + blank)[: len(names)] for row in rows if any(row)]
+    if not full:
         return None
-    over = numbers(labels)
-    kind = "linear" if over else "date" if all(map(DATE.fullmatch, labels)) else "category"
-    trace = {"type": "bar"} if kind == "category" else {"type": "scatter", "mode": "lines+markers"}
-    x = over or list(labels)
-    data = [
-        {**trace, "name": name, "x": x, "y": y} for name, y in zip(names[1:], series, strict=True)
-    ]
-    yaxis = {"yaxis": {"title": {"text": names[1]}}} if len(data) == 1 else {}
-    return {"data": data, "layout": {"xaxis": {"title": {"text": names[0]}, "type": kind}, **yaxis}}
+    labels, *columns = zip(*full, strict=True)
+    kind, axis = axis_of(labels)
+    data = []
+    for name, column in zip(names[1:], columns, strict=True):
+        values = numbers(column)
+        if values is None:
+            return None
+        data.append(trace(kind) | {"name": name, "x": axis, "y": values})
+    layout: JSONObject = {"xaxis": titled(names[0]) | {"type": kind}}
+    if len(data) == 1:
+        layout["yaxis"] = titled(names[1])
+    return {"data": data, "layout": layout}
 
 
-def numbers(column: tuple[str, ...]) -> list[int | float | None] | None:
-    """A column as numbers, with None where a cell is empty; None if a cell is anything else, or all are empty."""
-    values = [number(cell) if cell else None for cell in column]
-    rest = {cell.lower() for value, cell in zip(values, column, strict=True) if value is None}
-    return values if rest <= MISSING and any(value is not None for value in values) else None
+def titled(name: str) -> JSONObject:
+    return {"title": {"text": name}}
 
 
-def number(cell: str) -> int | float | None:
-    """`-1,234.50`, `$5`, `5 €`, `12%`, `1e6`: as a number; None for anything else (a comma must part thousands)."""
-    found = (
-        NUMBER.fullmatch(cell.replace("−", "-").replace("\xa0", " ")) if len(cell) < 40 else None
-    )
-    if not found or (found[1] and found[2]):
+def axis_of(labels: Sequence[str]) -> tuple[str, list[Number] | list[str]]:
+    """The type of the x axis, and the values on it."""
+    values = numbers(labels)
+    if values is not None:
+        return "linear", values
+    if all(DATE.fullmatch(label) for label in labels):
+        return "date", list(labels)
+    return "category", list(labels)
+
+
+def trace(axis: str) -> JSONObject:
+    if axis == "category":
+        return {"type": "bar"}
+    return {"type": "scatter", "mode": "lines+markers"}
+
+
+def numbers(column: Sequence[str]) -> list[Number] | None:
+    """A column as numbers. None if a cell holds anything else, or if all cells are empty."""
+    values = []
+    for cell in column:
+        value = number(cell)
+        if value is None and not MISSING.fullmatch(cell):
+            return None
+        values.append(value)
+    if all(value is None for value in values):
         return None
-    value = float(found[1] + found[2] + found[3].replace(",", ""))
-    return (
-        int(value)
-        if value.is_integer() and abs(value) < 2**53
-        else value
-        if math.isfinite(value)
-        else None
-    )
+    return values
+
+
+def number(cell: str) -> Number:
+    """The number in `-1,234.50`, `$5`, `5 €`, `12%`, `1e6`. None for any other text.
+
+    A comma has to separate thousands.
+    """
+    if not cell or len(cell) >= MAX_NUMBER_CHARACTERS:
+        return None
+    text = cell.replace("−", "-").replace("\xa0", " ")
+    found = NUMBER.fullmatch(text)
+    if found is None:
+        return None
+    sign, inner_sign, digits = found.groups()
+    if sign and inner_sign:
+        return None
+    value = float(sign + inner_sign + digits.replace(",", ""))
+    if value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    if not math.isfinite(value):
+        return None
+    return value

@@ -24,7 +24,7 @@ from serving import ASKED, Process, served, started
 
 from rewrap.api.checks import CHECKS, ROLES
 from rewrap.api.openapi import document
-from rewrap.api.requests import parse_chat
+from rewrap.api.requests import chat_request, parse_object
 from rewrap.config.settings import Settings
 from rewrap.main import Rewrap, create_app
 from rewrap.server.hosts import normal_path
@@ -309,7 +309,7 @@ PARAMS = Params(
 )
 
 
-def test_what_is_right_is_taken_and_every_shape_can_say_it() -> None:
+def test_valid_bodies_are_accepted_and_every_shape_can_send_them() -> None:
     """Most random bodies are refused at the door: half of these get in, and go through all shapes."""
     shapes, tried, taken = [AutoShape(), *known_shapes().values()], 0, 0
 
@@ -323,7 +323,7 @@ def test_what_is_right_is_taken_and_every_shape_can_say_it() -> None:
         assert complaints(answer, CHAT) == ""
         taken += answer.status == 200
         if answer.status == 200:
-            chat = parse_chat("m", body)
+            chat = chat_request(parse_object(body), payload["model"], {})
             for each in (chat, PARAMS.applied(chat)[0]):
                 for shape in shapes:
                     shape.url("http://h/x", each)
@@ -601,7 +601,9 @@ def request(method: bytes, target: bytes, body: bytes = b"", *headers: bytes) ->
 
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_no_nasty_body_is_too_nasty(server: Process, path: str, body: bytes) -> None:
+def test_a_malformed_body_gets_an_error_in_the_envelope(
+    server: Process, path: str, body: bytes
+) -> None:
     status, answer = told(
         server, request(b"POST", path.encode(), body, b"content-type: application/json")
     )
@@ -644,7 +646,7 @@ NASTY = {
 
 
 @pytest.mark.parametrize("sent", NASTY.values(), ids=NASTY)
-def test_no_nasty_request_is_too_nasty(server: Process, sent: bytes) -> None:
+def test_a_malformed_request_gets_an_error_in_the_envelope(server: Process, sent: bytes) -> None:
     status, answer = told(server, sent)
     assert 400 <= status < 500
     assert wrong_envelope(json.loads(answer), "") == ""

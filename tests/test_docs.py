@@ -109,11 +109,13 @@ def answer_errors(path: str, method: str, answer: httpx.Response) -> list[str]:
 
 
 def events_errors(text: str, schema: str) -> list[str]:
-    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
-    assert lines[-1] == "[DONE]" or "error" in json.loads(lines[-1])
-    return [
-        error for line in lines if line != "[DONE]" for error in errors(json.loads(line), schema)
-    ]
+    """What is wrong with a stream: with its end, and with the JSON of each event."""
+    events = [event.rpartition("data: ")[2] for event in text.split("\n\n") if event]
+    *values, last = [event if event == "[DONE]" else json.loads(event) for event in events]
+    if last != "[DONE]":
+        assert "error" in last or last["type"] == "response.completed"
+        values.append(last)
+    return [error for value in values for error in errors(value, schema)]
 
 
 # The document.
@@ -126,7 +128,7 @@ def test_the_document_is_valid_openapi_3_1() -> None:
     ] == []
 
 
-def test_every_route_of_the_app_stands_in_the_document_and_every_path_of_it_is_a_route() -> None:
+def test_the_document_has_exactly_the_routes_of_the_app() -> None:
     def shape(path: str) -> str:
         return "/".join("{}" if part.startswith("{") else part for part in path.split("/"))
 
@@ -181,7 +183,7 @@ def test_every_json_body_has_an_example() -> None:
     assert [pointer for pointer, node in bodies if not has_example(node)] == []
 
 
-def test_every_field_that_is_checked_stands_in_the_document() -> None:
+def test_the_document_has_every_parameter_that_is_checked() -> None:
     assert {*CHECKS, "messages"} == set(
         DOCUMENT["components"]["schemas"]["ChatParameters"]["properties"]
     )
@@ -193,17 +195,42 @@ def api() -> Iterator[httpx.Client]:
         yield client
 
 
-def test_every_example_of_a_question_is_answered_as_the_document_says(api: httpx.Client) -> None:
-    for path in (CHAT, "/ask"):
-        for name, example in DOCUMENT["paths"][path]["post"]["requestBody"]["content"][
-            "application/json"
-        ]["examples"].items():
-            answer = api.post(path, json=example["value"])
-            assert answer.status_code == 200, (name, answer.text)
+def test_the_answer_to_every_example_fits_the_document(api: httpx.Client) -> None:
+    count = 0
+    for path, item in DOCUMENT["paths"].items():
+        body = item.get("post", {}).get("requestBody", {}).get("content", {})
+        media = body.get("application/json", {})
+        examples = [example["value"] for example in media.get("examples", {}).values()]
+        if "example" in media:
+            examples.append(media["example"])
+        if "{completion_id}" in path:
+            continue
+        for example in examples:
+            answer = api.post(path.replace("{model}", "m"), json=example)
+            assert answer.status_code == 200, (path, answer.text)
             assert answer_errors(path, "post", answer) == []
+            count += 1
+    assert count > 15
 
 
-def test_what_is_stored_comes_back_as_the_document_says(api: httpx.Client) -> None:
+def test_stored_responses_fit_the_document(api: httpx.Client) -> None:
+    id = api.post("/v1/responses", json={"input": "Hello"}).json()["id"]
+    one = "/v1/responses/{response_id}"
+    for path, method, query, status in (
+        (one, "get", "", 200),
+        (one, "get", "?stream=true", 200),
+        (f"{one}/input_items", "get", "?order=asc", 200),
+        (f"{one}/cancel", "post", "", 400),
+        ("/v1/responses/compact", "post", "", 400),
+        (one, "delete", "", 200),
+        (one, "get", "", 404),
+    ):
+        answer = api.request(method, path.format(response_id=id) + query)
+        assert answer.status_code == status, (path, answer.text)
+        assert answer_errors(path, method, answer) == []
+
+
+def test_stored_completions_fit_the_document(api: httpx.Client) -> None:
     table = "| drink | sold |\n|---|---|\n| tea | 12 |\n| coffee | 30 |"
     asked = {
         "model": "m",
@@ -230,7 +257,7 @@ def test_what_is_stored_comes_back_as_the_document_says(api: httpx.Client) -> No
     assert answer_errors(one, "get", gone) == []
 
 
-def test_what_the_server_says_of_itself_is_as_the_document_says(api: httpx.Client) -> None:
+def test_server_information_fits_the_document(api: httpx.Client) -> None:
     for path in (
         "/v1/models",
         "/models",
@@ -247,7 +274,7 @@ def test_what_the_server_says_of_itself_is_as_the_document_says(api: httpx.Clien
         assert answer_errors(path, "get", answer) == []
 
 
-def test_errors_are_as_the_document_says(api: httpx.Client) -> None:
+def test_errors_fit_the_document(api: httpx.Client) -> None:
     for path, body in ((CHAT, {}), ("/ask", {}), (CHAT, {"model": "m", "messages": "Hello"})):
         answer = api.post(path, json=body)
         assert answer.status_code == 400
@@ -259,7 +286,7 @@ def test_errors_are_as_the_document_says(api: httpx.Client) -> None:
             assert answer_errors(path, "post", answer) == []
 
 
-def test_every_header_of_an_answer_is_as_the_document_says() -> None:
+def test_headers_fit_the_document() -> None:
     headers = DOCUMENT["components"]["headers"]
     assert {*EXPOSED} <= {*headers}
     with served(rate_limit_per_minute=1, **STORE) as url:
@@ -278,7 +305,7 @@ def test_every_header_of_an_answer_is_as_the_document_says() -> None:
                 )
 
 
-def test_what_is_refused_before_it_is_a_request_is_as_the_document_says() -> None:
+def test_errors_before_a_request_is_parsed_fit_the_document() -> None:
     with served(**STORE) as url:
         answer = httpx.get(f"{url}/health", headers={"x": "y" * HEAD_BYTES})
     assert (answer.status_code, "x-request-id" in answer.headers) == (431, True)
@@ -290,13 +317,13 @@ def test_what_is_refused_before_it_is_a_request_is_as_the_document_says() -> Non
         assert body in (example, None)
 
 
-def test_health_is_for_every_host_in_the_document_too() -> None:
+def test_health_answers_to_every_host_as_documented() -> None:
     assert "403" not in DOCUMENT["paths"]["/health"]["get"]["responses"]
     with served(**STORE) as url:
         assert httpx.get(f"{url}/health", headers={"host": "evil.example"}).status_code == 200
 
 
-def test_the_document_and_the_pages_are_to_be_had_without_a_key() -> None:
+def test_the_document_and_the_pages_need_no_key() -> None:
     with served(api_keys=("sk-one",), **STORE) as url:
         assert [
             httpx.get(url + path).status_code
@@ -413,13 +440,13 @@ def shot(page: Any, name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
-def test_the_files_have_the_hashes_that_the_pages_ask_for(assets: dict[str, bytes]) -> None:
+def test_the_files_have_the_hashes_in_the_pages(assets: dict[str, bytes]) -> None:
     assert {
         path: b64encode(sha384(body).digest()).decode() for path, body in assets.items()
     } == SWAGGER_UI | REDOC
 
 
-def test_execute_on_docs_asks_for_a_completion_and_shows_it(
+def test_execute_on_the_docs_page_shows_a_completion(
     chromium: Open, assets: dict[str, bytes]
 ) -> None:
     with mirror(assets) as base, served(docs_assets_url=base, api_keys=("sk-one",), **STORE) as url:
@@ -450,7 +477,7 @@ def test_execute_on_docs_asks_for_a_completion_and_shows_it(
     ("prefix", "path"),
     [("/llm", "/docs"), ("/a/b", "/docs/"), ("/llm", "/v1/docs"), ("", "/v1/docs/")],
 )
-def test_below_a_prefix_execute_asks_there(
+def test_execute_works_below_a_path_prefix(
     chromium: Open, assets: dict[str, bytes], prefix: str, path: str
 ) -> None:
     with mirror(assets) as base, served(prefix, docs_assets_url=base, **STORE) as url:
@@ -488,7 +515,7 @@ FAULTS = ["nothing listens", "other files", "no style sheet"]
 @pytest.mark.parametrize(
     ("path", "fault"), [(path, fault) for path in ("/docs", "/redoc") for fault in FAULTS][:-1]
 )
-def test_a_page_without_its_files_says_so_in_words(
+def test_a_page_whose_files_are_missing_shows_a_message(
     chromium: Open, assets: dict[str, bytes], path: str, fault: str
 ) -> None:
     files = dict.fromkeys(assets, b"window.Redoc = window.SwaggerUIBundle = 1")

@@ -44,12 +44,12 @@ def test_a_table_of_numbers_becomes_bars() -> None:
     assert figure["layout"] == {"xaxis": {"title": {"text": "City"}, "type": "category"}}
 
 
-def test_one_series_names_the_axis() -> None:
+def test_a_single_series_is_the_title_of_the_y_axis() -> None:
     (figure,) = found("k|v\n-|-\na|1")
     assert figure["layout"]["yaxis"] == {"title": {"text": "v"}}
 
 
-def test_numbers_in_the_first_column_make_a_line() -> None:
+def test_numbers_in_the_first_column_become_a_line() -> None:
     (figure,) = found("| Year | Sales |\n|--|--|\n| 2023 | 1 |\n| 2024 | 2 |")
     assert figure["data"] == [
         {
@@ -71,7 +71,7 @@ def test_numbers_in_the_first_column_make_a_line() -> None:
         ("2024-01-31T10:00:00Z", "2024-01-31 11:00"),
     ],
 )
-def test_dates_in_the_first_column_make_a_line(days: tuple[str, str]) -> None:
+def test_dates_in_the_first_column_become_a_line(days: tuple[str, str]) -> None:
     (figure,) = found(f"| Day | v |\n|--|--|\n| {days[0]} | 1 |\n| {days[1]} | 2 |")
     assert figure["data"][0]["type"] == "scatter"
     assert figure["data"][0]["x"] == list(days)
@@ -122,7 +122,7 @@ def test_a_cell_is_read_as_a_number(cell: str, number: float) -> None:
         "1,2345",
     ],
 )
-def test_a_cell_that_is_no_number_takes_the_figure_away(cell: str) -> None:
+def test_a_table_with_a_cell_that_is_not_a_number_has_no_figure(cell: str) -> None:
     assert column("1", cell) is None
 
 
@@ -131,7 +131,7 @@ def test_a_missing_number_leaves_a_gap(cell: str) -> None:
     assert column("1", cell, "3") == [1, None, 3]
 
 
-def test_a_column_without_any_number_takes_the_figure_away() -> None:
+def test_a_table_with_a_column_without_numbers_has_no_figure() -> None:
     assert column("", "-") is None
 
 
@@ -152,7 +152,7 @@ def test_ragged_rows_are_tolerated() -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_tables_without_outer_pipes_and_in_lists_and_with_any_line_end_are_read(end: str) -> None:
+def test_tables_without_outer_pipes_in_lists_and_with_any_line_end_are_read(end: str) -> None:
     (figure,) = found(end.join(["1. List", "   k | v", "   :-|-:", "   a | 1", "end of the table"]))
     assert (figure["data"][0]["x"], figure["data"][0]["y"]) == (["a"], [1])
 
@@ -164,7 +164,7 @@ def test_tables_without_outer_pipes_and_in_lists_and_with_any_line_end_are_read(
         "k | v\n-|x\na|1",
     ],
 )  # fmt: skip
-def test_what_gfm_does_not_call_a_table_of_two_columns_has_no_figure(text: str) -> None:
+def test_a_text_that_is_not_a_table_in_gfm_has_no_figure(text: str) -> None:
     assert found(text) == []
 
 
@@ -182,7 +182,7 @@ TABLE = "k|v\n-|-\na|1\n"
         "~~~ a`b\n{}~~~",
     ],
 )
-def test_a_table_inside_a_code_fence_is_no_table(fence: str) -> None:
+def test_a_table_inside_a_code_fence_has_no_figure(fence: str) -> None:
     assert found(fence.format(TABLE)) == []
     assert len(found(fence.format(TABLE) + "\n" + TABLE)) == (0 if fence == "```\n{}" else 1)
 
@@ -203,7 +203,7 @@ def test_a_fenced_block_of_plotly_json_is_a_figure(info: str, mark: str) -> None
     ) == [BARS]
 
 
-def test_a_block_in_another_language_is_no_figure() -> None:
+def test_a_block_in_another_language_is_not_a_figure() -> None:
     assert found(f"```python\n{orjson.dumps(BARS).decode()}\n```") == []
 
 
@@ -216,17 +216,17 @@ def test_a_block_in_another_language_is_no_figure() -> None:
         '{"data": [{"y": [1]}], "layout": 5}', '{"data": [{"y": [1]}, 5]}', '{"data":[{"y":' + "[" * 300 + "]" * 300 + "}]}",
     ],
 )  # fmt: skip
-def test_other_json_is_no_figure(other: str) -> None:
+def test_other_json_is_not_a_figure(other: str) -> None:
     assert found(f"```json\n{other}\n```") == []
 
 
-def test_a_trace_needs_no_type_if_it_has_arrays_and_the_layout_may_be_missing() -> None:
+def test_a_trace_with_arrays_needs_no_type_and_no_layout() -> None:
     assert found('```json\n{"data": [{"y": [1, 2]}], "layout": null, "config": {}}\n```') == [
         {"data": [{"y": [1, 2]}], "layout": {}}
     ]
 
 
-def test_figures_sent_by_the_backend_come_first_then_those_of_the_text_in_their_order() -> None:
+def test_figures_of_the_backend_come_before_those_of_the_text() -> None:
     pie = {"data": [{"type": "pie", "labels": ["a"], "values": [1]}], "layout": {}}
     typed = go.Figure(go.Scatter(y=[1.5, 2.5])).to_json()
     message = {
@@ -279,13 +279,13 @@ def test_the_trace_types_are_those_of_plotly() -> None:
         go.Figure({"data": [{"type": kind}]})
 
 
-def test_a_wide_table_is_not_drawn() -> None:
+def test_a_table_of_more_than_20_columns_has_no_figure() -> None:
     rows = ["|".join("k" * 21), "|".join("-" * 21), "|".join("1" * 21)]
     assert found("\n".join(rows)) == []
     assert len(found("\n".join(row[:39] for row in rows))) == 1
 
 
-def test_one_message_has_a_hundred_figures_at_most() -> None:
+def test_a_message_has_at_most_100_figures() -> None:
     assert len(figures({"content": (TABLE + "\n") * 101, "figure": BARS})) == 100
 
 
@@ -311,7 +311,7 @@ LINES = st.sampled_from(
 
 
 @given(st.lists(LINES | st.text(max_size=12), max_size=25))
-def test_whatever_the_text_what_is_found_is_accepted_by_plotly(lines: list[str]) -> None:
+def test_plotly_accepts_the_figures_of_any_text(lines: list[str]) -> None:
     found("\n".join(lines))
 
 
@@ -324,7 +324,7 @@ def test_whatever_the_text_what_is_found_is_accepted_by_plotly(lines: list[str])
         ),
     )
 )
-def test_whatever_the_backend_sends_is_a_figure_or_nothing(value: object) -> None:
+def test_any_value_of_a_backend_is_a_figure_or_nothing(value: object) -> None:
     for each in figures({"figure": value, "figures": value, "content": value}):
         assert each["data"]
         assert isinstance(each["layout"], dict)
@@ -354,7 +354,7 @@ def test_whatever_the_backend_sends_is_a_figure_or_nothing(value: object) -> Non
     ],
 )
 @pytest.mark.parametrize("head", ["", "a|b\n-|-\n1|", "~~~"])
-def test_hostile_text_costs_linear_time(piece: str, head: str) -> None:
+def test_the_cost_of_a_hostile_text_is_linear(piece: str, head: str) -> None:
     message = {"content": head + piece * (1_000_000 // len(piece)) + "`"}
     start = time.process_time()
     figures(message)

@@ -50,7 +50,7 @@ async def asked(answer: httpx.Response) -> httpx.Response:
 
 @pytest.mark.parametrize("field", ["message", "type", "param", "code"])
 @pytest.mark.parametrize("what", TOLD)
-async def test_a_refusal_repeats_no_secret(what: str, field: str) -> None:
+async def test_an_upstream_error_reaches_the_client_without_secrets(what: str, field: str) -> None:
     error = {"message": "m", field: f"too long for {TOLD[what]}, sorry"}
     answer = await asked(httpx.Response(400, json={"error": error}))
     assert answer.status_code == 400
@@ -58,7 +58,7 @@ async def test_a_refusal_repeats_no_secret(what: str, field: str) -> None:
     assert answer.json()["error"][field].replace("=", "") == "too long for ***, sorry"
 
 
-async def test_the_words_themselves_stay() -> None:
+async def test_an_upstream_error_without_secrets_is_unchanged() -> None:
     error = {
         "message": "This model's maximum context length is 10 tokens.",
         "type": "t",
@@ -69,7 +69,7 @@ async def test_the_words_themselves_stay() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 429])
-async def test_of_an_upstreams_headers_only_those_of_limits_pass(status: int) -> None:
+async def test_only_rate_limit_headers_of_an_upstream_reach_the_client(status: int) -> None:
     known = {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-reset-tokens": "1m6.5s",

@@ -1380,7 +1380,7 @@ def test_streams_cost_in_proportion_to_their_deltas(kind: str) -> None:
 
 @pytest.fixture
 async def stored() -> AsyncIterator[StoredResponses]:
-    store = SQLiteStore("", None)
+    store = SQLiteStore("", 0.0)
     yield StoredResponses(store)
     await store.close()
 
@@ -1462,9 +1462,9 @@ async def test_a_store_that_is_down_is_an_error(monkeypatch: pytest.MonkeyPatch)
     async def down(*args: object, **options: object) -> None:
         raise StoreDown("down")
 
-    store = SQLiteStore("", None)
+    store = SQLiteStore("", 0.0)
     stored = StoredResponses(store)
-    for name in ("get", "put", "delete"):
+    for name in ("get_response", "put_response", "delete_response"):
         monkeypatch.setattr(store, name, down)
     _, translation = parse_responses(HELLO)
     response = rendering(HELLO).document([Delta("Hi", "stop")])
@@ -1482,9 +1482,9 @@ async def test_a_store_that_is_down_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.anyio
 async def test_stored_responses_are_not_among_the_stored_completions() -> None:
-    store = SQLiteStore("", None)
+    store = SQLiteStore("", 0.0)
     response = await answered(StoredResponses(store), HELLO, [Delta("Hi")])
-    assert (await store.list("user:a")).data == []
+    assert (await store.list("user:a")).ids == []
     assert await store.get("user:a", response["id"]) is None
     await store.close()
 
@@ -1615,7 +1615,7 @@ async def test_items_are_found_by_their_ids(stored: StoredResponses) -> None:
 
 @pytest.mark.anyio
 async def test_a_history_has_a_bound() -> None:
-    store = SQLiteStore("", None)
+    store = SQLiteStore("", 0.0)
     stored = StoredResponses(store, max_history_bytes=5000)
     first = await answered(stored, {"input": "x" * 3000}, [Delta("Hi")])
     request = {"input": "x" * 3000, "previous_response_id": first["id"]}

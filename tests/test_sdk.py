@@ -117,7 +117,7 @@ def test_create_gives_a_completion(sdk: openai.OpenAI) -> None:
     assert completion._request_id.startswith("req_")
 
 
-def test_a_stream_is_the_same_text_in_pieces_with_the_role_first_and_the_finish_last(
+def test_a_stream_has_the_role_first_and_the_finish_reason_last(
     sdk: openai.OpenAI,
 ) -> None:
     pieces = list(sdk.chat.completions.create(**ASKED, stream=True))
@@ -130,7 +130,7 @@ def test_a_stream_is_the_same_text_in_pieces_with_the_role_first_and_the_finish_
     assert all(p.usage is None for p in pieces)
 
 
-def test_usage_comes_in_one_more_chunk_when_it_is_asked_for(sdk: openai.OpenAI) -> None:
+def test_include_usage_adds_one_chunk_with_the_usage(sdk: openai.OpenAI) -> None:
     *others, last = sdk.chat.completions.create(
         **ASKED, stream=True, stream_options={"include_usage": True}
     )
@@ -167,7 +167,7 @@ def test_the_stream_helper_builds_the_completion_that_create_gives(sdk: openai.O
     assert built.usage == sdk.chat.completions.create(**ASKED, n=2).usage
 
 
-def test_limits_that_the_sdk_sends_are_kept(sdk: openai.OpenAI) -> None:
+def test_max_completion_tokens_and_stop_end_a_reply(sdk: openai.OpenAI) -> None:
     short = sdk.chat.completions.create(**ASKED, max_completion_tokens=3)
     assert (short.choices[0].message.content, short.choices[0].finish_reason) == (
         "This is a ",
@@ -177,7 +177,7 @@ def test_limits_that_the_sdk_sends_are_kept(sdk: openai.OpenAI) -> None:
     assert [choice.message.content for choice in stopped.choices] == ["This is a", "This is a"]
 
 
-def test_a_request_with_everything_at_once_is_taken(sdk: openai.OpenAI) -> None:
+def test_a_request_with_every_parameter_is_accepted(sdk: openai.OpenAI) -> None:
     tool: Any = {
         "type": "function",
         "function": {"name": "f", "parameters": {"foo": "bar"}, "strict": True},
@@ -225,7 +225,7 @@ def test_models_are_listed_and_retrieved(sdk: openai.OpenAI) -> None:
     assert (model.id, model.object) == ("mock-gpt-model", "model")
 
 
-def test_a_base_url_slightly_wrong_is_served_too(mock: str) -> None:
+def test_variants_of_the_base_url_are_served(mock: str) -> None:
     for path in ("", "/", "/v1/", "/v1/v1", "//v1", "/openai/v1"):
         with client(mock, base_url=mock + path) as sdk:
             assert sdk.chat.completions.create(**ASKED).choices[0].message.content == REPLY, path
@@ -266,7 +266,7 @@ def test_a_wrong_key_and_no_key_raise_authentication_error() -> None:
         assert "didn't provide an API key" in caught.value.message
 
 
-def test_a_model_that_is_not_there_raises_not_found_error(sdk: openai.OpenAI) -> None:
+def test_an_unknown_model_and_an_unknown_path_raise_not_found_error(sdk: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         sdk.models.retrieve("no-such-model")
     assert caught.value.code == "model_not_found"
@@ -276,7 +276,7 @@ def test_a_model_that_is_not_there_raises_not_found_error(sdk: openai.OpenAI) ->
 
 
 @through("fault/404_model")
-def test_a_model_that_the_upstream_does_not_know_raises_not_found_error(
+def test_a_model_unknown_to_the_upstream_raises_not_found_error(
     forwarding: openai.OpenAI,
 ) -> None:
     for stream in (False, True):
@@ -286,7 +286,7 @@ def test_a_model_that_the_upstream_does_not_know_raises_not_found_error(
 
 
 @through("fault/429_retry_after")
-def test_an_upstream_with_a_rate_limit_raises_rate_limit_error_with_its_retry_after(
+def test_an_upstreams_rate_limit_raises_rate_limit_error_with_retry_after(
     forwarding: openai.OpenAI,
 ) -> None:
     for stream in (False, True):
@@ -306,7 +306,7 @@ def test_an_upstream_that_fails_raises_internal_server_error(forwarding: openai.
         assert "canary" not in str(caught.value.response.text)
 
 
-def test_an_upstream_that_is_not_there_raises_internal_server_error() -> None:
+def test_an_unreachable_upstream_raises_internal_server_error() -> None:
     with served(chat_url=f"http://127.0.0.1:{closed_port()}/chat") as url, client(url) as sdk:
         for stream in (False, True):
             with pytest.raises(openai.InternalServerError) as caught:
@@ -315,7 +315,7 @@ def test_an_upstream_that_is_not_there_raises_internal_server_error() -> None:
 
 
 @through("fault/truncated_sse")
-def test_a_stream_that_breaks_off_raises_in_the_sdk(forwarding: openai.OpenAI) -> None:
+def test_a_truncated_stream_raises_in_the_sdk(forwarding: openai.OpenAI) -> None:
     got: list[Any] = []
     with pytest.raises(openai.APIError) as caught:
         got.extend(_each(forwarding.chat.completions.create(**ASKED, stream=True), got))
@@ -332,19 +332,20 @@ def _each(stream: Any, got: list[Any]) -> Iterator[str]:
 
 
 @through("fault/error_event")
-def test_an_error_event_of_the_upstream_raises_in_the_sdk_without_its_words(
+def test_an_error_event_of_the_upstream_raises_its_message_in_the_sdk(
     forwarding: openai.OpenAI,
 ) -> None:
-    with pytest.raises(openai.APIError) as caught:
+    with pytest.raises(openai.APIError, match="The engine stopped"):
         list(forwarding.chat.completions.create(**ASKED, stream=True))
-    assert "canary" not in str(caught.value.body)
 
 
 # ---- through an OpenAI-compatible upstream
 
 
 @through("good")
-def test_an_upstreams_answers_come_through(forwarding: openai.OpenAI, upstream: Upstream) -> None:
+def test_answers_of_an_openai_upstream_are_relayed(
+    forwarding: openai.OpenAI, upstream: Upstream
+) -> None:
     completion = forwarding.chat.completions.create(**ASKED)
     assert (completion.id, completion.choices[0].message.content) == ("chatcmpl-up", TEXT)
     assert completion.usage is not None
@@ -363,7 +364,7 @@ def test_an_upstreams_answers_come_through(forwarding: openai.OpenAI, upstream: 
     )  # the server has no key of its own
 
 
-def test_the_servers_own_key_goes_up_and_the_clients_never(upstream: Upstream) -> None:
+def test_a_server_with_a_key_never_sends_the_clients_key_upstream(upstream: Upstream) -> None:
     with served(
         openai_api_base=f"{upstream.url}/good/v1", openai_api_key="sk-of-the-server"
     ) as url:
@@ -437,7 +438,7 @@ with_calls = sends(
 
 
 @pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
-def test_tool_calls_come_through_streamed_and_whole(way: str) -> None:
+def test_tool_calls_are_relayed_streamed_and_whole(way: str) -> None:
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(Upstream(with_calls)) as up,
@@ -464,7 +465,7 @@ def test_tool_calls_come_through_streamed_and_whole(way: str) -> None:
     assert up.requests[0].json()["tools"][0]["function"]["name"] == "look"
 
 
-def test_fields_that_nobody_knows_go_both_ways() -> None:
+def test_unknown_members_are_relayed_both_ways() -> None:
     odd = only(json.loads(chunks(["x"], {})[1]) | {"odd": {"a": [1]}, "choices": [ODD_CHOICE]})
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(Upstream(odd)) as up:
         with served(openai_api_base=f"{up.url}/v1") as url, client(url) as sdk:
@@ -506,7 +507,7 @@ async def test_the_async_client_creates_streams_and_lists(mock: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_the_async_client_raises_where_a_stream_breaks_off_or_fails() -> None:
+async def test_the_async_client_raises_for_truncated_and_failed_streams() -> None:
     async with Upstream(FAULTS["reset_mid"]) as up:
         with served(openai_api_base=f"{up.url}/v1") as url:
             async with async_client(url) as sdk:
@@ -524,7 +525,7 @@ def azure(url: str, **options: Any) -> openai.AzureOpenAI:
     return openai.AzureOpenAI(**common, http_client=httpx2.Client(trust_env=False, verify=False))
 
 
-def test_azure_clients_find_their_path_and_their_key_header() -> None:
+def test_azure_clients_are_served_on_their_path_with_their_header() -> None:
     key = "0123456789abcdef0123456789abcdef"
     with served(api_keys=(key,)) as url:
         with azure(url, api_key=key) as sdk:

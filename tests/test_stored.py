@@ -1,4 +1,4 @@
-"""Stored completions by the real `openai` package, on every engine: kept before they are acknowledged, their owner's alone."""
+"""Stored completions through the real `openai` package, on every engine."""
 
 import asyncio
 import gc
@@ -31,7 +31,7 @@ from upstreams import JSON, TEXT, Reader, Request, Upstream, Writer, make, send,
 from rewrap.config.settings import Settings
 from rewrap.main import create_app
 from rewrap.server.keys import sign
-from rewrap.storage import sqlite as store_module
+from rewrap.storage import mongo
 
 SECRET = "a secret of these tests"
 USERS = (f"user {n}" for n in count())
@@ -47,7 +47,7 @@ def anyio_backend() -> str:
 
 
 async def echo(request: Request, reader: Reader, writer: Writer) -> None:
-    """Says what it is told; a prompt that is a JSON object is its whole answer."""
+    """Answers with the prompt. A prompt that is a JSON object is the whole answer."""
     prompt = request.json()["messages"][-1]["content"]
     body = prompt if prompt.startswith("{") else json.dumps({"reply": prompt})
     await send(writer, whole(JSON, body.encode()))
@@ -127,27 +127,29 @@ def sdk(server: str) -> Iterator[SDK]:
         yield sdk
 
 
-def asked(prompt: Any = "Hello", **more: Any) -> Any:
+def chat_request(prompt: Any = "Hello", **more: Any) -> Any:
     return {"model": "m", "messages": [{"role": "user", "content": prompt}], "store": True} | more
 
 
-def keep(sdk: SDK, prompt: Any = "Hello", **more: Any) -> str:
-    """Store one; its id."""
-    return sdk.chat.completions.create(**asked(prompt, **more)).id
+def store_chat(sdk: SDK, prompt: Any = "Hello", **more: Any) -> str:
+    """Store a completion. Gives its id."""
+    return sdk.chat.completions.create(**chat_request(prompt, **more)).id
 
 
 def streamed(sdk: SDK, prompt: Any = "Hello", **more: Any) -> tuple[str, str]:
-    """Store one that is streamed; its id, and its text as it came."""
-    chunks = list(sdk.chat.completions.create(**asked(prompt, stream=True, **more)))
+    """Store a streamed completion. Gives its id and the text of its chunks."""
+    chunks = list(sdk.chat.completions.create(**chat_request(prompt, stream=True, **more)))
     (id,) = {chunk.id for chunk in chunks}
     return id, "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
 
 
-def go_on(sdk: SDK, id: str, prompt: Any, **more: Any) -> Any:
-    return sdk.chat.completions.create(**asked(prompt, extra_body={"completion_id": id}, **more))
+def continue_chat(sdk: SDK, id: str, prompt: Any, **more: Any) -> Any:
+    return sdk.chat.completions.create(
+        **chat_request(prompt, extra_body={"completion_id": id}, **more)
+    )
 
 
-def said(sdk: SDK, id: str) -> list[tuple[str, str | None]]:
+def message_texts(sdk: SDK, id: str) -> list[tuple[str, str | None]]:
     return [(message.role, message.content) for message in sdk.chat.completions.messages.list(id)]
 
 
@@ -165,7 +167,7 @@ def ids(sdk: SDK, **filters: Any) -> list[str]:
 
 def test_a_stored_completion_is_retrieved_as_it_was_created(sdk: SDK) -> None:
     created = sdk.chat.completions.create(
-        **asked(
+        **chat_request(
             "Grüße, 世界 👋\u2028",
             metadata={"ключ": "値", "k": ""},
             temperature=0.5,
@@ -187,7 +189,7 @@ def test_a_stored_completion_is_retrieved_as_it_was_created(sdk: SDK) -> None:
     assert (more["tools"], more["tool_choice"], more["response_format"]) == (None, None, None)
     assert (more["presence_penalty"], more["frequency_penalty"]) == (None, None)
     assert more["request_id"] == created._request_id
-    assert said(sdk, created.id) == [
+    assert message_texts(sdk, created.id) == [
         ("user", "Grüße, 世界 👋\u2028"),
         ("assistant", "Grüße, 世界 👋\u2028"),
     ]
@@ -196,7 +198,7 @@ def test_a_stored_completion_is_retrieved_as_it_was_created(sdk: SDK) -> None:
     assert [(message.name, message.content_parts) for message in messages] == [(None, None)] * 2
 
 
-def test_a_stream_is_stored_as_the_completion_that_it_makes(sdk: SDK) -> None:
+def test_a_stream_is_stored_as_a_completion(sdk: SDK) -> None:
     prompt = "two words " * 1000  # more than one portion
     id, text = streamed(sdk, prompt, metadata={"k": "v"}, stream_options={"include_usage": True})
     kept = sdk.chat.completions.retrieve(id)
@@ -209,14 +211,14 @@ def test_a_stream_is_stored_as_the_completion_that_it_makes(sdk: SDK) -> None:
     assert kept.usage is not None
     assert kept.usage.completion_tokens > 0
     assert ids(sdk, metadata={"k": "v"}) == [id]
-    assert said(sdk, id)[1] == ("assistant", prompt)
+    assert message_texts(sdk, id)[1] == ("assistant", prompt)
 
 
-def test_only_what_asks_for_it_is_stored(sdk: SDK) -> None:
+def test_only_requests_with_store_true_are_stored(sdk: SDK) -> None:
     for store in (False, None):
-        sdk.chat.completions.create(**asked(store=store))
+        sdk.chat.completions.create(**chat_request(store=store))
     with raw(sdk) as http:
-        assert http.post(PATH, json=asked(messages=[])).status_code == 400
+        assert http.post(PATH, json=chat_request(messages=[])).status_code == 400
         assert http.get(PATH).json() == {
             "object": "list",
             "data": [],
@@ -224,13 +226,19 @@ def test_only_what_asks_for_it_is_stored(sdk: SDK) -> None:
             "last_id": None,
             "has_more": False,
         }
-        assert http.post("/ask", json=asked("by the other door")).text == "by the other door"
+        assert http.post("/ask", json=chat_request("by the other door")).text == "by the other door"
     (kept,) = ids(sdk)
-    assert said(sdk, kept) == [("user", "by the other door"), ("assistant", "by the other door")]
+    assert message_texts(sdk, kept) == [
+        ("user", "by the other door"),
+        ("assistant", "by the other door"),
+    ]
 
 
-def test_metadata_is_updated_and_a_completion_deleted(sdk: SDK) -> None:
-    first, second = keep(sdk, metadata={"k": "old", "x": "1"}), keep(sdk, metadata={"k": "old"})
+def test_metadata_can_be_updated_and_a_completion_deleted(sdk: SDK) -> None:
+    first, second = (
+        store_chat(sdk, metadata={"k": "old", "x": "1"}),
+        store_chat(sdk, metadata={"k": "old"}),
+    )
     updated = sdk.chat.completions.update(first, metadata={"k": "new"})
     assert updated == sdk.chat.completions.retrieve(first)
     assert (updated.id, updated.to_dict()["metadata"]) == (first, {"k": "new"})
@@ -265,8 +273,8 @@ def test_metadata_is_updated_and_a_completion_deleted(sdk: SDK) -> None:
         ({"metadata": {str(n): "" for n in range(17)}}, "metadata"),
     ],
 )
-def test_metadata_that_is_none_is_refused(sdk: SDK, change: Any, param: str) -> None:
-    id = keep(sdk, metadata={"k": "v"})
+def test_invalid_metadata_is_rejected(sdk: SDK, change: Any, param: str) -> None:
+    id = store_chat(sdk, metadata={"k": "v"})
     with raw(sdk) as http:
         answer = http.post(f"{PATH}/{id}", json=change)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
@@ -274,9 +282,9 @@ def test_metadata_that_is_none_is_refused(sdk: SDK, change: Any, param: str) -> 
 
 
 def test_lists_are_filtered_by_model_and_metadata(sdk: SDK) -> None:
-    a = keep(sdk, model="m1", metadata={"x": "1", "y]": "1"})
-    b = keep(sdk, model="grüße/模型", metadata={"x": "1", "y]": "2"})
-    c = keep(sdk, model="m1", metadata={"x": "1", "y]": "2", "line\nbreak": "3"})
+    a = store_chat(sdk, model="m1", metadata={"x": "1", "y]": "1"})
+    b = store_chat(sdk, model="grüße/模型", metadata={"x": "1", "y]": "2"})
+    c = store_chat(sdk, model="m1", metadata={"x": "1", "y]": "2", "line\nbreak": "3"})
     assert ids(sdk) == [a, b, c]
     assert ids(sdk, model="m1", order="desc") == [c, a]
     assert ids(sdk, model="grüße/模型") == [b]
@@ -287,11 +295,12 @@ def test_lists_are_filtered_by_model_and_metadata(sdk: SDK) -> None:
 
 
 @pytest.mark.anyio
-async def test_250_completions_are_paged_through_by_themselves_in_both_orders(sdk: SDK) -> None:
+async def test_the_sdk_pages_through_250_completions_in_both_orders(sdk: SDK) -> None:
     async with async_client(str(sdk.base_url).removesuffix("/v1/"), sdk.api_key) as asking:
         for start in range(0, 250, 25):
             made = [
-                asked(f"no. {n}", metadata={"odd": str(n % 2)}) for n in range(start, start + 25)
+                chat_request(f"no. {n}", metadata={"odd": str(n % 2)})
+                for n in range(start, start + 25)
             ]
             await asyncio.gather(*(asking.chat.completions.create(**each) for each in made))
         up = [completion async for completion in asking.chat.completions.list(limit=100)]
@@ -315,10 +324,10 @@ async def test_250_completions_are_paged_through_by_themselves_in_both_orders(sd
 
 
 @pytest.mark.anyio
-async def test_the_async_client_keeps_lists_changes_and_deletes(sdk: SDK) -> None:
+async def test_the_async_client_stores_lists_updates_and_deletes(sdk: SDK) -> None:
     async with async_client(str(sdk.base_url).removesuffix("/v1/"), sdk.api_key) as asking:
         chats = asking.chat.completions
-        stream = await chats.create(**asked("one two", stream=True, metadata={"k": "v"}))
+        stream = await chats.create(**chat_request("one two", stream=True, metadata={"k": "v"}))
         (id,) = {chunk.id async for chunk in stream}
         assert [
             completion.id async for completion in chats.list(metadata={"k": "v"}, model="m")
@@ -339,7 +348,7 @@ def test_messages_are_paged_in_both_orders(sdk: SDK) -> None:
         for n in range(60)
         for role in ("user", "assistant")
     ]
-    id = keep(sdk, messages=[*messages, {"role": "user", "content": "last"}])
+    id = store_chat(sdk, messages=[*messages, {"role": "user", "content": "last"}])
     whole = [message["content"] for message in messages] + ["last", "last"]
     for limit in (100, 25):
         up = sdk.chat.completions.messages.list(id, limit=limit)
@@ -351,8 +360,8 @@ def test_messages_are_paged_in_both_orders(sdk: SDK) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "", "/openai/v1"])
-def test_the_form_that_the_sdks_own_tests_send_is_served(sdk: SDK, prefix: str) -> None:
-    id = keep(sdk, model="model", metadata={"foo": "string"})
+def test_the_requests_of_the_sdks_own_tests_are_served(sdk: SDK, prefix: str) -> None:
+    id = store_chat(sdk, model="model", metadata={"foo": "string"})
     listing = {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": True}
     with raw(sdk) as http:
         for name in ("metadata[foo]", "metadata%5Bfoo%5D"):
@@ -375,8 +384,8 @@ def test_the_form_that_the_sdks_own_tests_send_is_served(sdk: SDK, prefix: str) 
         assert http.delete(f"{prefix}/chat/completions/{id}").json()["deleted"]
 
 
-def test_has_more_is_exact_and_the_cursor_may_be_one_that_the_filters_exclude(sdk: SDK) -> None:
-    a, b, c, d = (keep(sdk, metadata={"x": x}) for x in "1010")
+def test_has_more_is_exact_and_after_may_name_an_excluded_item(sdk: SDK) -> None:
+    a, b, c, d = (store_chat(sdk, metadata={"x": x}) for x in "1010")
     with raw(sdk) as http:
 
         def page(query: str) -> tuple[list[str], bool]:
@@ -412,18 +421,20 @@ def test_has_more_is_exact_and_the_cursor_may_be_one_that_the_filters_exclude(sd
         ("&".join(f"metadata[{n}]=x" for n in range(17)), "metadata", 400),
     ],
 )
-def test_what_is_wrong_with_a_list_is_said(sdk: SDK, query: str, param: str, status: int) -> None:
+def test_the_error_of_an_invalid_list_names_the_parameter(
+    sdk: SDK, query: str, param: str, status: int
+) -> None:
     with raw(sdk) as http:
         answer = http.get(f"{PATH}?{query}")
     assert (answer.status_code, answer.json()["error"]["param"]) == (status, param)
     assert len(answer.content) < 500
 
 
-# ---- whose it is
+# ---- owners
 
 
-def test_for_another_user_it_does_not_exist_on_any_route(sdk: SDK, server: str) -> None:
-    id = keep(sdk, "| a | b |\n|---|---|\n| x | 1 |", metadata={"k": "v"})
+def test_a_completion_does_not_exist_for_another_user_on_any_route(sdk: SDK, server: str) -> None:
+    id = store_chat(sdk, "| a | b |\n|---|---|\n| x | 1 |", metadata={"k": "v"})
     never = f"{id[:-1]}{'0' if id[-1] != '0' else '1'}"
     asks = [
         ("GET", "", None),
@@ -435,7 +446,7 @@ def test_for_another_user_it_does_not_exist_on_any_route(sdk: SDK, server: str) 
     ]
     with client(server, next(USERS)) as stranger:
         assert ids(stranger) == ids(stranger, metadata={"k": "v"}) == []
-        keep(stranger)
+        store_chat(stranger)
         with raw(stranger) as http:
             for method, path, body in asks:
                 answer = http.request(method, f"{PATH}/{id}{path}", json=body)
@@ -445,31 +456,31 @@ def test_for_another_user_it_does_not_exist_on_any_route(sdk: SDK, server: str) 
                 assert (answer.status_code, nobodys.status_code) == (404, 404), (method, path)
                 assert answer.json() == json.loads(
                     nobodys.text.replace(never, id)
-                )  # nothing tells it from one that never was
+                )  # the same as for an id that never existed
             assert http.get(f"{PATH}?after={id}").status_code == 404
             for stream in (False, True):
-                answer = http.post(PATH, json=asked(completion_id=id, stream=stream))
+                answer = http.post(PATH, json=chat_request(completion_id=id, stream=stream))
                 assert (answer.status_code, answer.json()["error"]["message"]) == (
                     404,
                     f"Chat completion with id '{id}' not found.",
                 )
     assert row(sdk, id)["metadata"] == {"k": "v"}
-    assert len(said(sdk, id)) == 2
+    assert len(message_texts(sdk, id)) == 2
 
 
-# ---- going on with one
+# ---- continued chats
 
 
-def test_a_chat_goes_on_after_what_was_said_in_it(sdk: SDK, upstream: Upstream) -> None:
+def test_a_continued_chat_sends_its_history_upstream(sdk: SDK, upstream: Upstream) -> None:
     system = {"role": "system", "content": "Be terse."}
-    id = keep(
+    id = store_chat(
         sdk, messages=[system, {"role": "user", "content": "First,\n  a question  " + "!" * 100}]
     )
     title = row(sdk, id)["title"]
     assert title.startswith("First, a question !!!")
     assert len(title) <= 80
-    other = keep(sdk, "another one")
-    second = go_on(sdk, id, "Second")
+    other = store_chat(sdk, "another one")
+    second = continue_chat(sdk, id, "Second")
     assert (second.id, second.choices[0].message.content) == (id, "Second")
     sent = upstream.requests[-1].json()
     assert [message["content"][:8] for message in sent["messages"]] == [
@@ -485,7 +496,7 @@ def test_a_chat_goes_on_after_what_was_said_in_it(sdk: SDK, upstream: Upstream) 
         "user",
     ]
     assert "completion_id" not in sent
-    (third,) = {chunk.id for chunk in go_on(sdk, id, "Third", stream=True)}
+    (third,) = {chunk.id for chunk in continue_chat(sdk, id, "Third", stream=True)}
     assert third == id
     assert [message["content"] for message in upstream.requests[-1].json()["messages"]][3:] == [
         "Second"
@@ -493,17 +504,17 @@ def test_a_chat_goes_on_after_what_was_said_in_it(sdk: SDK, upstream: Upstream) 
     assert all(
         set(message) == {"role", "content"} for message in upstream.requests[-1].json()["messages"]
     )
-    assert [content for _, content in said(sdk, id)][3:] == ["Second"] * 2 + ["Third"] * 2
+    assert [content for _, content in message_texts(sdk, id)][3:] == ["Second"] * 2 + ["Third"] * 2
     kept = row(sdk, id)
     assert (kept["choices"][0]["message"]["content"], kept["title"]) == ("Third", title)
-    assert ids(sdk) == [id, other]  # it keeps its place
+    assert ids(sdk) == [id, other]  # its place stays
 
 
 @pytest.mark.parametrize(
     ("message", "content"),
     [({"refusal": "No."}, "No."), ({"reasoning": "Hm."}, ""), ({"content": "Yes."}, "Yes.")],
 )
-def test_what_goes_on_has_a_text_where_the_reply_had_none(
+def test_a_stored_reply_without_content_is_sent_with_a_text(
     sdk: SDK, upstream: Upstream, message: Any, content: str
 ) -> None:
     choice = {
@@ -511,29 +522,29 @@ def test_what_goes_on_has_a_text_where_the_reply_had_none(
         "message": {"role": "assistant", "content": None} | message,
         "finish_reason": "stop",
     }
-    id = keep(sdk, json.dumps({"choices": [choice]}))
-    go_on(sdk, id, "And now?")
+    id = store_chat(sdk, json.dumps({"choices": [choice]}))
+    continue_chat(sdk, id, "And now?")
     assert upstream.requests[-1].json()["messages"][1] == {"role": "assistant", "content": content}
 
 
-def test_it_goes_on_whether_store_is_asked_for_or_not(sdk: SDK) -> None:
-    id = keep(sdk, "one")
-    go_on(sdk, id, "two", store=None)
-    assert [content for _, content in said(sdk, id)] == ["one", "one", "two", "two"]
+def test_a_continued_chat_is_stored_without_store_true(sdk: SDK) -> None:
+    id = store_chat(sdk, "one")
+    continue_chat(sdk, id, "two", store=None)
+    assert [content for _, content in message_texts(sdk, id)] == ["one", "one", "two", "two"]
 
 
-def test_a_chat_that_never_was_cannot_go_on(sdk: SDK, upstream: Upstream) -> None:
+def test_an_unknown_chat_cannot_be_continued(sdk: SDK, upstream: Upstream) -> None:
     before = len(upstream.requests)
     for id in ("chatcmpl-none", "a/b", "ü\n\x00", "x" * 10_000):
         with pytest.raises(openai.NotFoundError):
-            go_on(sdk, id, "Hello")
+            continue_chat(sdk, id, "Hello")
     with pytest.raises(openai.BadRequestError, match="completion_id"):
-        go_on(sdk, {"$ne": ""}, "Hello")  # type: ignore[arg-type]
+        continue_chat(sdk, {"$ne": ""}, "Hello")  # type: ignore[arg-type]
     assert len(upstream.requests) == before
     assert ids(sdk) == []
 
 
-def test_a_chat_that_is_deleted_while_it_goes_on_stays_deleted() -> None:
+def test_a_chat_that_is_deleted_during_its_reply_stays_deleted() -> None:
     gate = Event()
 
     async def answer(request: Request, reader: Reader, writer: Writer) -> None:
@@ -546,9 +557,9 @@ def test_a_chat_that_is_deleted_while_it_goes_on_stays_deleted() -> None:
         served(store_url="sqlite://", chat_url=up.url) as url,
         client(url) as sdk,
     ):
-        id = keep(sdk)
+        id = store_chat(sdk)
         with ThreadPoolExecutor(1) as thread:
-            going_on = thread.submit(go_on, sdk, id, "more")
+            going_on = thread.submit(continue_chat, sdk, id, "more")
             until(lambda: len(up.requests) == 2)
             sdk.chat.completions.delete(id)
             gate.set()
@@ -558,7 +569,7 @@ def test_a_chat_that_is_deleted_while_it_goes_on_stays_deleted() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_of_several_choices_the_first_alone_is_said_again(stream: bool) -> None:
+def test_of_several_choices_only_the_first_is_in_the_history(stream: bool) -> None:
     async def answer(request: Request, reader: Reader, writer: Writer) -> None:
         prompt = request.json()["messages"][-1]["content"]
         choices = [
@@ -583,14 +594,14 @@ def test_of_several_choices_the_first_alone_is_said_again(stream: bool) -> None:
             "role": "user",
             "content": "a",
             "choice": 5,
-        }  # of the client's own, which means nothing
+        }  # a member of the client, without effect
         id = (
             streamed(sdk, messages=[prompt], n=3)[0]
             if stream
-            else keep(sdk, messages=[prompt], n=3)
+            else store_chat(sdk, messages=[prompt], n=3)
         )
-        list(go_on(sdk, id, "b", n=2, stream=stream))
-        go_on(sdk, id, "c")
+        list(continue_chat(sdk, id, "b", n=2, stream=stream))
+        continue_chat(sdk, id, "c")
         sent = up.requests[-1].json()["messages"]
         assert [message["content"] for message in sent] == ["a", "a 0", "b", "b 0", "c"]
         assert not any("choice" in message for message in sent)
@@ -610,17 +621,19 @@ def test_of_several_choices_the_first_alone_is_said_again(stream: bool) -> None:
         ]
 
 
-def test_content_parts_are_kept_and_said_again(sdk: SDK, upstream: Upstream) -> None:
+def test_content_parts_are_stored_and_sent_as_text_to_a_chat_url(
+    sdk: SDK, upstream: Upstream
+) -> None:
     parts = [
         {"type": "text", "text": "What is"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}},
         {"type": "text", "text": "this?"},
     ]
-    id = keep(sdk, parts)
+    id = store_chat(sdk, parts)
     first, _ = sdk.chat.completions.messages.list(id)
     assert (first.role, first.content) == ("user", "What is\nthis?")
     assert [part.to_dict() for part in first.content_parts or []] == parts
-    go_on(sdk, id, "And now?")
+    continue_chat(sdk, id, "And now?")
     assert [m["content"] for m in upstream.requests[-1].json()["messages"]] == [
         "What is\nthis?",
         "What is\nthis?",
@@ -628,7 +641,7 @@ def test_content_parts_are_kept_and_said_again(sdk: SDK, upstream: Upstream) -> 
     ]
 
 
-def test_an_upstream_that_takes_parts_hears_them_again() -> None:
+def test_content_parts_are_sent_again_to_an_openai_upstream() -> None:
     parts = [
         {"type": "text", "text": "What is"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}},
@@ -638,7 +651,7 @@ def test_an_upstream_that_takes_parts_hears_them_again() -> None:
         served(store_url="sqlite://", openai_api_base=up.url) as url,
         client(url) as sdk,
     ):
-        go_on(sdk, keep(sdk, parts), "And now?")
+        continue_chat(sdk, store_chat(sdk, parts), "And now?")
         assert [m["content"] for m in up.requests[-1].json()["messages"]] == [
             parts,
             None,
@@ -646,16 +659,16 @@ def test_an_upstream_that_takes_parts_hears_them_again() -> None:
         ]
 
 
-def test_metadata_stays_when_a_chat_goes_on_unless_there_is_other(sdk: SDK) -> None:
-    id = keep(sdk, metadata={"topic": "a"})
-    go_on(sdk, id, "more")
+def test_a_continued_chat_keeps_its_metadata_unless_it_gets_new_ones(sdk: SDK) -> None:
+    id = store_chat(sdk, metadata={"topic": "a"})
+    continue_chat(sdk, id, "more")
     assert ids(sdk, metadata={"topic": "a"}) == [id]
     sdk.chat.completions.update(id, metadata={"topic": "b"})
-    list(go_on(sdk, id, "more", stream=True))
+    list(continue_chat(sdk, id, "more", stream=True))
     assert row(sdk, id)["metadata"] == {"topic": "b"}
-    go_on(sdk, id, "more", metadata={"topic": "c"})
+    continue_chat(sdk, id, "more", metadata={"topic": "c"})
     assert (ids(sdk, metadata={"topic": "c"}), ids(sdk, metadata={"topic": "b"})) == ([id], [])
-    go_on(sdk, id, "more", metadata={})
+    continue_chat(sdk, id, "more", metadata={})
     assert row(sdk, id)["metadata"] == {}
 
 
@@ -668,10 +681,10 @@ TABLE = "Sales:\n\n| Month | Sum |\n|---|--:|\n| Jan | 1,000 |\n| Feb | $2.50 |\
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_figures_of_a_message_are_given_as_plotly_takes_them(sdk: SDK, stream: bool) -> None:
+def test_the_figures_of_a_message_are_plotly_json(sdk: SDK, stream: bool) -> None:
     reply = f"{TABLE}\n```json\n{json.dumps(LINE)}\n```\n"
     prompt = json.dumps({"reply": reply, "figure": BARS})
-    id = streamed(sdk, prompt)[0] if stream else keep(sdk, prompt)
+    id = streamed(sdk, prompt)[0] if stream else store_chat(sdk, prompt)
     with raw(sdk) as http:
         for prefix in ("/v1", ""):
             listed = http.get(f"{prefix}/chat/completions/{id}/messages/{id}-1/plots").json()
@@ -680,7 +693,7 @@ def test_the_figures_of_a_message_are_given_as_plotly_takes_them(sdk: SDK, strea
             assert (sent, fenced) == (BARS, LINE)
             assert (table["data"][0]["x"], table["data"][0]["y"]) == (["Jan", "Feb"], [1000, 2.5])
             for figure in listed["data"]:
-                assert len(go.Figure(figure).data) == 1  # raises where it is none of Plotly's
+                assert len(go.Figure(figure).data) == 1  # Plotly raises for anything but a figure
             assert http.get(f"{prefix}/chat/completions/{id}/messages/{id}-1/plot").json() == BARS
         assert http.get(f"{PATH}/{id}/messages/{id}-0/plots").json() == {
             "object": "list",
@@ -702,27 +715,27 @@ def test_the_figures_of_a_message_are_given_as_plotly_takes_them(sdk: SDK, strea
             assert (answer.status_code, "Message with id" in answer.text) == (404, True), wrong
 
 
-def test_a_figure_is_not_said_again_when_a_chat_goes_on(sdk: SDK, upstream: Upstream) -> None:
-    id = keep(sdk, json.dumps({"reply": "see", "figure": BARS}))
+def test_a_figure_is_not_part_of_the_history(sdk: SDK, upstream: Upstream) -> None:
+    id = store_chat(sdk, json.dumps({"reply": "see", "figure": BARS}))
     assert row(sdk, id)["choices"][0]["message"]["figure"] == BARS
-    go_on(sdk, id, "thanks")
+    continue_chat(sdk, id, "thanks")
     assert "figure" not in upstream.requests[-1].json()["messages"][1]
 
 
-# ---- what upstreams say besides text
+# ---- tool calls
 
 
 @pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
-def test_tool_calls_are_stored_and_said_again(way: str) -> None:
+def test_tool_calls_are_stored_and_part_of_the_history(way: str) -> None:
     with listening(with_calls) as up:
         url = up.url + ("/v1" if way == "openai_api_base" else "/v1/chat/completions")
         with (
             served(store_url="sqlite://", secret_key=(SECRET,), **{way: url}) as address,
             client(address) as sdk,
         ):
-            whole_id = keep(sdk, tools=TOOLS, tool_choice="auto")
+            whole_id = store_chat(sdk, tools=TOOLS, tool_choice="auto")
             stream_id, _ = streamed(sdk, tools=TOOLS, tool_choice="auto")
-            again_id = keep(sdk)
+            again_id = store_chat(sdk)
             assert ids(sdk) == [whole_id, stream_id, again_id]  # upstreams repeat their ids
             for id in (whole_id, stream_id):
                 kept = sdk.chat.completions.retrieve(id)
@@ -744,7 +757,7 @@ def test_tool_calls_are_stored_and_said_again(way: str) -> None:
                 answers: Any = [
                     {"role": "tool", "tool_call_id": f"call_{n}", "content": str(n)} for n in (1, 2)
                 ]
-                go_on(sdk, id, "", messages=answers)
+                continue_chat(sdk, id, "", messages=answers)
                 sent = up.requests[-1].json()["messages"]
                 assert [message["role"] for message in sent] == [
                     "user",
@@ -764,27 +777,29 @@ def test_tool_calls_are_stored_and_said_again(way: str) -> None:
                 assert last.tool_calls == calls
 
 
-# ---- kept before it is acknowledged
+# ---- durability
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_nothing_is_acknowledged_before_the_disk_has_it(tmp_path: Path, stream: bool) -> None:
+def test_no_answer_ends_before_its_chat_is_on_the_disk(tmp_path: Path, stream: bool) -> None:
     with (
         served(store_url=f"sqlite:///{tmp_path}/chat.db", secret_key=(SECRET,)) as url,
         client(url) as sdk,
     ):
-        keep(sdk)
+        store_chat(sdk)
         lock = sqlite3.connect(tmp_path / "chat.db", isolation_level=None)
-        lock.execute("BEGIN IMMEDIATE")  # what is to be stored has to wait
+        lock.execute("BEGIN IMMEDIATE")  # writers of the server wait
         with (
             raw(sdk) as http,
-            http.stream("POST", PATH, json=asked("wait", stream=True), timeout=0.4) as answer,
+            http.stream(
+                "POST", PATH, json=chat_request("wait", stream=True), timeout=0.4
+            ) as answer,
         ):
             pieces: list[str] = []
             with pytest.raises(httpx.ReadTimeout):
                 pieces += answer.iter_text()
         with raw(sdk) as http, ThreadPoolExecutor(1) as thread:
-            asking = thread.submit(http.post, PATH, json=asked("wait", stream=stream))
+            asking = thread.submit(http.post, PATH, json=chat_request("wait", stream=stream))
             time.sleep(0.3)
             assert not asking.done()
             lock.execute("COMMIT")
@@ -794,7 +809,7 @@ def test_nothing_is_acknowledged_before_the_disk_has_it(tmp_path: Path, stream: 
 
 
 @pytest.mark.parametrize("engine", ["sqlite", "mongodb"])
-def test_what_was_acknowledged_survives_kill_9_of_the_server(
+def test_acknowledged_chats_survive_kill_9_of_the_server(
     engine: str, tmp_path: Path, wire: MongoWire
 ) -> None:
     url = f"sqlite:///{tmp_path}/chat.db" if engine == "sqlite" else f"{wire.url}killed"
@@ -805,7 +820,7 @@ def test_what_was_acknowledged_survives_kill_9_of_the_server(
         with client(process.url) as sdk, suppress(openai.APIError):
             for n in count():
                 acknowledged.append(
-                    streamed(sdk, f"no. {n}")[0] if stream else keep(sdk, f"no. {n}")
+                    streamed(sdk, f"no. {n}")[0] if stream else store_chat(sdk, f"no. {n}")
                 )
 
     with started(**environment) as process, ThreadPoolExecutor(8) as threads:
@@ -821,34 +836,39 @@ def test_what_was_acknowledged_survives_kill_9_of_the_server(
         assert {completion.id for completion in kept} >= set(acknowledged)
         for completion in kept[:: len(kept) // 10]:
             reply = completion.choices[0].message.content
-            assert [content for _, content in said(sdk, completion.id)] == [
+            assert [content for _, content in message_texts(sdk, completion.id)] == [
                 str(reply).partition(": ")[2],
                 reply,
             ]
 
 
 @pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
-def test_who_leaves_in_mid_stream_leaves_nothing_half_stored(way: str) -> None:
-    half = make("sse_openai", TEXT, gate=asyncio.Event())  # one that is never set
+def test_a_client_that_disconnects_leaves_no_incomplete_chat(way: str) -> None:
+    half = make("sse_openai", TEXT, gate=asyncio.Event())  # never set
     with (
         listening(echo_openai) as up,
         served(store_url="sqlite://", **{way: up.url}) as url,
         client(url) as sdk,
     ):
-        id = keep(sdk, "whole")
+        id = store_chat(sdk, "whole")
         up.handler = half
         for more in ({}, {"completion_id": id}):
             with (
                 raw(sdk) as http,
-                http.stream("POST", PATH, json=asked("half", stream=True, **more)) as answer,
+                http.stream("POST", PATH, json=chat_request("half", stream=True, **more)) as answer,
             ):
                 assert any('"content":"G' in text for text in answer.iter_text())
             until(lambda: up.requests[-1].closed_at is not None)
         assert ids(sdk) == [id]
-        assert [content for _, content in said(sdk, id)] == ["whole", "whole"]
+        assert [content for _, content in message_texts(sdk, id)] == ["whole", "whole"]
         up.handler = echo_openai
-        go_on(sdk, id, "next")
-        assert [content for _, content in said(sdk, id)] == ["whole", "whole", "next", "next"]
+        continue_chat(sdk, id, "next")
+        assert [content for _, content in message_texts(sdk, id)] == [
+            "whole",
+            "whole",
+            "next",
+            "next",
+        ]
 
 
 def until(fact: Any, seconds: float = 5.0) -> None:
@@ -862,14 +882,14 @@ def until(fact: Any, seconds: float = 5.0) -> None:
 
 
 def expect_down(sdk: SDK) -> None:
-    """Chat goes on; whatever is to be stored, or to be read, is 503."""
+    """Chats work. Storing and reading stored chats is 503."""
     assert (
-        sdk.chat.completions.create(**asked("hi", store=False)).choices[0].message.content
+        sdk.chat.completions.create(**chat_request("hi", store=False)).choices[0].message.content
         is not None
     )
     asks = [
-        lambda: keep(sdk),
-        lambda: go_on(sdk, "chatcmpl-x", "more"),
+        lambda: store_chat(sdk),
+        lambda: continue_chat(sdk, "chatcmpl-x", "more"),
         lambda: sdk.chat.completions.retrieve("chatcmpl-x"),
         lambda: sdk.chat.completions.list(),
         lambda: sdk.chat.completions.update("chatcmpl-x", metadata={}),
@@ -896,9 +916,9 @@ def failure(ask: Callable[[], Any]) -> openai.InternalServerError:
 
 
 def expect_no_done(sdk: SDK) -> None:
-    """A stream has begun before it is to be stored: it ends with an event that says so."""
+    """A stream starts before it is stored: it ends with an error event."""
     with raw(sdk) as http:
-        answer = http.post(PATH, json=asked("Hello", stream=True))
+        answer = http.post(PATH, json=chat_request("Hello", stream=True))
     *chunks, last = answer.text.strip().split("\n\n")
     assert answer.status_code == 200
     assert len(chunks) > 2
@@ -906,7 +926,7 @@ def expect_no_done(sdk: SDK) -> None:
     assert "[DONE]" not in answer.text
 
 
-def test_with_sqlite_down_chat_goes_on_and_storing_works_again_by_itself(
+def test_with_sqlite_down_chats_work_and_storing_recovers(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
@@ -915,33 +935,31 @@ def test_with_sqlite_down_chat_goes_on_and_storing_works_again_by_itself(
     ):
         expect_down(sdk)
         (tmp_path / "later").mkdir()
-        id = keep(sdk)
+        id = store_chat(sdk)
         assert ids(sdk) == [id]
     assert "Traceback" not in caplog.text
 
 
 @mongo_dies
-def test_with_mongodb_down_chat_goes_on_and_storing_works_again_by_itself(
+def test_with_mongodb_down_chats_work_and_storing_recovers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(
-        store_module.MONGO_TIMEOUTS, "serverSelectionTimeoutMS", 400
-    )  # that it is 2 s costs time
+    monkeypatch.setitem(mongo.TIMEOUTS, "serverSelectionTimeoutMS", 400)  # 2 s by default
     with MongoWire(tmp_path) as wire:
         wire.kill(signal.SIGTERM)
         with served(store_url=wire.url, secret_key=(SECRET,)) as url, client(url) as sdk:
             expect_down(sdk)
             wire.start()
-            id = keep(sdk)
+            id = store_chat(sdk)
             wire.kill()
             with pytest.raises(openai.InternalServerError):
-                keep(sdk)
+                store_chat(sdk)
             wire.start()
             assert ids(sdk) == [id]
     gc.collect()
 
 
-# ---- a store that cannot be
+# ---- stores that stop the start
 
 
 @pytest.mark.parametrize("command", [["main.py"], ["-m", "uvicorn", "main:app", "--port", "0"]])
@@ -961,12 +979,12 @@ def test_a_store_of_a_newer_version_stops_the_start_with_one_line(
     )
     assert run.returncode != 0
     (line,) = run.stderr.splitlines()
-    assert line == "rewrap: STORE_URL: The store has schema 99, but this version knows 1 at most."
+    assert line == "rewrap: STORE_URL: The store has schema 99, but this version knows 2 at most."
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:"])
-def test_workers_cannot_share_memory_however_it_is_spelled(url: str) -> None:
-    with pytest.raises(ValueError, match=r"^STORE_URL: .* WORKERS"):
+def test_workers_cannot_share_a_store_in_memory(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^STORE_URL: several WORKERS"):
         create_app(Settings(store_url=url, workers=2))
     create_app(Settings(store_url=url, workers=1))
 
@@ -974,7 +992,7 @@ def test_workers_cannot_share_memory_however_it_is_spelled(url: str) -> None:
 # ---- several servers
 
 
-def test_two_workers_over_one_file_see_each_others_completions(tmp_path: Path) -> None:
+def test_two_workers_with_one_file_see_each_others_completions(tmp_path: Path) -> None:
     environment = {
         "STORE_URL": f"sqlite:///{tmp_path}/chat.db",
         "SECRET_KEY": SECRET,
@@ -983,14 +1001,14 @@ def test_two_workers_over_one_file_see_each_others_completions(tmp_path: Path) -
     with started(**environment) as process:
         one, other = workers(process)
         with frozen(other), client(process.url) as sdk:
-            first = keep(sdk, "by one", metadata={"k": "v"})
+            first = store_chat(sdk, "by one", metadata={"k": "v"})
         with frozen(one), client(process.url) as sdk:
-            assert said(sdk, first)[0] == ("user", "by one")
-            go_on(sdk, first, "by the other")
-            second = keep(sdk)
+            assert message_texts(sdk, first)[0] == ("user", "by one")
+            continue_chat(sdk, first, "by the other")
+            second = store_chat(sdk)
         with frozen(other), client(process.url) as sdk:
             assert ids(sdk) == [first, second]
-            assert [content for role, content in said(sdk, first) if role == "user"] == [
+            assert [content for role, content in message_texts(sdk, first) if role == "user"] == [
                 "by one",
                 "by the other",
             ]
@@ -1013,7 +1031,7 @@ def workers(process: Process) -> list[int]:
 
 
 def listens(pid: int) -> bool:
-    """Whether it has more sockets than it was given: an event loop runs."""
+    """Whether it has made sockets of its own: an event loop runs."""
     with suppress(FileNotFoundError):  # closed just now
         links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
         return sum(link.startswith("socket:") for link in links) > 3
@@ -1022,7 +1040,7 @@ def listens(pid: int) -> bool:
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """A worker that does not run: whoever connects gets the other one."""
+    """A worker that does not run: every connection goes to the other one."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -1030,31 +1048,33 @@ def frozen(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def test_two_servers_over_one_mongodb_see_each_others_completions(wire: MongoWire) -> None:
+def test_two_servers_with_one_mongodb_see_each_others_completions(wire: MongoWire) -> None:
     store = f"{wire.url}shared"
     with (
         served(store_url=store, secret_key=(SECRET,)) as one,
         served(store_url=store, secret_key=(SECRET,)) as other,
     ):
         with client(one) as here, client(other) as there:
-            first = keep(here, "by one", metadata={"k": "v"})
-            go_on(there, first, "by the other")
-            second = keep(there)
+            first = store_chat(here, "by one", metadata={"k": "v"})
+            continue_chat(there, first, "by the other")
+            second = store_chat(there)
             assert ids(here) == ids(there) == [first, second]
-            assert said(here, first) == said(there, first)
+            assert message_texts(here, first) == message_texts(there, first)
             here.chat.completions.delete(second)
             assert ids(there, metadata={"k": "v"}) == ids(there) == [first]
 
 
-# ---- whose it is
+# ---- owners
 
 
 @pytest.mark.parametrize("keys", [("sk-canary-of-a-client",), ()], ids=["with keys", "open"])
-def test_no_key_stands_in_the_store(tmp_path: Path, keys: tuple[str, ...]) -> None:
+def test_the_store_contains_no_key(tmp_path: Path, keys: tuple[str, ...]) -> None:
     headers = {"authorization": "Bearer sk-canary-of-a-client"}
     with served(store_url=f"sqlite:///{tmp_path}/chat.db", api_keys=keys) as url:
         assert (
-            httpx.post(f"{url}{PATH}", json=asked(), headers=headers, trust_env=False).status_code
+            httpx.post(
+                f"{url}{PATH}", json=chat_request(), headers=headers, trust_env=False
+            ).status_code
             == 200
         )
         files = [file for file in tmp_path.iterdir() if file.is_file()]

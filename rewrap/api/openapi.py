@@ -1,58 +1,87 @@
 """The OpenAPI 3.1 document: every route, parameter and error, with examples.
 
-What it says stands in openapi.json, beside this file. Here only what repeats is put in: an operation names the statuses of its
-`errors`, each of which is described once. Does not look at the app: a test holds the two together.
+The texts are in openapi.json, beside this file. This module adds the parts that repeat: an
+operation there lists only the statuses of its `errors`, each of which is described once. It does
+not look at the app; a test compares the two.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import orjson
 
-Document = dict[str, Any]
+from rewrap.types import JSONObject
+
+UNCOUNTED = frozenset(["Health", "Page", "408", "431"])  # answers that no rate limit counts
+LIMIT_HEADERS = [f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")]
+METHODS = ("get", "post", "delete")
 
 
-def document(version: str) -> Document:
-    """The whole document, for this `version` of the server. Reads a file: call it once."""
-    whole: Document = orjson.loads(Path(__file__).with_suffix(".json").read_bytes())
-    whole["info"] |= {"version": version, "description": "\n".join(whole["info"]["description"])}
-    errors, responses = whole.pop("errors"), whole["components"]["responses"]
-    responses |= {status: failure(error, "Error") for status, error in errors.items()}
-    answers = [(response, name not in UNCOUNTED) for name, response in responses.items()]
+def document(version: str) -> JSONObject:
+    """The whole document for this `version` of the server. Reads a file: call it once."""
+    file = Path(__file__).with_suffix(".json")
+    whole: JSONObject = orjson.loads(file.read_bytes())
+    info = whole["info"]
+    info["version"] = version
+    info["description"] = "\n".join(info["description"])
+    errors: JSONObject = whole.pop("errors")
+    responses: JSONObject = whole["components"]["responses"]
+    for status, error in errors.items():
+        responses[status] = failure(error, "Error")
+    for name, response in responses.items():
+        add_headers(response, counted=name not in UNCOUNTED)
     for path, item in whole["paths"].items():
-        for operation in (item[method] for method in ("get", "post", "delete") if method in item):
-            failures = operation.pop("errors")
-            answers.append((operation["responses"]["200"], 429 in failures))
-            for status in failures:
-                name = str(status)
-                if path == "/ask":
-                    name = f"ask.{status}"
-                    responses[name] = failure(errors[str(status)], "AskError")
-                    answers.append((responses[name], True))
-                operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
-    for response, counted in answers:
-        if "$ref" not in response:
-            names = ["x-request-id", *LIMITS] if counted else ["x-request-id"]
-            response.setdefault("headers", {}).update({name: header(name) for name in names})
+        for method in METHODS:
+            if method in item:
+                complete(item[method], path, errors, responses)
     return whole
 
 
-UNCOUNTED = {"Health", "Page", "408", "431"}  # no rate limit counts them
-LIMITS = [f"x-ratelimit-{what}-requests" for what in ("limit", "remaining", "reset")]
+def complete(operation: JSONObject, path: str, errors: JSONObject, responses: JSONObject) -> None:
+    """Replace the `errors` of an operation by references to their responses."""
+    statuses: list[int] = operation.pop("errors")
+    for response in operation["responses"].values():
+        add_headers(response, counted=429 in statuses)
+    for status in statuses:
+        name = str(status)
+        if path == "/ask":
+            name = f"ask.{status}"
+            responses[name] = failure(errors[str(status)], "AskError")
+            add_headers(responses[name], counted=True)
+        operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
 
 
-def header(name: str) -> Document:
-    return {"$ref": f"#/components/headers/{name}"}
+def add_headers(response: JSONObject, *, counted: bool) -> None:
+    """The headers of every answer, and those of the rate limit if it counts the request."""
+    if "$ref" in response:
+        return
+    names = ["x-request-id"]
+    if counted:
+        names += LIMIT_HEADERS
+    headers = response.setdefault("headers", {})
+    headers.update(header_references(names))
 
 
-def failure(error: Document, schema: str) -> Document:
-    """The response of one status, in OpenAI's envelope (Error) or in the form of /ask (AskError)."""
+def header_references(names: Iterable[str]) -> JSONObject:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def failure(error: JSONObject, schema: str) -> JSONObject:
+    """The response of one status, in OpenAI's envelope (Error) or in that of /ask (AskError)."""
     message, kind, param, code = error["error"]
-    body: Document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    if schema == "AskError":
-        body = {"role": "assistant", "content": message, "error": kind, "details": code or param}
-    headers = {name: header(name) for name in error.get("headers", ())}
-    content = {
-        "application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": body}
+    example: JSONObject = {
+        "error": {"message": message, "type": kind, "param": param, "code": code}
     }
-    return {"description": error["description"], "headers": headers, "content": content}
+    if schema == "AskError":
+        example = {
+            "role": "assistant",
+            "content": message,
+            "error": kind,
+            "details": code or param,
+        }
+    content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}
+    return {
+        "description": error["description"],
+        "headers": header_references(error.get("headers", ())),
+        "content": {"application/json": content},
+    }

@@ -21,6 +21,7 @@ from rewrap.types import (
     JSONObject,
     ResponseInfo,
     dumps,
+    prompt_size,
 )
 
 DELTA_BYTES = 100  # about the memory of an empty Delta
@@ -98,7 +99,8 @@ class Recorder:
         """Put the messages of the stored chat before those of the request."""
         request = recording.request
         id = request.payload["completion_id"]
-        history = await self.stored.history(id, recording.owner)
+        size = len(request.body) or prompt_size(request.messages)
+        history = await self.stored.history(id, recording.owner, size)
         payload = {
             name: value for name, value in request.payload.items() if name != "completion_id"
         }

@@ -1,7 +1,8 @@
-"""Stored completions: keep a reply, continue a chat, and the routes that list, show, change and delete them.
+"""Stored completions: storing a reply, the history of a continued chat, and their routes.
 
-Each belongs to the owner of the key that made it; for any other owner it does not exist. Source: OpenAI's reference, and
-recordings of its API. Does not know backends, nor how a request is authenticated.
+A completion belongs to the owner of the key that made it. For any other owner it does not exist.
+Source: OpenAI's reference, and recordings of its API. Does not know backends, nor how a request is
+authenticated.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from starlette.routing import Route
 
 from rewrap.api.requests import parse_metadata
 from rewrap.figures import figures
-from rewrap.storage.base import Page, Store, StoreDown
+from rewrap.storage.base import HistoryTooLarge, Page, Store, StoreDown
 from rewrap.types import APIError, ChatRequest, JSONObject, ResponseInfo, text_of
 
 T = TypeVar("T")
@@ -48,7 +49,6 @@ LOCAL_MEMBERS = frozenset(
 CONTENT_SUBSTITUTES = frozenset(["tool_calls", "function_call", "audio"])
 MAX_FILTERS = 16
 MAX_LIMIT = 100
-HISTORY_PAGE = 1000
 TITLE_CHARACTERS = 80
 FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 DOWN = "The store of chat completions cannot be reached."
@@ -67,10 +67,18 @@ def not_found(id: str, kind: str = "Chat completion") -> APIError:
     return APIError(404, f"{kind} with id '{id}' not found.", reason="unknown id")
 
 
-async def reached(work: Awaitable[T]) -> T:
-    """The result of the store. Raises APIError: 503 if it is down, 404 if `after` names nothing.
+def too_large(max_bytes: int) -> APIError:
+    message = (
+        "The stored chat and this request are too large together:"
+        f" this server takes {max_bytes} bytes at most."
+    )
+    return APIError(413, message, param="completion_id")
 
-    Chats that are not stored never ask the store, so that they go on without it.
+
+async def reached(work: Awaitable[T]) -> T:
+    """The result of the store. Raises APIError 503 if it is down.
+
+    Chats that are not stored never use the store, so they work without it.
     """
     try:
         return await work
@@ -79,30 +87,37 @@ async def reached(work: Awaitable[T]) -> T:
         raise APIError(
             503, DOWN, type="server_error", code="store_unavailable", headers=headers
         ) from exc
+
+
+async def page_of(work: Awaitable[T]) -> T:
+    """A page of the store. Raises APIError: 503, and 404 if `after` is unknown."""
+    try:
+        return await reached(work)
     except LookupError:
         message = "The object that `after` names was not found."
         raise APIError(404, message, param="after") from None
 
 
 class StoredCompletions:
-    """Completions and their messages in a store."""
+    """Completions and their messages in a store.
 
-    def __init__(self, store: Store) -> None:
+    A stored chat and the request that continues it have `max_body_bytes` at most.
+    """
+
+    def __init__(self, store: Store, max_body_bytes: int) -> None:
         self.store = store
+        self.max_body_bytes = max_body_bytes
 
-    async def history(self, id: str, owner: str) -> list[JSONObject]:
+    async def history(self, id: str, owner: str, request_bytes: int) -> list[JSONObject]:
         """The messages of a stored chat, as a backend takes them. Raises APIError."""
-        messages: list[JSONObject] = []
-        after = None
-        more = True
-        while more:
-            page = await reached(self.store.messages(owner, id, after=after, limit=HISTORY_PAGE))
-            if page is None:
-                raise not_found(id)
-            messages += page.data
-            more = page.has_more
-            after = page.data[-1]["id"] if page.data else None
-        return [as_request_message(message) for message in messages if not message.get("choice")]
+        remaining = self.max_body_bytes - request_bytes
+        try:
+            bodies = await reached(self.store.history(owner, id, remaining))
+        except HistoryTooLarge:
+            raise too_large(self.max_body_bytes) from None
+        if bodies is None:
+            raise not_found(id)
+        return await asyncio.to_thread(request_messages, bodies)
 
     async def put(
         self,
@@ -112,50 +127,39 @@ class StoredCompletions:
         request_id: str,
         new_messages: list[JSONObject] | None = None,
     ) -> None:
-        """Keep a finished completion: it is in the store when this returns. Raises APIError.
+        """Store a finished completion: it is in the store when this returns. Raises APIError.
 
         `new_messages` are those that a continued chat adds; None for a new chat.
         """
         completion = info.completion or {}
+        continues = new_messages is not None
         row = completion | {name: request.payload.get(name) for name in REQUEST_MEMBERS}
-        row["metadata"] = await self.metadata_of(request, info, owner, new_messages)
+        metadata = request.payload.get("metadata")
+        if metadata is None and not continues:
+            metadata = {}
+        row["metadata"] = metadata
         row["request_id"] = request_id
         row["input_user"] = request.payload.get("user")
         new = request.messages if new_messages is None else new_messages
         messages = [as_stored(message) for message in new]
         for number, choice in enumerate(completion["choices"]):
             messages.append(as_stored(choice["message"], number))
+        title = title_of(request.messages)
+        work = self.store.put(row, messages, owner=owner, title=title, continues=continues)
         try:
-            await reached(
-                self.store.put(row, messages, owner=owner, title=title_of(request.messages))
-            )
+            await reached(work)
+        except LookupError:  # deleted while the reply was on its way
+            raise not_found(info.id) from None
         except TypeError:  # orjson writes 254 levels, and an upstream may send more
             message = "The reply is nested too deeply to be stored."
             raise APIError(502, message, type="upstream_error") from None
-
-    async def metadata_of(
-        self,
-        request: ChatRequest,
-        info: ResponseInfo,
-        owner: str,
-        new_messages: list[JSONObject] | None,
-    ) -> JSONObject:
-        """The request's metadata, or those of the chat that continues. Raises APIError if that was deleted meanwhile."""
-        metadata = request.payload.get("metadata")
-        if new_messages is None:
-            return metadata or {}
-        old = await reached(self.store.get(owner, info.id))
-        if old is None:
-            raise not_found(info.id)
-        if metadata is None:
-            return old["metadata"] or {}
-        return metadata or {}
 
 
 class StoredRoutes:
     """The routes of stored completions.
 
-    `owner(request)` admits a request and gives its owner; it raises APIError. `body(request)` reads its body.
+    `owner(request)` admits a request and gives its owner; it raises APIError. `body(request)` reads
+    its body.
     """
 
     def __init__(
@@ -192,7 +196,7 @@ class StoredRoutes:
         if len(metadata) > MAX_FILTERS:
             message = f"At most {MAX_FILTERS} metadata filters can be given."
             raise APIError(400, message, param="metadata")
-        page = await reached(
+        page = await page_of(
             self.store.list(
                 owner,
                 model=query.get("model") or None,
@@ -208,20 +212,20 @@ class StoredRoutes:
         """GET /v1/chat/completions/{id}: one stored completion."""
         owner = await self.owner(request)
         id = request.path_params["id"]
-        row = await reached(self.store.get(owner, id))
-        if row is None:
+        body = await reached(self.store.get(owner, id))
+        if body is None:
             raise not_found(id)
-        return JSONResponse(row)
+        return stored_response(body)
 
     async def update(self, request: Request) -> Response:
         """POST /v1/chat/completions/{id}: the completion with its new metadata."""
         owner = await self.owner(request)
         id = request.path_params["id"]
         metadata = parse_metadata(await self.body(request))
-        row = await reached(self.store.update(owner, id, metadata))
-        if row is None:
+        body = await reached(self.store.update(owner, id, metadata))
+        if body is None:
             raise not_found(id)
-        return JSONResponse(row)
+        return stored_response(body)
 
     async def delete(self, request: Request) -> Response:
         """DELETE /v1/chat/completions/{id}: `{"deleted": true}`; its messages go with it."""
@@ -235,7 +239,7 @@ class StoredRoutes:
         """GET /v1/chat/completions/{id}/messages: the messages of a stored completion."""
         owner = await self.owner(request)
         id = request.path_params["id"]
-        page = await reached(
+        page = await page_of(
             self.store.messages(
                 owner,
                 id,
@@ -249,11 +253,11 @@ class StoredRoutes:
         return listing(page)
 
     async def plots(self, request: Request) -> Response:
-        """GET /v1/chat/completions/{id}/messages/{message_id}/plots: the figures of a message, as Plotly JSON."""
+        """GET /v1/chat/completions/{id}/messages/{message_id}/plots: figures as Plotly JSON."""
         return JSONResponse({"object": "list", "data": await self.figures_of(request)})
 
     async def plot(self, request: Request) -> Response:
-        """GET /v1/chat/completions/{id}/messages/{message_id}/plot: the first figure of a message."""
+        """GET /v1/chat/completions/{id}/messages/{message_id}/plot: the first figure."""
         found = await self.figures_of(request)
         if not found:
             raise not_found(request.path_params["message_id"], "A figure of the message")
@@ -263,26 +267,11 @@ class StoredRoutes:
         owner = await self.owner(request)
         id = request.path_params["id"]
         message_id = request.path_params["message_id"]
-        number = message_number(id, message_id)
-        after = f"{id}-{number - 1}" if number else None
-        try:
-            page = await reached(self.store.messages(owner, id, after=after, limit=1))
-        except APIError as error:
-            raise not_found(message_id, "Message") if error.status == 404 else error from None
-        if page is None or not page.data:
+        body = await reached(self.store.message(owner, id, message_id))
+        if body is None:
             raise not_found(message_id, "Message")
         # A megabyte of tables takes a second.
-        return await asyncio.to_thread(figures, page.data[0])
-
-
-def message_number(id: str, message_id: str) -> int:
-    """The number in a message's id, "{completion id}-{number}". Raises APIError."""
-    digits = message_id.removeprefix(f"{id}-")
-    if digits.isdecimal() and digits.isascii():
-        number = int(digits[:9])
-        if message_id == f"{id}-{number}":
-            return number
-    raise not_found(message_id, "Message")
+        return await asyncio.to_thread(lambda: figures(orjson.loads(body)))
 
 
 def order_of(request: Request) -> str:
@@ -299,18 +288,25 @@ def limit_of(request: Request) -> int:
     limit = request.query_params.get("limit") or "20"
     if limit.isascii() and limit.isdecimal() and len(limit) <= 3 and int(limit) <= MAX_LIMIT:
         return int(limit)
-    message = f"Invalid 'limit': expected an integer between 0 and {MAX_LIMIT}, but got '{limit[:100]}' instead."
+    message = (
+        f"Invalid 'limit': expected an integer between 0 and {MAX_LIMIT},"
+        f" but got '{limit[:100]}' instead."
+    )
     raise APIError(400, message, param="limit", code="invalid_value")
+
+
+def stored_response(body: bytes) -> Response:
+    """JSON of the store, which is not parsed on its way to the client."""
+    return Response(body, media_type="application/json")
 
 
 def listing(page: Page) -> Response:
     """A page in OpenAI's form of lists."""
-    ids = [item["id"] for item in page.data]
     document = {
         "object": "list",
-        "data": page.data,
-        "first_id": ids[0] if ids else None,
-        "last_id": ids[-1] if ids else None,
+        "data": [orjson.Fragment(item) for item in page.items],
+        "first_id": page.ids[0] if page.ids else None,
+        "last_id": page.ids[-1] if page.ids else None,
         "has_more": page.has_more,
     }
     return JSONResponse(document)
@@ -319,7 +315,8 @@ def listing(page: Page) -> Response:
 def as_stored(message: JSONObject, choice: int = 0) -> JSONObject:
     """A message as the API lists it: text in `content`, a list of parts in `content_parts`.
 
-    Of several choices of a reply, those after the first have their number in `choice`: a continued chat leaves them out.
+    Of several choices of a reply, those after the first have their number in `choice`. A continued
+    chat leaves them out.
     """
     content = message.get("content")
     stored = {
@@ -334,6 +331,12 @@ def as_stored(message: JSONObject, choice: int = 0) -> JSONObject:
     if choice:
         stored["choice"] = choice
     return stored
+
+
+def request_messages(bodies: Sequence[bytes]) -> list[JSONObject]:
+    """Stored messages as a backend takes them: of several choices the first."""
+    messages = map(orjson.loads, bodies)
+    return [as_request_message(message) for message in messages if not message.get("choice")]
 
 
 def as_request_message(message: JSONObject) -> JSONObject:
@@ -353,11 +356,13 @@ def as_request_message(message: JSONObject) -> JSONObject:
 def new_after_hooks(
     earlier: Sequence[JSONObject], new: Sequence[JSONObject], after: Sequence[JSONObject]
 ) -> list[JSONObject]:
-    """The new messages of a continued chat after the hooks, which may change, copy, insert, append and remove messages.
+    """The new messages of a continued chat after the hooks.
 
-    `earlier`: all messages before the hooks; `new`: the last of them; `after`: all messages after the hooks.
-    The first new message that is still the same object shows where the new ones start. As many before it as there were may
-    be copies. If none is left, as many from the end count as there were. Messages of the history never count.
+    Hooks may change, copy, insert, append and remove messages. `earlier` are all messages before
+    the hooks, `new` the last of them, `after` all messages after the hooks. The first new message
+    that is still the same object shows where the new ones start. As many before it as there were
+    may be copies. If none is left, as many from the end count as there were. Messages of the
+    history never count.
     """
     places = {id(message): place for place, message in enumerate(new)}
     history = {id(message) for message in earlier} - places.keys()

@@ -1,37 +1,49 @@
-"""Where completions are stored: SQLite on one machine, MongoDB for several."""
+"""The store of chat completions and responses: SQLite on one machine, MongoDB for several."""
 
 import sqlite3
 from contextlib import closing, suppress
 
 from rewrap.storage.base import Store
-from rewrap.storage.sqlite import SCHEMA_VERSION, SQLiteStore, newer, schema, uri
+from rewrap.storage.sqlite import SQLiteStore
+from rewrap.storage.sqlite_worker import SCHEMA_VERSION, existing_uri, newer_schema, schema
 
-IN_MEMORY = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
-FORMS = "sqlite:///file.db, sqlite:////path/file.db, sqlite:// or mongodb://..."
+MEMORY_URLS = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
+NOT_A_STORE = (
+    "STORE_URL must be sqlite:///file.db, sqlite:////path/file.db, sqlite:// or mongodb://..."
+)
+MEMORY_IS_NOT_SHARED = (
+    "STORE_URL: several WORKERS cannot share a store in memory: name a file, sqlite:///chat.db"
+)
 
 
 def open_store(url: str, max_age_days: float = 0.0, *, shared: bool = False) -> Store:
-    """The store at sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (memory) or mongodb://host/database.
+    """The store at a URL. It connects when it is first used.
 
-    Completions older than `max_age_days` are deleted; 0: never. `shared`: several processes use it. Connects when it is first
-    used. Raises ValueError, also if a newer version made the file: one line, without the URL, which may hold a password.
+    The URL is sqlite:///relative.db, sqlite:////absolute.db, sqlite:// (memory) or
+    mongodb://host/database. Items older than `max_age_days` are deleted; 0: never. `shared` means
+    that several processes use the store. Raises ValueError, also for a file of a newer version: one
+    line without the URL, which may contain a password.
     """
-    if url in IN_MEMORY:
+    if url in MEMORY_URLS:
         if shared:
-            raise ValueError(
-                "STORE_URL: WORKERS do not share a store in memory: name a file, sqlite:///chat.db"
-            )
-        return SQLiteStore("", max_age_days or None)
+            raise ValueError(MEMORY_IS_NOT_SHARED)
+        return SQLiteStore("", max_age_days)
     if url.startswith("sqlite:///") and "?" not in url:
         path = url.removeprefix("sqlite:///")
-        # A file that does not exist yet, or cannot be read now, does not stop the start.
-        with suppress(sqlite3.Error, OSError), closing(sqlite3.connect(uri(path), uri=True)) as db:
-            version = schema(db)
-            if version > SCHEMA_VERSION:
-                raise ValueError(f"STORE_URL: {newer(version)}")
-        return SQLiteStore(path, max_age_days or None)
+        check_schema(path)
+        return SQLiteStore(path, max_age_days)
     if url.startswith(("mongodb://", "mongodb+srv://")):
         from rewrap.storage.mongo import MongoStore
 
-        return MongoStore(url, max_age_days or None)
-    raise ValueError(f"STORE_URL: The store's URL must be {FORMS}")
+        return MongoStore(url, max_age_days)
+    raise ValueError(NOT_A_STORE)
+
+
+def check_schema(path: str) -> None:
+    """Raises ValueError if a newer version made the file. A file that cannot be read passes."""
+    version = 0
+    with suppress(sqlite3.Error, OSError):
+        with closing(sqlite3.connect(existing_uri(path), uri=True)) as db:
+            version = schema(db)
+    if version > SCHEMA_VERSION:
+        raise ValueError(f"STORE_URL: {newer_schema(version)}")

@@ -1,144 +1,264 @@
-"""Stored completions: the interface of each engine."""
+"""The interface of every store of chat completions and responses.
+
+Documents leave a store as the JSON bytes that came in: a store never parses what it only passes on.
+Does not know HTTP, does not check the form of documents, does not encrypt. Imports types alone.
+"""
 
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
 
 import orjson
 
+from rewrap.types import JSONObject
+
 SWEEP_SECONDS = 30.0
 SWEEP_BATCH = 100
+SWEEP_PAUSE_SECONDS = 0.02  # the writes of clients go in between
+SECONDS_A_DAY = 86_400
 MAX_LIMIT = 1_000
+MAX_PAGE_BYTES = 2 * 2**20
 BLANK_MESSAGE = {"id": None, "role": None, "content": None, "name": None, "content_parts": None}
-T = TypeVar("T")
-Document = dict[str, Any]
-Documents = list[Document]
-Bodies = list[Any]  # JSON, str or bytes
-Where = tuple[str | None, dict[str, str]]  # model, metadata
+BLANK_ID = b'{"id":null'  # the beginning of every stored message
 
 
 class StoreDown(Exception):
-    """The store cannot be read or written now; the text says nothing about where it is."""
+    """The store cannot be read or written now. The text does not contain its address."""
+
+
+class HistoryTooLarge(Exception):
+    """The messages of a chat are larger than the caller takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Part of a list; `has_more` says exactly whether anything follows it."""
+    """Part of a list: the JSON of its items, and their ids. `has_more` is exact."""
 
-    data: Documents
+    ids: Sequence[str]
+    items: Sequence[bytes]
     has_more: bool
 
 
-class Store(ABC):
-    """What each engine offers; all of it raises StoreDown.
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """The completions that a list shows: those with this model, and with all of these pairs."""
 
-    Lists are ordered by `created` (Unix, seconds) as first put, then by insertion: a chat that is continued keeps its
-    place and its age. `after` is an item's `id`, found even where the filters exclude it; LookupError if there is none.
-    `limit` is cut to 0..1000; `order` is "asc" or "desc".
+    model: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class Store(ABC):
+    """Completions with their messages, and responses.
+
+    For another owner than its own, an item does not exist. A write that has returned survives a
+    kill of the process. Every method raises StoreDown.
+
+    Lists are ordered by the `created` (Unix time in seconds) of the first put, then by insertion: a
+    chat that is continued keeps its place and its age. `after` is the id of an item; it is found
+    even if the filters exclude it. LookupError if it does not exist. `limit` is cut to 0..1000, and
+    a page ends before it has more than MAX_PAGE_BYTES, but not before its first item.
     """
 
-    def __init__(self, max_age_days: float | None) -> None:
+    def __init__(self, max_age_days: float) -> None:
+        """Items older than `max_age_days` do not exist; 0: they never get too old."""
         self.max_age_days = max_age_days
-        self._task: asyncio.Task[None] | None = None
+        self.upkeep_task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
-        """Start the task that removes what is too old and makes MongoDB's indexes; all else works without.
+        """Start the task that deletes old items and makes MongoDB's indexes.
 
-        A store that is down does not matter here.
+        All else works without it. A store that is down does not matter here.
         """
-        self._task = asyncio.create_task(self._upkeep())
+        self.upkeep_task = asyncio.create_task(self.upkeep())
 
     async def close(self) -> None:
-        if self._task:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        if self.upkeep_task:
+            self.upkeep_task.cancel()
+            await asyncio.wait([self.upkeep_task])
+
+    # Completions.
 
     @abstractmethod
     async def put(
-        self, completion: Document, messages: Documents, *, owner: str, title: str | None = None
+        self,
+        completion: JSONObject,
+        messages: Sequence[JSONObject],
+        *,
+        owner: str,
+        title: str | None = None,
+        continues: bool = False,
     ) -> None:
-        """Keep a completion {"id", "created", "model", "metadata", ...}; it is durable when this returns.
+        """Store a completion {"id", "created", "model", "metadata", ...}.
 
-        If the owner has one with this id, `completion` replaces it and the messages go after those that it has.
-        The title of the first put stays; it is given back as "title".
+        If the owner has one with this id, `completion` replaces it, the messages go after its
+        messages, and its title stays. With `continues` there has to be one (LookupError), and its
+        metadata stay if the completion has none. A title comes back as the member "title".
         """
 
     @abstractmethod
-    async def get(self, owner: str, id: str) -> Document | None: ...
+    async def get(self, owner: str, id: str) -> bytes | None:
+        """The JSON of a completion."""
 
     @abstractmethod
-    async def update(self, owner: str, id: str, metadata: dict[str, str]) -> Document | None:
-        """Replace the metadata; gives the completion as it is then."""
+    async def update(self, owner: str, id: str, metadata: Mapping[str, str]) -> bytes | None:
+        """Replace the metadata. The result is the changed completion."""
 
     @abstractmethod
-    async def delete(self, owner: str, id: str) -> bool: ...
+    async def delete(self, owner: str, id: str) -> bool:
+        """Delete a completion and its messages."""
 
     async def list(
         self,
         owner: str,
         *,
         model: str | None = None,
-        metadata: dict[str, str] | None = None,
+        metadata: Mapping[str, str] | None = None,
         after: str | None = None,
         limit: int = 20,
         order: str = "asc",
     ) -> Page:
-        limit = max(0, min(limit, MAX_LIMIT))
-        found = await self._list(owner, (model, metadata or {}), after, limit + 1, order == "asc")
-        return Page(found[:limit], len(found) > limit)
+        """One page of completions; `order` is "asc" or "desc"."""
+        wanted = Filter(model, metadata or {})
+        return await self.find_page(owner, wanted, after, bounded(limit), order == "asc")
 
     async def messages(
         self, owner: str, id: str, *, after: str | None = None, limit: int = 20, order: str = "asc"
     ) -> Page | None:
-        """Messages {"id": "{completion id}-{n}", "role", "content", "name", "content_parts", ...}, n from 0."""
-        count = await self._count(owner, id)
+        """One page of a completion's messages. None if there is no such completion.
+
+        A message is {"id": "{completion id}-{number}", "role", "content", "name", "content_parts"}
+        with its other members; numbers count from 0.
+        """
+        count = await self.count_messages(owner, id)
         if count is None:
             return None
-        numbers = range(count) if order == "asc" else range(count)[::-1]
+        numbers = range(count)
+        if order != "asc":
+            numbers = numbers[::-1]
         if after is not None:
-            at = next((at for at, n in enumerate(numbers) if after == f"{id}-{n}"), None)
-            if at is None:
+            number = message_number(id, after)
+            if number not in numbers:
                 raise LookupError("no such message")
-            numbers = numbers[at + 1 :]
-        page = numbers[: max(0, min(limit, MAX_LIMIT))]
-        bodies = await self._bodies(owner, id, min(page), len(page)) if page else []
-        data = [
-            {**orjson.loads(body), "id": f"{id}-{n}"}
-            for n, body in enumerate(bodies, min(page, default=0))
-        ]
-        return Page(data if order == "asc" else data[::-1], len(numbers) > len(page))
+            numbers = numbers[numbers.index(number) + 1 :]
+        page = numbers[: bounded(limit)]
+        bodies: Sequence[bytes] = []
+        if page:
+            bodies = await self.message_bodies(owner, id, page)
+        ids = [f"{id}-{number}" for number in page[: len(bodies)]]
+        items = [with_id(body, name) for name, body in zip(ids, bodies, strict=True)]
+        return Page(ids, items, len(items) < len(numbers))
+
+    async def message(self, owner: str, id: str, message_id: str) -> bytes | None:
+        """One message of a completion."""
+        number = message_number(id, message_id)
+        if number < 0:
+            return None
+        bodies = await self.message_bodies(owner, id, range(number, number + 1))
+        if not bodies:
+            return None
+        return with_id(bodies[0], message_id)
 
     @abstractmethod
-    async def _list(
-        self, owner: str, where: Where, after: str | None, limit: int, up: bool
-    ) -> Documents: ...
+    async def history(self, owner: str, id: str, max_bytes: int) -> Sequence[bytes] | None:
+        """All messages of a completion, without ids. Raises HistoryTooLarge."""
+
+    # Responses.
 
     @abstractmethod
-    async def _count(self, owner: str, id: str) -> int | None:
-        """How many messages a completion has."""
+    async def put_response(self, owner: str, id: str, document: bytes, created: int) -> None:
+        """Store the JSON of a response, or replace it. `created`: Unix time in seconds."""
 
     @abstractmethod
-    async def _bodies(self, owner: str, id: str, start: int, count: int) -> Bodies:
-        """The JSON of messages, in the order of their numbers."""
+    async def get_response(self, owner: str, id: str) -> bytes | None:
+        """The JSON of a response."""
 
     @abstractmethod
-    async def _sweep(self) -> bool:
-        """Remove one batch of what is too old; whether there was any."""
+    async def delete_response(self, owner: str, id: str) -> bool: ...
 
-    def _oldest(self) -> int:
+    # The parts that each engine has.
+
+    @abstractmethod
+    async def find_page(
+        self, owner: str, wanted: Filter, after: str | None, limit: int, up: bool
+    ) -> Page: ...
+
+    @abstractmethod
+    async def count_messages(self, owner: str, id: str) -> int | None:
+        """The number of a completion's messages."""
+
+    @abstractmethod
+    async def message_bodies(self, owner: str, id: str, numbers: range) -> Sequence[bytes]:
+        """Messages in the order of `numbers`, as many as fit on a page."""
+
+    @abstractmethod
+    async def sweep(self) -> bool:
+        """Delete one batch of old items. False if there was none."""
+
+    def oldest(self) -> int:
         """The time (Unix, seconds) before which nothing exists."""
-        return (
-            0
-            if self.max_age_days is None
-            else max(0, int(time.time() - self.max_age_days * 86_400))
-        )
+        if not self.max_age_days:
+            return 0
+        return max(0, int(time.time() - self.max_age_days * SECONDS_A_DAY))
 
-    async def _upkeep(self) -> None:
+    async def upkeep(self) -> None:
         while True:
             with suppress(StoreDown):
-                while await self._sweep():
-                    await asyncio.sleep(0.02)  # the clients' own writes go in between
+                while await self.sweep():
+                    await asyncio.sleep(SWEEP_PAUSE_SECONDS)
             await asyncio.sleep(SWEEP_SECONDS)
+
+
+def bounded(limit: int) -> int:
+    return max(0, min(limit, MAX_LIMIT))
+
+
+def is_full(count: int, size: int, limit: int) -> bool:
+    """Whether a page of `count` items cannot take one more, with which it has `size` bytes."""
+    return count == limit or (count > 0 and size > MAX_PAGE_BYTES)
+
+
+def fitting(sizes: Iterable[int], limit: int) -> int:
+    """How many items of these sizes a page takes."""
+    count = 0
+    total = 0
+    for size in sizes:
+        total += size
+        if is_full(count, total, limit):
+            break
+        count += 1
+    return count
+
+
+# JSON.
+
+
+def message_body(message: JSONObject) -> bytes:
+    """The JSON of a message as it is stored. Raises TypeError."""
+    return orjson.dumps({**BLANK_MESSAGE, **message, "id": None})
+
+
+def with_id(body: bytes, id: str) -> bytes:
+    return b'{"id":%b%b' % (orjson.dumps(id), body.removeprefix(BLANK_ID))
+
+
+def with_members(body: bytes, title: str | None, metadata: bytes) -> bytes:
+    """The JSON of a completion, with the members that are stored beside its body."""
+    members = b""
+    if title is not None:
+        members += b',"title":' + orjson.dumps(title)
+    if metadata:
+        members += b',"metadata":' + metadata
+    return body[:-1] + members + b"}"
+
+
+def message_number(id: str, message_id: str) -> int:
+    """The number in a message's id, "{completion id}-{number}"; -1 if it has another form."""
+    digits = message_id.removeprefix(f"{id}-")
+    if digits.isdecimal() and digits.isascii():
+        number = int(digits[:9])
+        if message_id == f"{id}-{number}":
+            return number
+    return -1

@@ -1,394 +1,410 @@
-"""Stored completions: kept by SQLite (one machine) or MongoDB (several), behind one small interface.
+"""The store in SQLite: one file for the processes of one machine, or memory for one process.
 
-A write that has returned survives a kill. Each completion belongs to an owner; for any other it does not exist.
-Does not know HTTP, does not check shapes (the caller bounds sizes and the number of filters), does not encrypt.
+A write that has returned is on the disk. Imports the interface of stores alone.
 """
 
-import asyncio
-import logging
-import os
-import queue
-import sqlite3
-import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
 from rewrap.storage.base import (
-    BLANK_MESSAGE,
     SWEEP_BATCH,
-    Bodies,
-    Document,
-    Documents,
+    Filter,
+    HistoryTooLarge,
+    Page,
     Store,
     StoreDown,
-    T,
-    Where,
+    fitting,
+    is_full,
+    message_body,
+    with_members,
 )
+from rewrap.storage.sqlite_worker import Connection, DatabaseFile, SQLiteWorker
+from rewrap.types import JSONObject
 
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger("rewrap")
-
-SCHEMA_VERSION = 1
-SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS completion (
-    seq INTEGER PRIMARY KEY, owner TEXT NOT NULL, id TEXT NOT NULL, body BLOB NOT NULL, UNIQUE (owner, id));
-CREATE TABLE IF NOT EXISTS metadata (
-    owner TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, seq INTEGER NOT NULL,
-    PRIMARY KEY (owner, key, value, seq)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS message (
-    seq INTEGER NOT NULL, n INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (seq, n));
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
-BUSY_SECONDS = 3.0  # how long SQLite waits for the writers of other processes
-GROUP = 256  # at most so many writes share one transaction
-
-Connection = sqlite3.Connection
-Work = Callable[[Connection], Any]
+COMPLETION = "completion"
+RESPONSE = "response"
+Tag = tuple[str, str]
+SEQ_BITS = 24  # of a row within its second
+MAX_SEQ = 2**63 - 1
+MAX_COUNTED = 300  # rows of a filter that are counted to compare it with others
 
 
-class SQLiteWorker:
-    """A thread with a SQLite connection; all work that waits when it is free shares one transaction.
+class Key(NamedTuple):
+    """The owner and the id of a row, and its kind."""
 
-    Each work has a savepoint: one that fails takes no other with it. After a failure of the transaction itself the
-    connection is given up, and the next work makes a new one. A file that was deleted or replaced meanwhile is none to go on
-    with: what went to the old one would be lost, and SQLite's -wal beside it belongs to nobody knows which. It takes a restart.
-    `opened` is that file, the same for all lanes of a store.
-    """
-
-    def __init__(self, path: str, begin: str, opened: list[Any]) -> None:
-        self.path, self.begin, self.opened = path, begin, opened
-        self._queue: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    async def do(self, work: Callable[[Connection], T]) -> T:
-        """The result of `work`, after COMMIT."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True, name="store")
-            self._thread.start()
-        future: Future[T] = Future()
-        self._queue.put((work, future))
-        try:
-            return await asyncio.wrap_future(future)
-        except (sqlite3.Error, OSError) as exc:
-            log.warning("store failed: %r", exc)
-            raise StoreDown("The store cannot be used now.") from exc
-
-    async def close(self) -> None:
-        if self._thread:
-            self._queue.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
-
-    def _run(self) -> None:
-        db: Connection | None = None
-        while (job := self._queue.get()) is not None:
-            group = []
-            while job is not None:
-                if job[1].set_running_or_notify_cancel():  # False: its caller has gone
-                    group.append(job)
-                if len(group) == GROUP or self._queue.empty():
-                    break
-                job = self._queue.get()
-            if job is None:
-                self._queue.put(None)
-            try:
-                if self.opened and self.opened[0] != file_at(self.path):
-                    raise FileNotFoundError(
-                        "the file was deleted or replaced while it was in use: start the server anew"
-                    )
-                db = db or connect(self.path)
-                if not self.opened:
-                    self.opened.append(file_at(self.path))
-                outcomes = transaction(db, self.begin, [work for work, _ in group])
-            except Exception as exc:
-                outcomes = [exc] * len(group)
-                if db:
-                    db.close()
-                db = None
-            for (_, future), outcome in zip(group, outcomes, strict=True):
-                future.set_exception(outcome) if isinstance(
-                    outcome, Exception
-                ) else future.set_result(outcome)
-        if db:
-            db.close()
-
-
-def transaction(db: Connection, begin: str, works: list[Work]) -> list[Any]:
-    """The results; for a work that failed, its exception."""
-    outcomes = []
-    db.execute(begin)
-    for work in works:
-        db.execute("SAVEPOINT one")
-        try:
-            outcomes.append(work(db))
-        except Exception as exc:
-            if (
-                not db.in_transaction
-            ):  # SQLite itself has rolled all of it back: a full disk, for one
-                raise
-            db.execute("ROLLBACK TO one")
-            outcomes.append(exc)
-        db.execute("RELEASE one")
-    db.execute("COMMIT")
-    return outcomes
-
-
-def connect(path: str) -> Connection:
-    """A connection to the file (to memory if `path` is empty); file and tables are made if there are none."""
-    if path:
-        # O_EXCL: to open and close a file that SQLite has open would drop the locks that this process holds on it.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None)
-    try:
-        switch_to_wal(db)
-        db.execute("PRAGMA synchronous = FULL")
-        version = schema(db)
-        if version > SCHEMA_VERSION:
-            raise sqlite3.DatabaseError(newer(version))
-        if version < SCHEMA_VERSION:
-            db.executescript(SCHEMA)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def file_at(path: str) -> tuple[int, int] | None:
-    """Device and inode."""
-    with suppress(FileNotFoundError):
-        found = os.stat(path)
-        return found.st_dev, found.st_ino
-    return None
-
-
-def uri(path: str) -> str:
-    """For SQLite, which is not to make the file."""
-    return f"{Path(path).absolute().as_uri()}?mode=rw"
-
-
-def schema(db: Connection) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def newer(version: int) -> str:
-    return f"The store has schema {version}, but this version knows {SCHEMA_VERSION} at most."
-
-
-def switch_to_wal(db: Connection) -> None:
-    """SQLite's own time-out does not hold for this, and several processes may do it at once."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    owner: str
+    id: str
+    kind: str = COMPLETION
 
 
 class SQLiteStore(Store):
-    """One file, shared by the processes of one machine; or memory, for this process.
+    """`seq` orders the lists: `created` in the upper bits, a count in that second in the lower."""
 
-    `seq` orders the lists: `created` in the upper bits, a count within that second in the lower 24.
-    """
-
-    def __init__(self, path: str, max_age_days: float | None) -> None:
+    def __init__(self, path: str, max_age_days: float) -> None:
         super().__init__(max_age_days)
         self.path = path
-        opened: list[Any] = []
-        self._writer = SQLiteWorker(path, "BEGIN IMMEDIATE", opened)
-        self._reader = SQLiteWorker(path, "BEGIN", opened) if path else self._writer
+        self.file = DatabaseFile(path)
+        self.writer = SQLiteWorker(self.file, "BEGIN IMMEDIATE")
+        self.reader = SQLiteWorker(self.file, "BEGIN") if path else self.writer
 
     async def open(self) -> None:
-        if self._is_made():
+        if self.file.exists():
             with suppress(StoreDown):
-                await self._reader.do(lambda db: None)
+                await self.reader.run(lambda db: None)
         await super().open()
 
     async def close(self) -> None:
         await super().close()
-        await self._reader.close()
-        await self._writer.close()
-        self._writer.opened.clear()
+        await self.reader.close()
+        await self.writer.close()
+        self.file.forget()
+
+    # Completions.
 
     async def put(
-        self, completion: Document, messages: Documents, *, owner: str, title: str | None = None
+        self,
+        completion: JSONObject,
+        messages: Sequence[JSONObject],
+        *,
+        owner: str,
+        title: str | None = None,
+        continues: bool = False,
     ) -> None:
+        key = Key(owner, completion["id"])
+
         def work(db: Connection) -> None:
-            old = take(db, owner, completion["id"])
-            if old and old[0] < self._first():
-                db.execute("DELETE FROM message WHERE seq = ?", old[:1])
+            row = row_of(completion, title)
+            old = find(db, key)
+            if old is not None and old.seq < self.first_seq():
+                drop(db, key)
                 old = None
-            seq, name = (
-                (old[0], old[1].get("title")) if old else (vacant(db, completion["created"]), title)
-            )
-            keep(db, owner, seq, completion if name is None else {**completion, "title": name})
-            numbered = enumerate(messages, next_number(db, seq))
-            rows = [(seq, n, orjson.dumps({**BLANK_MESSAGE, **message})) for n, message in numbered]
-            db.executemany("INSERT INTO message (seq, n, body) VALUES (?, ?, ?)", rows)
+            if old is None:
+                if continues:
+                    raise LookupError("no such completion")
+                row.seq = vacant_seq(db, completion["created"])
+            else:
+                remove_tags(db, owner, old)
+                row.seq = old.seq
+                row.title = old.title
+                if continues and not row.metadata:
+                    row.metadata = old.metadata
+            write(db, key, row)
+            add_messages(db, row.seq, messages)
 
-        await self._writer.do(work)
+        await self.writer.run(work)
 
-    async def get(self, owner: str, id: str) -> Document | None:
-        found = await self._reader.do(lambda db: find(db, owner, id, self._first()))
-        return found and found[1]
+    async def get(self, owner: str, id: str) -> bytes | None:
+        row = await self.find(Key(owner, id))
+        if row is None:
+            return None
+        return row.document()
 
-    async def update(self, owner: str, id: str, metadata: dict[str, str]) -> Document | None:
-        def work(db: Connection) -> Document | None:
-            if not (old := take(db, owner, id, self._first())):
+    async def update(self, owner: str, id: str, metadata: Mapping[str, str]) -> bytes | None:
+        key = Key(owner, id)
+
+        def work(db: Connection) -> bytes | None:
+            row = find(db, key, self.first_seq())
+            if row is None:
                 return None
-            completion = {**old[1], "metadata": metadata}
-            keep(db, owner, old[0], completion)
-            return completion
+            remove_tags(db, owner, row)
+            row.metadata = orjson.dumps(metadata)
+            write(db, key, row)
+            return row.document()
 
-        return await self._writer.do(work)
+        return await self.writer.run(work)
 
     async def delete(self, owner: str, id: str) -> bool:
-        return await self._writer.do(lambda db: drop(db, owner, id, self._first()))
+        return await self.drop(Key(owner, id))
 
-    async def _list(
-        self, owner: str, where: Where, after: str | None, limit: int, up: bool
-    ) -> Documents:
-        def work(db: Connection) -> Documents:
-            low, high = self._first(), 2**63 - 1
+    async def find_page(
+        self, owner: str, wanted: Filter, after: str | None, limit: int, up: bool
+    ) -> Page:
+        def work(db: Connection) -> Page:
+            low = self.first_seq()
+            high = MAX_SEQ
             if after is not None:
-                if not (last := find(db, owner, after, low)):
+                seq = find_seq(db, Key(owner, after), low)
+                if seq is None:
                     raise LookupError("no such completion")
-                low, high = (last[0] + 1, high) if up else (low, last[0] - 1)
-            lead, *others = rarest_first(db, owner, tags(*where))
-            parameters = [
-                owner,
-                *lead,
-                low,
-                high,
-                *(part for tag in others for part in (owner, *tag)),
-                limit,
-            ]
-            return [
-                orjson.loads(body) for (body,) in db.execute(listing(len(others), up), parameters)
-            ]
+                if up:
+                    low = seq + 1
+                else:
+                    high = seq - 1
+            lead, *others = rarest_first(db, owner, tags(wanted.model, wanted.metadata))
+            values: list[object] = [owner, *lead, low, high]
+            for tag in others:
+                values += [owner, *tag]
+            values.append(limit + 1)
+            found = db.execute(listing(len(others), up), values).fetchall()
+            count = fitting([size for _, _, size in found], limit)
+            rows = found[:count]
+            items = [row_at(db, seq).document() for seq, _, _ in rows]
+            return Page([id for _, id, _ in rows], items, count < len(found))
 
-        return await self._reader.do(work)
+        return await self.reader.run(work)
 
-    async def _count(self, owner: str, id: str) -> int | None:
-        return await self._reader.do(
-            lambda db: (it := find(db, owner, id, self._first())) and next_number(db, it[0])
-        )
+    # Messages.
 
-    async def _bodies(self, owner: str, id: str, start: int, count: int) -> Bodies:
-        sql = "SELECT message.body FROM completion JOIN message USING (seq) WHERE owner = ? AND id = ? AND n >= ?"
-        part = (owner, id, start, count)
-        rows = await self._reader.do(
-            lambda db: db.execute(f"{sql} ORDER BY n LIMIT ?", part).fetchall()
-        )
-        return [body for (body,) in rows]
+    async def count_messages(self, owner: str, id: str) -> int | None:
+        def work(db: Connection) -> int | None:
+            seq = find_seq(db, Key(owner, id), self.first_seq())
+            if seq is None:
+                return None
+            return next_number(db, seq)
 
-    def _is_made(self) -> bool:
-        return not self.path or os.path.exists(self.path)
+        return await self.reader.run(work)
 
-    def _first(self) -> int:
+    async def message_bodies(self, owner: str, id: str, numbers: range) -> Sequence[bytes]:
+        order = "ASC" if numbers.step > 0 else "DESC"
+        sql = f"SELECT body FROM message WHERE seq = ? AND n BETWEEN ? AND ? ORDER BY n {order}"
+
+        def work(db: Connection) -> list[bytes]:
+            seq = find_seq(db, Key(owner, id), self.first_seq())
+            bodies: list[bytes] = []
+            total = 0
+            for (body,) in db.execute(sql, (seq, min(numbers), max(numbers))):
+                total += len(body)
+                if is_full(len(bodies), total, len(numbers)):
+                    break
+                bodies.append(body)
+            return bodies
+
+        return await self.reader.run(work)
+
+    async def history(self, owner: str, id: str, max_bytes: int) -> Sequence[bytes] | None:
+        def work(db: Connection) -> list[bytes] | None:
+            seq = find_seq(db, Key(owner, id), self.first_seq())
+            if seq is None:
+                return None
+            sql = "SELECT ifnull(sum(length(body)), 0) FROM message WHERE seq = ?"
+            if first_column(db, sql, (seq,)) > max_bytes:
+                raise HistoryTooLarge
+            rows = db.execute("SELECT body FROM message WHERE seq = ? ORDER BY n", (seq,))
+            return [body for (body,) in rows]
+
+        return await self.reader.run(work)
+
+    # Responses.
+
+    async def put_response(self, owner: str, id: str, document: bytes, created: int) -> None:
+        key = Key(owner, id, RESPONSE)
+
+        def work(db: Connection) -> None:
+            drop(db, key)
+            seq = vacant_seq(db, created)
+            write(db, key, Row(document, seq=seq))
+
+        await self.writer.run(work)
+
+    async def get_response(self, owner: str, id: str) -> bytes | None:
+        row = await self.find(Key(owner, id, RESPONSE))
+        if row is None:
+            return None
+        return row.body
+
+    async def delete_response(self, owner: str, id: str) -> bool:
+        return await self.drop(Key(owner, id, RESPONSE))
+
+    # Both kinds.
+
+    async def find(self, key: Key) -> "Row | None":
+        first = self.first_seq()
+        return await self.reader.run(lambda db: find(db, key, first))
+
+    async def drop(self, key: Key) -> bool:
+        first = self.first_seq()
+        return await self.writer.run(lambda db: drop(db, key, first))
+
+    def first_seq(self) -> int:
         """The least `seq` that is not too old."""
-        return self._oldest() << 24
+        return self.oldest() << SEQ_BITS
 
-    async def _sweep(self) -> bool:
+    async def sweep(self) -> bool:
+        if not self.max_age_days or not self.file.exists():
+            return False
+
         def work(db: Connection) -> bool:
-            sql = "SELECT owner, id FROM completion WHERE seq < ? ORDER BY seq LIMIT ?"
-            old = db.execute(sql, (self._first(), SWEEP_BATCH)).fetchall()
-            for owner, id in old:
-                drop(db, owner, id)
+            sql = "SELECT owner, id, kind FROM completion WHERE seq < ? ORDER BY seq LIMIT ?"
+            old = db.execute(sql, (self.first_seq(), SWEEP_BATCH)).fetchall()
+            for key in old:
+                drop(db, Key(*key))
             return bool(old)
 
-        return self.max_age_days is not None and self._is_made() and await self._writer.do(work)
+        return await self.writer.run(work)
 
 
-def find(db: Connection, owner: str, id: str, first: int = 0) -> tuple[int, Document] | None:
-    sql = "SELECT seq, body FROM completion WHERE owner = ? AND id = ? AND seq >= ?"
-    row = db.execute(sql, (owner, id, first)).fetchone()
-    return row and (row[0], orjson.loads(row[1]))
+# Rows.
 
 
-def take(db: Connection, owner: str, id: str, first: int = 0) -> tuple[int, Document] | None:
-    """Find a completion and remove it and its tags; its messages stay."""
-    if found := find(db, owner, id, first):
-        seq, completion = found
-        db.execute("DELETE FROM completion WHERE seq = ?", (seq,))
-        sql = "DELETE FROM metadata WHERE owner = ? AND key = ? AND value = ? AND seq = ?"
-        db.executemany(sql, tag_rows(owner, seq, completion))
-    return found
+@dataclass(slots=True)
+class Row:
+    """A completion or a response. `body` is its JSON without the members that have columns."""
+
+    body: bytes
+    model: str | None = None
+    title: str | None = None
+    metadata: bytes = b""  # JSON; empty: the document has no metadata
+    seq: int = 0
+
+    def document(self) -> bytes:
+        return with_members(self.body, self.title, self.metadata)
+
+    def tags(self) -> set[Tag]:
+        """All pairs by which lists find a completion: with and without filters."""
+        metadata = orjson.loads(self.metadata or b"{}")
+        found = {*tags(None, {}), *tags(self.model, {})}
+        return found.union(tags(None, metadata), tags(self.model, metadata))
 
 
-def keep(db: Connection, owner: str, seq: int, completion: Document) -> None:
-    row = (seq, owner, completion["id"], orjson.dumps(completion))
-    db.execute("INSERT INTO completion (seq, owner, id, body) VALUES (?, ?, ?, ?)", row)
-    sql = "INSERT INTO metadata (owner, key, value, seq) VALUES (?, ?, ?, ?)"
-    db.executemany(sql, tag_rows(owner, seq, completion))
+def row_of(completion: JSONObject, title: str | None) -> Row:
+    """The row of a completion, without its place in the lists. Raises TypeError."""
+    rest = {name: value for name, value in completion.items() if name != "metadata"}
+    row = Row(orjson.dumps(rest), completion.get("model"), title)
+    if completion.get("metadata") is not None:
+        row.metadata = orjson.dumps(completion["metadata"])
+    return row
 
 
-def drop(db: Connection, owner: str, id: str, first: int = 0) -> bool:
-    found = take(db, owner, id, first)
-    if found:
-        db.execute("DELETE FROM message WHERE seq = ?", found[:1])
-    return found is not None
+def read_row(
+    seq: int, body: bytes, model: str | None, title: str | None, metadata: bytes | None
+) -> Row:
+    if metadata is not None:
+        return Row(body, model, title, metadata, seq)
+    completion = orjson.loads(body)  # of schema 1
+    row = row_of(completion, completion.pop("title", None))
+    row.seq = seq
+    return row
 
 
-def vacant(db: Connection, created: int) -> int:
+COLUMNS = "seq, body, model, title, metadata"
+
+
+def find(db: Connection, key: Key, first: int = 0) -> Row | None:
+    sql = f"SELECT {COLUMNS} FROM completion WHERE owner = ? AND id = ? AND kind = ? AND seq >= ?"
+    found = db.execute(sql, (*key, first)).fetchone()
+    if found is None:
+        return None
+    return read_row(*found)
+
+
+def row_at(db: Connection, seq: int) -> Row:
+    sql = f"SELECT {COLUMNS} FROM completion WHERE seq = ?"
+    return read_row(*db.execute(sql, (seq,)).fetchone())
+
+
+def find_seq(db: Connection, key: Key, first: int) -> int | None:
+    sql = "SELECT seq FROM completion WHERE owner = ? AND id = ? AND kind = ? AND seq >= ?"
+    found = db.execute(sql, (*key, first)).fetchone()
+    if found is None:
+        return None
+    return int(found[0])
+
+
+def write(db: Connection, key: Key, row: Row) -> None:
+    """Insert a row, or replace the one with its `seq`. A completion gets the tags of lists."""
+    db.execute(
+        "INSERT OR REPLACE INTO completion (owner, id, kind, seq, body, model, title, metadata)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*key, row.seq, row.body, row.model, row.title, row.metadata),
+    )
+    if key.kind == COMPLETION:
+        sql = "INSERT INTO metadata (owner, key, value, seq) VALUES (?, ?, ?, ?)"
+        db.executemany(sql, tag_rows(key.owner, row))
+
+
+def add_messages(db: Connection, seq: int, messages: Sequence[JSONObject]) -> None:
+    """Put messages after those that a completion has. Raises TypeError."""
+    sql = "INSERT INTO message (seq, n, body) VALUES (?, ?, ?)"
+    numbered = enumerate(messages, next_number(db, seq))
+    db.executemany(sql, [(seq, number, message_body(message)) for number, message in numbered])
+
+
+def remove_tags(db: Connection, owner: str, row: Row) -> None:
+    sql = "DELETE FROM metadata WHERE owner = ? AND key = ? AND value = ? AND seq = ?"
+    db.executemany(sql, tag_rows(owner, row))
+
+
+def tag_rows(owner: str, row: Row) -> list[tuple[str, str, str, int]]:
+    return [(owner, *tag, row.seq) for tag in row.tags()]
+
+
+def drop(db: Connection, key: Key, first: int = 0) -> bool:
+    """Delete a row with all that belongs to it. False if there is none."""
+    row = find(db, key, first)
+    if row is None:
+        return False
+    if key.kind == COMPLETION:
+        remove_tags(db, key.owner, row)
+        db.execute("DELETE FROM message WHERE seq = ?", (row.seq,))
+    db.execute("DELETE FROM completion WHERE seq = ?", (row.seq,))
+    return True
+
+
+def vacant_seq(db: Connection, created: int) -> int:
     """The next `seq` of that second."""
-    low, high = created << 24, (created + 1 << 24) - 1
-    (last,) = db.execute(
-        "SELECT max(seq) FROM completion WHERE seq BETWEEN ? AND ?", (low, high)
-    ).fetchone()
-    return low if last is None else int(last) + 1
+    low = created << SEQ_BITS
+    high = (created + 1 << SEQ_BITS) - 1
+    sql = "SELECT ifnull(max(seq) + 1, ?) FROM completion WHERE seq BETWEEN ? AND ?"
+    return first_column(db, sql, (low, low, high))
 
 
 def next_number(db: Connection, seq: int) -> int:
-    return int(
-        db.execute("SELECT ifnull(max(n) + 1, 0) FROM message WHERE seq = ?", (seq,)).fetchone()[0]
+    """The number of the next message, which is the number of messages."""
+    return first_column(db, "SELECT ifnull(max(n) + 1, 0) FROM message WHERE seq = ?", (seq,))
+
+
+def first_column(db: Connection, sql: str, values: Sequence[object]) -> int:
+    return int(db.execute(sql, values).fetchone()[0])
+
+
+# Lists.
+
+
+def tags(model: str | None, metadata: Mapping[str, str]) -> list[Tag]:
+    """The (key, value) of the rows to look for. The key names the model, too.
+
+    So a filter by model and metadata walks along one index.
+    """
+    if not metadata:
+        return [(tag_key(model, None), "")]
+    return [(tag_key(model, key), value) for key, value in metadata.items()]
+
+
+def tag_key(model: str | None, key: str | None) -> str:
+    return orjson.dumps([model, key]).decode()
+
+
+def rarest_first(db: Connection, owner: str, filters: list[Tag]) -> list[Tag]:
+    """The filters, and first the one with the fewest rows, so that few rows are read in vain."""
+    if len(filters) == 1:
+        return filters
+    sql = (
+        "SELECT count(*) FROM (SELECT 1 FROM metadata"
+        f" WHERE owner = ? AND key = ? AND value = ? LIMIT {MAX_COUNTED})"
     )
 
+    def count(tag: Tag) -> int:
+        return first_column(db, sql, (owner, *tag))
 
-def tags(model: str | None, metadata: dict[str, str] | None) -> list[tuple[str, str]]:
-    """The (key, value) of the rows to look for; a key names the model too, so that model and metadata are one walk."""
-    entries: dict[Any, str] = {**(metadata or {})} or {None: ""}
-    return [(orjson.dumps([model, key]).decode(), value) for key, value in entries.items()]
-
-
-def tag_rows(owner: str, seq: int, completion: Document) -> list[tuple[str, str, str, int]]:
-    """All rows by which a completion is found: with and without a filter by model, and by metadata."""
-    model, metadata = completion.get("model"), completion.get("metadata")
-    every = {*tags(None, None), *tags(model, None), *tags(None, metadata), *tags(model, metadata)}
-    return [(owner, *tag, seq) for tag in every]
-
-
-def rarest_first(
-    db: Connection, owner: str, filters: list[tuple[str, str]]
-) -> list[tuple[str, str]]:
-    """The filters; the one with the fewest rows (counted to 300 at most) leads, so that few are read in vain."""
-    sql = "SELECT count(*) FROM (SELECT 1 FROM metadata WHERE owner = ? AND key = ? AND value = ? LIMIT 300)"
-    one = len(filters) == 1
-    return (
-        filters
-        if one
-        else sorted(filters, key=lambda tag: int(db.execute(sql, (owner, *tag)).fetchone()[0]))
-    )
+    return sorted(filters, key=count)
 
 
 def listing(others: int, up: bool) -> str:
-    """SQL that walks along the leading filter's rows, in order, and looks the others up in the same index."""
-    other = " AND EXISTS (SELECT 1 FROM metadata WHERE owner = ? AND key = ? AND value = ? AND seq = lead.seq)"
+    """SQL that walks along the rows of the first filter, and looks the others up in the same index.
+
+    It gives (seq, id, bytes of the body).
+    """
+    other = (
+        " AND EXISTS (SELECT 1 FROM metadata"
+        " WHERE owner = ? AND key = ? AND value = ? AND seq = lead.seq)"
+    )
     return (
-        "SELECT body FROM metadata AS lead CROSS JOIN completion ON completion.seq = lead.seq"
+        "SELECT lead.seq, completion.id, length(completion.body) FROM metadata AS lead"
+        " CROSS JOIN completion ON completion.seq = lead.seq"
         " WHERE lead.owner = ? AND lead.key = ? AND lead.value = ? AND lead.seq BETWEEN ? AND ?"
         f"{other * others} ORDER BY lead.seq {'ASC' if up else 'DESC'} LIMIT ?"
     )

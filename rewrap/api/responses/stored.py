@@ -1,17 +1,19 @@
 """Stored responses: records, chains of turns, and the answers of the routes of one response.
 
-A record is a document in the store of completions, under an owner name of its own, so that neither
-appears in the other's lists:
+A record is the JSON of a response in the store:
 
     {"id": "resp_...", "created": 1700000000, "response": {...}, "input_items": [...]}
 
 `input_items` are those of one request. The chain of `previous_response_id` leads to earlier ones.
 """
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing, suppress
 from typing import NamedTuple
+
+import orjson
 
 from rewrap.api.checks import invalid, wrong_value
 from rewrap.api.responses.events import (
@@ -32,6 +34,7 @@ from rewrap.types import APIError, Delta, Deltas, JSONObject, dumps
 
 MAX_REFERENCED = 1000  # responses that the references of one request may lead to
 RECORD_BYTES = 1000  # the least that a record counts for
+LARGE_BYTES = 100_000
 ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})i?[0-9a-f]+")
 USABLE = ("completed", "incomplete")
 # The members of a response that change while it is made.
@@ -72,8 +75,8 @@ class StoredResponses:
             "response": response,
             "input_items": typed_items(translation.items, translation.hex),
         }
-        dumps(record["input_items"])  # raises APIError, where the store raises TypeError
-        await reached(self.store.put(record, [], owner=below(owner)))
+        work = self.store.put_response(owner, record["id"], dumps(record), record["created"])
+        await reached(work)
 
     async def record(self, owner: str, deltas: Deltas, events: ResponseEvents) -> Deltas:
         """The same Deltas. Before their end the response is stored: clients use its id at once."""
@@ -88,10 +91,10 @@ class StoredResponses:
 
     async def find(self, owner: str, id: str) -> JSONObject:
         """A stored record. Raises APIError 404."""
-        found = await reached(self.store.get(below(owner), id))
-        if found is None:
+        body = await reached(self.store.get_response(owner, id))
+        if body is None:
             raise no_response(id)
-        return found
+        return await parsed(body)
 
     async def has(self, owner: str, id: str) -> bool:
         """Whether a response of this id is stored here. Raises APIError 503."""
@@ -110,7 +113,7 @@ class StoredResponses:
 
     async def delete(self, owner: str, id: str) -> JSONObject:
         """DELETE /v1/responses/{id}. Raises APIError 404."""
-        if not await reached(self.store.delete(below(owner), id)):
+        if not await reached(self.store.delete_response(owner, id)):
             raise no_response(id)
         return {"id": id, "object": "response", "deleted": True}
 
@@ -137,12 +140,15 @@ class StoredResponses:
         turns = []
         left = self.max_history_bytes
         while id is not None:
-            record = await reached(self.store.get(below(owner), id))
-            if record is None or record["response"]["status"] not in USABLE:
+            body = await reached(self.store.get_response(owner, id))
+            if body is None:
                 raise no_previous(id)
-            left -= max(RECORD_BYTES, len(dumps(record)))
+            left -= max(RECORD_BYTES, len(body))
             if left < 0:
                 raise too_long()
+            record = await parsed(body)
+            if record["response"]["status"] not in USABLE:
+                raise no_previous(id)
             turns.append(items_of(record))
             id = record["response"]["previous_response_id"]
         return [item for turn in reversed(turns) for item in turn]
@@ -156,19 +162,22 @@ class StoredResponses:
         found: dict[str, JSONObject] = {}
         left = self.max_history_bytes
         for hex in hexes:
-            record = await reached(self.store.get(below(owner), f"resp_{hex}"))
-            if record is None:
+            body = await reached(self.store.get_response(owner, f"resp_{hex}"))
+            if body is None:
                 continue
-            left -= len(dumps(record))
+            left -= len(body)
             if left < 0:
                 raise too_long()
-            found |= {item["id"]: item for item in items_of(record)}
+            found |= {item["id"]: item for item in items_of(await parsed(body))}
         return found
 
 
-def below(owner: str) -> str:
-    """The owner name under which the store has an owner's responses."""
-    return f"responses/{owner}"
+async def parsed(body: bytes) -> JSONObject:
+    """A stored record. Large ones are parsed in a thread, so that other requests run in between."""
+    if len(body) < LARGE_BYTES:
+        record: JSONObject = orjson.loads(body)
+        return record
+    return await asyncio.to_thread(orjson.loads, body)
 
 
 def items_of(record: JSONObject) -> list[JSONObject]:
