@@ -65,7 +65,7 @@ from rewrap.upstream.passthrough import PassThrough, raw_transport
 from rewrap.upstream.pool import Transport
 from rewrap.upstream.router import ModelRouter
 from rewrap.web.docs import THEME, docs_routes
-from rewrap.web.pages import page_routes
+from rewrap.web.pages import not_found_page, page_routes
 
 log = logging.getLogger("rewrap")
 
@@ -305,6 +305,7 @@ class Rewrap(EdgeApp):
             allowed_hosts=settings.allowed_hosts,
             grace_seconds=settings.grace_seconds,
             invalid_request_status=settings.invalid_request_status,
+            not_found_page=partial(not_found_page, theme=THEME),
         )
         super().__init__(routes, options, gateway)
         self.settings = settings

@@ -22,9 +22,6 @@ import browsing
 import httpx
 import pytest
 from serving import served_app
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from rewrap.config.settings import Settings
 from rewrap.main import create_app
@@ -34,7 +31,6 @@ from rewrap.web.pages import (
     content_security_policy,
     not_found_page,
     origin,
-    page_routes,
     prefers_html,
     read,
 )
@@ -131,7 +127,6 @@ def served_page(
     *,
     prefix: str = "",
     assets: str = NOWHERE,
-    routes: tuple[Route, ...] = (),
     api_keys: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """The real app with its pages; without a backend the mock answers. Gives its base URL."""
@@ -139,15 +134,6 @@ def served_page(
         log_level="warning", store_url="sqlite://", docs_assets_url=assets, api_keys=api_keys
     )
     app = create_app(settings, backend=backend)
-    known = {route.path for route in app.router.routes if isinstance(route, Route)}
-    added = list(routes)
-    if "/ui" not in known:
-
-        async def health(request: Request) -> Response:
-            return JSONResponse({"status": "ok"})
-
-        added += page_routes(assets, THEME, health)
-    app.router.routes[:0] = added
     with served_app(app, prefix) as url:
         yield url
 
@@ -669,27 +655,22 @@ def libraries_for_text() -> list[str]:
 # The journal of the mock.
 
 
-def test_the_journal_is_shown_where_the_server_keeps_one(open_chat: Callable[..., Chat]) -> None:
-    entries: list[JSONObject] = []
-
-    async def journal(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": entries})
-
-    with served_page(Scripted(), routes=(Route("/mock/requests", journal),)) as url:
+def test_the_journal_of_the_mock_is_shown_and_follows_its_requests(
+    open_chat: Callable[..., Chat],
+) -> None:
+    with served_page() as url:
         chat = open_chat(f"{url}/ui")
         section = chat.page.get_by_role("region", name="Requests to the mock")
         section.get_by_text("None yet.").wait_for()
-        entry = {"time": 1_795_000_000.5, "path": CHATS, "status": 200, "messages": []}
-        entries.append(entry | {"id": "req_1", "model": "small", "rule": "greeting"})
-        entries.append(
-            entry | {"id": "req_2", "model": "large", "rule": None, "time": 1_795_000_001}
-        )
-        section.get_by_text("200 · small · greeting").click()
-        assert '"id": "req_1"' in section.inner_text()
+        for model in ("small", "large"):
+            message = {"role": "user", "content": f"To the {model} one"}
+            httpx.post(url + CHATS, json={"model": model, "messages": [message]})
+        section.get_by_text("200 · small · no rule").click()
+        assert "To the small one" in section.inner_text()
         rows = section.locator("summary").all_inner_texts()
         assert [row.partition(" · ")[2] for row in rows] == [
             "200 · large · no rule",
-            "200 · small · greeting",
+            "200 · small · no rule",
         ]
 
 
@@ -777,12 +758,28 @@ def test_a_url_is_a_source_by_its_origin(url: str, source: str) -> None:
 
 
 def test_the_404_page_repeats_the_address_as_text() -> None:
-    answer = not_found_page("/<script>", "/llm/", THEME)
+    answer = not_found_page("text/html", "/<script>", "/llm/", THEME)
+    assert answer is not None
     body = bytes(answer.body).decode()
     assert answer.status_code == 404
     assert "/&lt;script&gt;" in body
     assert '<a href="/llm/docs">' in body
     assert "script-src 'none'" in answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+def test_an_unknown_address_is_a_page_for_browsers_and_an_envelope_for_clients(prefix: str) -> None:
+    with served_page(prefix=prefix) as url:
+        page = httpx.get(f"{url}/lost", headers={"accept": CHROME})
+        assert page.status_code == 404
+        assert page.headers["content-type"] == "text/html; charset=utf-8"
+        assert f'<a href="{prefix}/docs">' in page.text
+        assert (
+            httpx.get(f"{url}/lost").json()["error"]["message"]
+            == f"Invalid URL (GET {prefix}/lost)"
+        )
+        posted = httpx.post(f"{url}/lost", headers={"accept": CHROME})
+        assert posted.json()["error"]["type"] == "invalid_request_error"
 
 
 # The reference without a network.
@@ -893,11 +890,7 @@ def test_axe_finds_no_serious_violation_in_the_other_pages(
     browser: "Browser", npm: Callable[[str], Path]
 ) -> None:
     axe = npm(AXE)
-
-    async def lost(request: Request) -> Response:
-        return not_found_page("/lost", "/", THEME)
-
-    with served_page(routes=(Route("/lost", lost),)) as url:
+    with served_page() as url:
         for path in ("/docs", "/lost"):
             page = browser.new_page()
             page.goto(url + path)

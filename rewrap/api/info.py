@@ -64,7 +64,7 @@ class InfoRoutes:
         raise no_such_model(id)
 
     async def health(self, request: Request) -> Response:
-        """GET / and GET /health: the server runs."""
+        """GET /health, and GET / for API clients: the server runs."""
         return JSONResponse(HEALTH)
 
     async def info(self, request: Request) -> Response:

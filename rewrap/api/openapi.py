@@ -12,7 +12,7 @@ import orjson
 
 from rewrap.types import JSONObject
 
-UNCOUNTED = frozenset(["Health", "Page", "408", "431"])  # answers that no rate limit counts
+UNCOUNTED = frozenset(["Health", "Icon", "Page", "408", "431"])  # answers that no rate limit counts
 LIMIT_HEADERS = [f"x-ratelimit-{name}-requests" for name in ("limit", "remaining", "reset")]
 METHODS = ("get", "post", "delete")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from rewrap.backends import ChatURL, Common, table_backend
 from rewrap.config.backends_file import BackendTable, read_backends_file
-from rewrap.config.settings import variables
+from rewrap.config.settings import Settings, variables
 from rewrap.probe.attempts import Attempt, Options, Outcome
 from rewrap.probe.recording import RecordingClient, ask, limits_of
 from rewrap.probe.reply_candidates import json_values
@@ -39,7 +39,7 @@ async def check_backend(table: BackendTable, path: str, seconds: float) -> bool:
         print("  answers by itself\n")
         return True
     async with RecordingClient(seconds) as client:
-        backend = table_backend(table, Common(client, limits_of(seconds), 502, ()), path)
+        backend = table_backend(table, Common(client, limits_of(seconds), Settings()), path)
         assert isinstance(backend, ChatURL)
         attempt = Attempt(table.url)
         report = Report(Options(table.url, table.headers, table.key))

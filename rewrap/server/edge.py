@@ -9,7 +9,7 @@ import logging
 import re
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -29,6 +29,7 @@ from rewrap.types import APIError, CutConnection, Headers, JSONObject
 log = logging.getLogger("rewrap")
 
 JSON_TYPE: Headers = [(b"content-type", b"application/json")]
+UNKNOWN_URL = "unknown URL"
 WRONG_METHOD = "(HINT: Perhaps you meant to use a different HTTP method?)"
 OTHER_API = (
     ". This server has chat completions, responses, completions, embeddings and moderations; "
@@ -62,6 +63,10 @@ EXPOSED = [
 ]
 
 
+# From an Accept header, an unknown path and the path of the chat page: a page for a browser, or None.
+NotFoundPage = Callable[[str, str, str], Response | None]
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeOptions:
     """Settings of the edge. Units as in the settings of the same names."""
@@ -70,6 +75,7 @@ class EdgeOptions:
     allowed_hosts: Sequence[str] = ()
     grace_seconds: float = 30.0
     invalid_request_status: int = 400
+    not_found_page: NotFoundPage | None = None
 
 
 class EdgeMiddleware:
@@ -123,6 +129,7 @@ class EdgeMiddleware:
         if root:
             scope["path"] = self.path_below(root, path)
             scope["root_path"] = ""
+            scope["home"] = f"/{root}/"
         else:
             scope["path"] = NORMAL.get(path) or normal_path(path)
         self.open_requests.add(context)
@@ -188,6 +195,11 @@ class EdgeMiddleware:
             context.status
         ):  # the answer has started: uvicorn cuts the connection of one that does not end
             return
+        page = self.not_found_page(context, error)
+        if page is not None:
+            headers = [header for header in page.raw_headers if header[0] != b"content-length"]
+            await context.respond(page.status_code, headers, bytes(page.body))
+            return
         status = error.status
         body = error.body
         if context.scope["path"] == "/ask":
@@ -214,7 +226,15 @@ class EdgeMiddleware:
         scope = context.scope
         hint = OTHER_API if OTHER_APIS.match(scope["path"]) else ""
         message = f"Invalid URL ({scope['method']} {printable(scope['original_path'])}){hint}"
-        return APIError(404, message, reason="unknown URL")
+        return APIError(404, message, reason=UNKNOWN_URL)
+
+    def not_found_page(self, context: RequestContext, error: APIError) -> Response | None:
+        """The page for an unknown URL, if a browser asks for one."""
+        make = self.options.not_found_page
+        scope = context.scope
+        if make is None or error.reason != UNKNOWN_URL or scope["method"] != "GET":
+            return None
+        return make(context.header(b"accept"), scope["original_path"], scope.get("home", "/"))
 
     def wrong_method(self, context: RequestContext) -> APIError:
         scope = context.scope

@@ -71,8 +71,13 @@ def page_routes(assets_url: str, theme: Mapping[str, str], health: Handler) -> l
     ]
 
 
-def not_found_page(path: str, home: str, theme: Mapping[str, str]) -> Response:
-    """A 404 in HTML. `path` is the unknown path, `home` that of the chat page, ending in `/`."""
+def not_found_page(accept: str, path: str, home: str, theme: Mapping[str, str]) -> Response | None:
+    """A 404 in HTML; None if the Accept header is not a browser's.
+
+    `path` is the unknown path, `home` that of the chat page, ending in `/`.
+    """
+    if not prefers_html(accept):
+        return None
     html = fill("404.html", {**theme, "path": path[:200], "home": home})
     return page_response(html, content_security_policy(html), status=404)
 
