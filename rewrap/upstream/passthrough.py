@@ -258,6 +258,8 @@ class PassThrough:
             body = StreamedBody(request.body)
             if "content-length" not in headers:
                 headers["transfer-encoding"] = "chunked"
+        elif request.method in ("POST", "PUT", "PATCH"):
+            headers["content-length"] = "0"
         timeout = {
             "connect": self.connect_timeout,
             "pool": self.connect_timeout,
@@ -267,7 +269,7 @@ class PassThrough:
         outgoing = httpx.Request(
             request.method,
             url,
-            headers=headers | {"connection": "close"},
+            headers={"host": url.netloc.decode(), **headers, "connection": "close"},
             stream=body,
             extensions={"timeout": timeout},
         )
