@@ -220,6 +220,16 @@ def test_the_first_match_wins_in_the_order_of_the_rules() -> None:
     assert text(made, facts("ab")) == "contains"
 
 
+def test_captures_of_a_rule_that_fails_are_not_those_of_the_next() -> None:
+    failing = rule({"message": {"regex": "(?P<model>.+)"}, "turn": 9})
+    assert text(rules(failing, rule({}, "{model}")), facts("Hi")) == "gpt-4o"
+
+
+def test_a_message_that_is_listed_twice_counts_once() -> None:
+    made = rules(rule({"message": ["a", "a"], "nth": 2}, "second"))
+    assert [text(made, facts("a")) for _ in range(3)] == [None, "second", None]
+
+
 def test_priority_goes_before_the_order() -> None:
     made = rules(rule("a", "low"), rule({}, "high", priority=1), rule("a", "lowest", priority=-1))
     assert text(made, facts("a")) == "high"
@@ -308,6 +318,9 @@ def test_counts_of_many_lanes_stay_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(made.state.counts) == 100
     assert text(made, facts("a", user="u999")) == "2"
     assert text(made, facts("a", user="u1")) == "1"
+    for number in range(2000, 2300):
+        text(made, facts("a", user=f"u{number}"))
+        assert text(made, facts("a", user="u999")) == "2"  # in use, so not the oldest
 
 
 # Agents: turns, calls and tool results.
@@ -426,16 +439,18 @@ def test_a_rule_calls_again_on_the_tool_result_where_it_says_so(when: Any, membe
 @pytest.mark.parametrize(
     ("when", "members"),
     [
+        ({"message": "x"}, {}),
         ({"message": "x", "tool_result": False}, {}),
         ({"message": "x", "tool_result": "a"}, {"on_tool_result": False}),
         ({"message": "x", "call": {"max": 2}}, {}),
     ],
 )
-def test_a_rule_does_not_call_again_where_it_says_no_such_thing(when: Any, members: Any) -> None:
-    assert (
-        rules(rule(when, {"tool": "a"}, **members)).match(facts("x", calls("a"), result("a")))
-        is None
-    )
+@pytest.mark.parametrize("end", [[], [says("Let me think.")]])
+def test_a_rule_does_not_call_again_where_it_says_no_such_thing(
+    when: Any, members: Any, end: list[Message]
+) -> None:
+    made = rules(rule(when, {"tool": "a"}, **members))
+    assert made.match(facts("x", calls("a"), result("a"), *end)) is None
 
 
 def test_a_sequence_goes_on_from_a_tool_call_to_a_text() -> None:
@@ -513,6 +528,11 @@ def test_json_keeps_its_types_and_fills_texts() -> None:
         "share": "three",
         "list": [1, True, "Rome!"],
     }
+
+
+def test_a_group_that_took_no_part_is_an_empty_text() -> None:
+    when = {"message": {"regex": r"a(?P<n>\d)?"}}
+    assert answered({"json": ["{n:int}", "{n}", "x{n}"]}, facts("a"), when).json == ["", "", "x"]
 
 
 @pytest.mark.parametrize("number", ["9" * 30, "9" * 5000, "1e999", "nan", "-inf"])
@@ -796,6 +816,8 @@ def test_the_members_of_an_error_can_be_changed() -> None:
     assert dict(error.headers) == {b"retry-after": b"2", b"retry-after-ms": b"1500"}
     error = error_of({"status": 418, "type": "tea", "param": "pot", "message": "short"})
     assert (error.status, error.type, error.param, error.headers) == (418, "tea", "pot", [])
+    error = error_of({"status": 503, "retry_after": 0})
+    assert dict(error.headers) == {b"retry-after": b"0", b"retry-after-ms": b"0"}
 
 
 def test_every_entry_of_the_catalogue_is_an_error_of_its_own() -> None:
@@ -862,6 +884,60 @@ def test_a_rule_that_has_ended_is_named_with_the_reason() -> None:
     )
     made = rules(rule("a", {"tool": "t"}, name="tool"))
     assert "on_tool_result" in made.nearest(facts("a", calls("t"), result("t")))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.sampled_from(["a", "", "tool"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["name", "type", "function", "id", "parameters", "json_schema"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(JSON, JSON, JSON, JSON, JSON)
+def test_any_json_in_unchecked_places_is_matched_without_an_error(
+    tools: Any, calls: Any, name: Any, call_id: Any, response_format: Any
+) -> None:
+    messages = [
+        user("x"),
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "function", "name": name, "tool_call_id": call_id, "content": "y"},
+    ]
+    view = facts(
+        *messages, tools=tools, functions=tools, response_format=response_format, user=name
+    )
+    for when in (
+        {"tools": "a"},
+        {"tools": []},
+        {"tool_result": "a"},
+        {"response_format": "json_schema"},
+    ):
+        made = rules(rule(when, {"tool": "a"}))
+        answer = made.match(view)
+        assert made.nearest(view)
+        if answer is not None:
+            try:
+                deltas_of(answer, ChatRequest(view.model, view.messages, view.payload))
+            except APIError as error:
+                assert error.status == 400  # noqa: PT017
+
+
+def test_names_and_schemas_that_are_no_texts_and_no_objects_are_passed_over() -> None:
+    odd = {"id": "1", "function": {"name": {"a": 1}}}
+    conversation = [user("x"), {"role": "assistant", "tool_calls": [odd]}]
+    last = {"role": "tool", "tool_call_id": "1", "content": "y"}
+    view = facts(*conversation, last)
+    assert view.new_results[0].tool == ""
+    assert rules(rule("x", {"tool": "a"})).match(view) is None
+    tools = [{"type": "function", "function": {"name": "book", "parameters": "none"}}]
+    asked = request("x", tools=tools)
+    assert message_of(deltas({"tool": "book", "arguments": {"a": 1}}, asked, check=check))["calls"]
 
 
 def test_nearest_counts_nothing() -> None:
@@ -1053,6 +1129,15 @@ def test_a_bad_table_that_was_added_names_rule_and_reason_and_adds_none() -> Non
     assert len(made) == 0
 
 
+def test_a_table_that_is_nested_too_deeply_is_one_line() -> None:
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep]
+    for then in ({"json": deep}, {"tool": "a", "arguments": {"x": deep}}):
+        with pytest.raises(ValueError, match="added rules: rule 1: "):
+            RuleSet().add([rule("a", then)])
+
+
 def test_null_counts_as_absent_in_tables_from_json() -> None:
     made = rules(
         {
@@ -1082,8 +1167,15 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_text("[[rule]]\nthen = 'b'")
     (tmp_path / "a.toml").write_text("[[rule]]\nwhen = 'x'\nthen = 'a'")
     (tmp_path / "notes.txt").write_text("no rules")
+    for number in range(20):
+        (tmp_path / f"c{number * 7 % 20:02}.toml").write_text(
+            f"[[rule]]\nthen = '{number * 7 % 20}'"
+        )
     made = RuleSet.load(tmp_path)
     assert [text(made, facts(m)) for m in ("x", "y")] == ["a", "b"]
+    assert [step.text for r in made.from_files[2:] for step in r.steps] == [
+        str(n) for n in range(20)
+    ]
     assert rules(rule("x", name="n")).match(facts("x")).rule == "n"  # type: ignore[union-attr]
     assert made.match(facts("x")).rule == f"{tmp_path / 'a.toml'}: rule 1"  # type: ignore[union-attr]
 
@@ -1175,8 +1267,9 @@ def test_added_rules_survive_a_reload(tmp_path: Path) -> None:
     file = tmp_path / "rules.toml"
     changed(file, "[[rule]]\nthen = 'file'")
     made = RuleSet.load(file)
-    made.add([rule("x", "added")])
+    made.add([rule("x", ["added", "again"])])
     made.clock = Clock()
+    assert text(made, facts("x")) == "added"
     changed(file, "[[rule]]\nthen = 'changed'")
     assert made.reload_if_changed()
     assert [text(made, facts(m)) for m in ("x", "y")] == ["added", "changed"]

@@ -14,7 +14,7 @@ import orjson
 
 from rewrap.mock.conditions import Captures
 from rewrap.mock.errors import ErrorAnswer
-from rewrap.mock.facts import Facts
+from rewrap.mock.facts import Facts, as_object
 from rewrap.mock.faults import Fault
 from rewrap.mock.pace import Pace
 from rewrap.types import APIError, ChatRequest, Delta, Deltas, JSONObject
@@ -229,7 +229,7 @@ def arguments_of(
         raise misfit(answer, f"the tool {call.name!r} is not offered (offered: {offered})")
     schema: JSONObject = {"type": "object"}
     if tool is not None:
-        schema = tool.get("parameters") or schema
+        schema = as_object(tool.get("parameters")) or schema
     arguments = call.arguments
     if isinstance(arguments, str):
         return arguments  # wrong JSON may be the point of a test

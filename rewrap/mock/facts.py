@@ -79,7 +79,7 @@ class Facts:
 
     @property
     def user(self) -> str:
-        return str(self.payload.get("user") or "")
+        return as_text(self.payload.get("user"))
 
     @cached_property
     def current_turn(self) -> list[JSONObject]:
@@ -101,24 +101,24 @@ class Facts:
     @cached_property
     def tools(self) -> dict[str, JSONObject]:
         """The functions offered, by name. Each may have a JSON schema as `parameters`."""
-        tools = self.payload.get("tools") or []
-        offered = [tool.get("function", tool) for tool in tools]
-        offered += self.payload.get("functions") or []
+        tools = objects(self.payload.get("tools"))
+        offered = [as_object(tool.get("function")) or tool for tool in tools]
+        offered += objects(self.payload.get("functions"))
         # Tools of other types may have no name.
-        return {tool["name"]: tool for tool in offered if isinstance(tool.get("name"), str)}
+        return {tool["name"]: tool for tool in offered if as_text(tool.get("name"))}
 
     @cached_property
     def turn_results(self) -> list[ToolResult]:
         """The tool results of the current turn, in order."""
-        names: dict[object, str] = {}
+        names: dict[str, str] = {}
         results = []
         for message in self.current_turn:
-            for call in message.get("tool_calls") or []:
-                function = call.get("function") or {}
-                names[call.get("id")] = function.get("name", "")
+            for call in objects(message.get("tool_calls")):
+                function = as_object(call.get("function"))
+                names[as_text(call.get("id"))] = as_text(function.get("name"))
             if message.get("role") in RESULT:
-                called = names.get(message.get("tool_call_id"))
-                tool = called or message.get("name") or ""  # the old form has a name, but no id
+                called = names.get(as_text(message.get("tool_call_id")))
+                tool = called or as_text(message.get("name"))  # the old form has no id
                 results.append(ToolResult(tool, text_of(message.get("content"))))
         return results
 
@@ -146,9 +146,26 @@ class Facts:
     @cached_property
     def response_format(self) -> tuple[str, str]:
         """The type of the response format, and the name of its schema."""
-        value = self.payload.get("response_format") or {}
-        schema = value.get("json_schema") or {}
-        return value.get("type", "text"), schema.get("name", "")
+        value = as_object(self.payload.get("response_format"))
+        schema = as_object(value.get("json_schema"))
+        return as_text(value.get("type")) or "text", as_text(schema.get("name"))
+
+
+# Parts of requests that no check has seen may be any JSON.
+
+
+def as_object(value: object) -> JSONObject:
+    return value if isinstance(value, dict) else {}
+
+
+def as_text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def objects(value: object) -> list[JSONObject]:
+    if not isinstance(value, list):
+        return []
+    return [item for item in value if isinstance(item, dict)]
 
 
 def count_runs(role: str, messages: list[JSONObject]) -> int:
@@ -171,5 +188,5 @@ def lane_of(headers: Mapping[str, str], payload: JSONObject, key: str = "") -> s
     It is the header `x-mock-lane`, else the `user`, else `key` (the owner of a key, where callers
     want a lane for each), else "", which all other requests share.
     """
-    lane = headers.get("x-mock-lane") or payload.get("user") or key
-    return str(lane)[:MAX_LANE]
+    lane = headers.get("x-mock-lane") or as_text(payload.get("user")) or key
+    return lane[:MAX_LANE]

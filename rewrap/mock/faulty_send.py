@@ -58,7 +58,7 @@ class FaultySend:
             self.faults = {}
             await self.send(message)
             return
-        content_type = dict(message["headers"]).get(b"content-type", b"")
+        content_type = dict(message.get("headers", ())).get(b"content-type", b"")
         self.is_stream = content_type.startswith(b"text/event-stream")
         self.is_json = content_type.startswith(b"application/json")
         self.start = message
@@ -156,7 +156,7 @@ class FaultySend:
 def spoiled_head(start: Message, faults: Mapping[str, Fault], length: int | None) -> Message:
     """The head of an answer, with the content type and the length that its faults lead to."""
     headers = []
-    for name, value in start["headers"]:
+    for name, value in start.get("headers", ()):
         if name == b"content-length" and length is not None:
             value = b"%d" % length
         if name == b"content-type" and "content_type" in faults:

@@ -109,6 +109,8 @@ def parse_rule(value: object, where: str) -> Rule:
         where = f"{where} {label[:80]!r}"
     try:
         return checked_rule(Table(value, "rule", RULE_FIELDS), label)
+    except RecursionError:
+        raise ValueError(f"{where}: is nested too deeply") from None
     except ValueError as error:
         reason = one_line(error).removeprefix("rule.").removeprefix("rule: ")
         raise ValueError(f"{where}: {reason}") from None
