@@ -120,6 +120,10 @@ def test_required_after_a_result_prefers_a_tool_that_was_not_called_yet() -> Non
     turn = [user("get weather in Paris"), called("get_weather"), result("get_weather", "22")]
     expected = [("final_result", {"city": "Paris", "degrees": 22})]
     assert choose(*turn, tools=tools, tool_choice="required") == expected
+    turn = [user("Hi"), called("final_result"), result("final_result", "no")]
+    assert choose(*turn, tools=tools, tool_choice="required")[0][0] == "get_weather"
+    turn += [called("get_weather"), result("get_weather", "22")]
+    assert choose(*turn, tools=tools, tool_choice="required")[0][0] == "final_result"
 
 
 def test_allowed_tools_narrow_the_choice() -> None:
@@ -313,6 +317,10 @@ A = {"type": "string"}
         ),
         (
             strict(a={"title": "A"}),
+            "In context=('properties', 'a'), schema must have a 'type' key.",
+        ),
+        (
+            strict(a={"const": 1}, b={"type": "array"}),
             "In context=('properties', 'a'), schema must have a 'type' key.",
         ),
         (strict(a={"const": 1}), "In context=('properties', 'a'), schema must have a 'type' key."),

@@ -48,7 +48,8 @@ class Expander:
             size = len(part) + len(pending)
             size += len(members(flat, "properties"))
             size += len(members(part, "properties"))
-            self.validator.budget.spend(1 + size // 8)
+            self.validator.budget.spend(10 + size // 8)
+            # Keywords beside a reference hold as well, as since draft 2019-09.
             ref = part.get("$ref")
             if isinstance(ref, str):
                 if refs.count(ref) > MAX_RECURSION:
@@ -59,6 +60,7 @@ class Expander:
             pending += implied(part)
             choices = choices_of(part)
             if choices:
+                # One list of options is chosen from here, the others when they are popped.
                 pending += [{"anyOf": options} for options in choices[1:]]
                 for option in self.ordered(choices[0], refs):
                     yield from self.expand(flat, [*pending, option], refs)
@@ -119,6 +121,7 @@ def leads_to(schema: JSON, refs: Refs) -> bool:
 def choices_of(schema: Schema) -> list[list[JSON]]:
     """The lists of schemas of each of which a value has to satisfy one."""
     choices = [schemas(schema, "anyOf"), schemas(schema, "oneOf")]
+    # Which of the two branches suits the other keywords shows when a value is built.
     if "if" in schema:
         condition = schema["if"]
         then = both(condition, schema.get("then", True))

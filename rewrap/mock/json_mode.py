@@ -59,6 +59,7 @@ def objects_in(text: str) -> Iterator[Schema]:
     """The JSON objects that stand in the text, those inside others left out."""
     decoder = json.JSONDecoder()
     start = text.find("{")
+    # Each attempt may read the text to its end.
     for _ in range(ATTEMPTS):
         if start < 0:
             return

@@ -9,6 +9,7 @@ import importlib
 import re
 import warnings
 from functools import lru_cache
+from string import ascii_letters, digits
 from typing import Any, TypeAlias
 
 from rewrap.mock.budget import Budget, SchemaError
@@ -20,11 +21,11 @@ ATTEMPTS = 12
 Items: TypeAlias = Any
 
 # The characters to write, those first that read best.
-ALPHABET = (
-    "abcdefghijklmnopqrstuvwxyz"
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    "-_. /:,;+*#@!?=&%$~^|'\"`<>()[]{}\\\n\té"
-)
+SIGNS = "-_. /:,;+*#@!?=&%$~^|'\"`<>()[]{}\\\n\té"
+ALPHABET = ascii_letters + digits + SIGNS
+# All kinds in turn, as rules for passwords want: "(?=.*[A-Z])(?=.*\d)".
+MIXED = "".join(f"{ascii_letters[i]}{ascii_letters[i + 26]}{i % 10}{SIGNS[i]}" for i in range(26))
+MIXED += ALPHABET
 
 
 @lru_cache(64)
@@ -32,6 +33,7 @@ def parsed(pattern: str) -> Items:
     """Raises SchemaError for a pattern that is too long, or that `re` cannot read."""
     if len(pattern) > MAX_PATTERN:
         raise SchemaError(f"A pattern may have at most {MAX_PATTERN} characters.")
+    # Its old name, sre_parse, warns of its removal.
     parser = importlib.import_module("re._parser")
     try:
         with warnings.catch_warnings():
@@ -82,10 +84,12 @@ def repeated(argument: Any, text: str, starts: set[int], budget: Budget) -> set[
     for _ in range(minimum):
         before = starts
         starts = ends(items, text, before, budget)
+        # Nothing changes from here on: "(){1000000000}" ends at once.
         if not starts or starts == before:
             break
     found = set(starts)
     for _ in range(maximum - minimum):
+        # Only positions that are new go on, so that each is visited once.
         starts = ends(items, text, starts, budget) - found
         if not starts:
             break
@@ -141,14 +145,18 @@ class Writer:
     """Writes a text that the items match, if no assertion forbids it.
 
     `variant` chooses among branches and characters, so that each gives another text. Repeats add
-    `need` characters to the shortest text; with `optional`, `?` may add one too.
+    `need` characters to the shortest text. Each attempt writes another text: the odd ones let `?`
+    add a character too.
     """
 
-    def __init__(self, variant: int, need: int, optional: bool, budget: Budget) -> None:
-        self.variant = variant
-        self.need = need
-        self.optional = optional
+    def __init__(self, budget: Budget, variant: int, need: int = 0, attempt: int = 0) -> None:
         self.budget = budget
+        self.variant = variant + attempt
+        self.need = need + attempt // 2
+        self.optional = attempt % 2 == 1
+        self.alphabet = ALPHABET
+        if attempt >= ATTEMPTS // 2:
+            self.alphabet = MIXED
         self.text: list[str] = []
         self.samples: dict[int, str] = {}
 
@@ -168,7 +176,7 @@ class Writer:
                 case "MAX_REPEAT" | "MIN_REPEAT":
                     self.repeat(*argument)
                 case "AT" | "ASSERT" | "ASSERT_NOT":
-                    pass
+                    pass  # The text is matched afterwards.
                 case kind:
                     self.character(kind, argument)
 
@@ -179,10 +187,12 @@ class Writer:
     def character(self, kind: str, argument: Any) -> None:
         samples = self.samples.get(id(argument))
         if samples is None:
-            self.budget.spend(len(ALPHABET))
-            samples = "".join(char for char in ALPHABET if accepts(kind, argument, char))
+            self.budget.spend(len(self.alphabet))
+            accepted = [char for char in self.alphabet if accepts(kind, argument, char)]
+            samples = "".join(dict.fromkeys(accepted))
             samples = samples or chr(first_code(argument))
             self.samples[id(argument)] = samples
+        # Later characters differ from earlier ones: "ABC-4567" rather than "AAA-0000".
         position = len(self.text) + self.pick(len(samples))
         self.text.append(samples[position % len(samples)])
 
@@ -213,11 +223,11 @@ def first_code(argument: Any) -> int:
 def text_for(pattern: str, least: int, most: int, variant: int, budget: Budget) -> str | None:
     """A text of `least` to `most` characters that matches; None where none was found."""
     items = parsed(pattern)
-    shortest = Writer(variant, 0, False, budget).written(items)
+    shortest = Writer(budget, variant).written(items)
     need = max(least, min(1, most)) - len(shortest)
     for attempt in range(ATTEMPTS):
-        writer = Writer(variant + attempt, need + attempt // 2, attempt % 2 == 1, budget)
-        text = writer.written(items).ljust(least, "a")
+        text = Writer(budget, variant, need, attempt).written(items)
+        text = text.ljust(least, "a")
         if least <= len(text) <= most and matches(pattern, text, budget):
             return text
     return None

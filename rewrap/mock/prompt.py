@@ -90,6 +90,7 @@ class Prompt:
         if not phrase or len(phrase) > MAX_NAME:
             return False
         words = words_of_name(phrase)
+        # Some scripts have no spaces between words, and signs are no words.
         if words.isspace() or not phrase.isascii():
             return phrase in self.text
         return words in self.words
@@ -122,6 +123,7 @@ class Prompt:
             facts = [Fact(*fact.span(), fact[fact.lastindex or 0]) for fact in found]
             if kind == "date":
                 facts = [fact._replace(text=iso_date(fact.text)) for fact in facts]
+            # "5 March 2025" contains no number.
             if kind == "number" and facts:
                 dates: set[int] = set()
                 for date in self.unused("date"):

@@ -73,9 +73,11 @@ def kinds_to_try(flat: Schema, place: Place) -> list[str]:
     for kind in kinds:
         if kind not in TYPES:
             raise SchemaError(f"{kind!r} is not valid under any of the given schemas.")
+    # Each variant begins with another type, as `not` may forbid one.
     if "not" in flat:
         shift = place.variant % len(kinds)
         return kinds[shift:] + kinds[:shift]
+    # OpenAPI 3.0. JSON Schema ignores it, so that null is the last resort.
     if flat.get("nullable") is True:
         kinds.append("null")
     if kinds[-1] == "null" and place.recursive():
@@ -254,6 +256,7 @@ def numbers(flat: Schema, whole: bool, variant: int) -> Iterator[int | float]:
         index = max(index, -(-low // step))
     for offset in range(variant, variant + ATTEMPTS):
         value = (index + offset) * step
+        # Above the upper bound, the candidates go on below the first one.
         if high is not None and value > high:
             value = 2 * index * step - value
         yield json_number(value, whole)
@@ -278,6 +281,7 @@ def step_of(flat: Schema, whole: bool) -> Exact:
     """What the numbers are multiples of: integers of 1, others of a half if it is left open."""
     step = number(flat, "multipleOf")
     if step is not None and step > 0:
+        # Integers that are multiples of 3/2 are the multiples of 3.
         multiple = exact(step)
         return multiple.numerator if whole else multiple
     return 1 if whole else Fraction(1, 2)

@@ -1,8 +1,7 @@
 """A JSON value for a JSON Schema: filled from a prompt where that is easy, else deterministic.
 
-Handles draft 2020-12, 4 to 7, and OpenAPI 3.0. A schema is expanded into flat alternatives; the
-first one that a value can be built for wins. A budget of steps bounds the work for hostile schemas.
-Imports the standard library and modules of this package only.
+Handles draft 2020-12, 4 to 7, and OpenAPI 3.0. The first flat alternative of a schema that has a
+value wins. A budget bounds the work for hostile schemas. Imports modules of this package only.
 """
 
 from collections.abc import Iterator
@@ -47,9 +46,9 @@ def value_for(schema: JSON, prompt: str, root: JSON = None, *, fill: bool = Fals
     The value may share parts with the schema. Raises SchemaError where no value is found, or
     not within the budget.
     """
-    document = schema if root is None else root
+    generator = Generator(schema if root is None else root, Prompt(prompt), fill)
     try:
-        return Generator(document, Prompt(prompt), fill).value(schema, Place())
+        return generator.value(schema, Place())
     except RecursionError:
         raise SchemaError("The schema is nested too deeply for the mock.") from None
 
@@ -91,6 +90,7 @@ class Generator:
             return self.filler.one_of(flat, place)
         kinds = kinds_to_try(flat, place)
         examples = preferred(flat)
+        # A value beside its name in the prompt goes before a default, a mere number does not.
         found = self.filler.found(flat, kinds[0], place, bool(examples))
         if found:
             return found[0]
@@ -211,6 +211,7 @@ class Generator:
             contained: JSON = {"allOf": [rest, flat["contains"]]}
             parts = parts + [contained] * count(flat, "minContains", 1)
         wanted = max(least, len(parts))
+        # A list of one item shows more than an empty one, but ends no recursion.
         if not wanted and not place.recursive() and not leads_to(rest, place.refs):
             wanted = 1
         result: list[JSON] = []

@@ -130,6 +130,7 @@ def checked_root(schema: JSON, subject: Subject) -> Schema:
         raise subject.error(ROOT.format(None))
     if schema.get("type") != "object":
         raise subject.error(ROOT.format(schema.get("type")))
+    # Reported for functions alone.
     if subject.kind == "function" and "properties" not in schema:
         raise subject.error("object schema missing properties.", Node(schema))
     if "anyOf" in schema:
@@ -151,6 +152,7 @@ def walk(top: Node) -> Iterator[tuple[Node, bool]]:
 def children(node: Node) -> Iterator[Node]:
     schema = node.schema
     kinds = schema.get("type")
+    # OpenAI takes a list of types as a schema for each, with an index in the context.
     if isinstance(kinds, list):
         for index, kind in enumerate(kinds[:MAX_TYPES]):
             single: Schema = {**schema, "type": kind, "enum": None}

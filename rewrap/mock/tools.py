@@ -74,6 +74,7 @@ def choose_calls(
     turn = turn_of(messages)
     text = user_text(messages)
     if any(is_result(message) for message in turn):
+        # Another call would be answered in turn: the agent would go on until its limit.
         if mode == "auto":
             return []
         called = {name for _, name in calls_of(turn)}
@@ -208,6 +209,7 @@ def results_of(turn: Messages) -> list[str]:
     names = dict(calls_of(turn))
     lines: list[str] = []
     for message in turn:
+        # Earlier results were answered by these calls.
         if message.get("role") == "assistant":
             lines = []
         if is_result(message):
