@@ -127,10 +127,10 @@ def or_upstream(
     """The routes, those of one object as OwnOrUpstream."""
     found: list[Route] = []
     for route in routes:
-        endpoint: ASGIApp = route.app
         if "{id}" in route.path:
             endpoint = OwnOrUpstream(route.app, intake, upstream)
-        found.append(Route(route.path, endpoint, methods=list(route.methods or ())))
+            route = Route(route.path, endpoint, methods=list(route.methods or ()))
+        found.append(route)
     return found
 
 
