@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import httpx
 import orjson
@@ -54,6 +55,7 @@ from rewrap.upstream.params import Params
 from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion
 from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
+from rewrap.upstream.unsupported import check_supported
 
 log = logging.getLogger("rewrap")
 
@@ -90,6 +92,7 @@ class ChatURL:
         failure_status: int = 502,
         forward_headers: Sequence[str] = (),
         responses: str = "auto",
+        on_unsupported: str = "error",
     ) -> None:
         """`responses` is for OpenAI. Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
         self.client = client
@@ -101,6 +104,8 @@ class ChatURL:
         self.params = params or Params()
         self.limits = limits or Limits()
         self.failure_status = failure_status
+        self.on_unsupported = on_unsupported
+        self.warned = False  # that tools are dropped
         self.forward_headers = [name.lower() for name in forward_headers]
         self.own_headers = {name.lower(): value for name, value in (headers or {}).items()}
         self.has_key = bool(key) or "authorization" in self.own_headers
@@ -147,7 +152,14 @@ class ChatURL:
         return dumps(self.shape.payload(request))
 
     def dropped(self, request: ChatRequest) -> list[str]:
-        return self.shape.dropped(request)
+        """The parts of a request that have no place. Raises APIError 400 if they change its meaning."""
+        names = self.shape.dropped(request)
+        if names and self.on_unsupported == "error":
+            check_supported(request, names)
+        if "tools" in names and not self.warned:
+            self.warned = True
+            log.warning("backend %s: the upstream has no place for tools: dropped", self.name)
+        return names
 
     def upstream_model(self, model: str) -> str:
         return self.params.model or model
@@ -175,7 +187,7 @@ class ChatURL:
         Failures inside the block become an APIError.
         """
         adapted, dropped = self.params.applied(request)
-        dropped = [*request.unsupported, *dropped]
+        dropped = [*request.unsupported, *dropped, *self.dropped(adapted)]
         body = self.body(adapted)
         headers = self.headers_from(request.client_headers)
         reply = None
@@ -196,7 +208,6 @@ class ChatURL:
             if not 200 <= reply.status < 300:
                 raise await read_rejection(reply, self.shape)
             info.headers += forwardable_headers(reply.headers)
-            dropped += self.dropped(adapted)
             if dropped:
                 info.headers.append((b"x-dropped-params", header_list(dropped)))
             answer = Answer(
@@ -229,29 +240,23 @@ class ChatURL:
         if isinstance(opened, WholeReply):
             if not answer.stored:
                 take_identity(opened.value, info)
-            for delta in normalized(self.shape.answer(opened.value)):
+            for delta in chain(normalized(self.shape.answer(opened.value)), normalized.end()):
                 yield delta
             return
         reader = self.shape.reader()
-        started: set[int] = set()  # choices
-        finished: set[int] = set()
         async with aclosing(answer.events(opened)) as events:
             async for name, event in events:
                 for delta in normalized(reader(name, event)):
-                    started.add(delta.index)
-                    if delta.finish_reason:
-                        finished.add(delta.index)
                     yield delta
                 if reader.done:
                     break
         answer.reply.linger()
-        ended = bool(finished) and started <= finished
-        if not (reader.done or reader.complete or ended):
+        if not (reader.done or reader.complete or normalized.ended):
             raise bad_gateway(CUT_SHORT, "cut short", self.failure_status)
-        if not started and not reader.finish:
+        if not normalized.started and not reader.finish:
             raise bad_gateway(NO_REPLY, "empty stream", self.failure_status)
-        for index in sorted((started or {0}) - finished):
-            yield Delta(finish_reason=reader.finish or "stop", index=index)
+        for delta in normalized.end(reader.finish):
+            yield delta
 
     def rejection_error(self, rejection: UpstreamRejection, headers: Mapping[str, str]) -> APIError:
         """The client's error, and a line for the log."""
@@ -480,6 +485,7 @@ def checked_backend(
         "limits": common.limits,
         "failure_status": common.settings.upstream_failure_status,
         "forward_headers": common.settings.forward_headers,
+        "on_unsupported": common.settings.on_unsupported,
     }
     try:
         return kind(common.client, url, shape, **(defaults | options))  # type: ignore[arg-type]

@@ -930,7 +930,7 @@ TURNS: list[list[dict[str, Any]]] = [
 @pytest.mark.parametrize("messages", TURNS)
 async def test_conversations_as_clients_send_them_are_taken(messages: list[dict[str, Any]]) -> None:
     for settings, url in (
-        ({"chat_url": CHAT_URL}, CHAT_URL),
+        ({"chat_url": CHAT_URL, "on_unsupported": "drop"}, CHAT_URL),
         ({"openai_api_base": API_BASE}, f"{API_BASE}/chat/completions"),
     ):
         router, _ = mocked(url, httpx.Response(200, json=openai_object({"content": "Yes."})))
@@ -1286,7 +1286,8 @@ def test_the_keys_that_a_file_of_backends_names_may_stand_in_the_env_file(
 
 async def test_a_chat_url_is_asked_for_what_the_client_asked() -> None:
     headers = {"X-Bot-Key": "sk-bot", "Authorization": "Bearer sk-bot"}
-    some, route = chat_url(httpx.Response(200, json={"reply": "Hi"}), chat_headers=headers)
+    settings: dict[str, Any] = {"chat_headers": headers, "on_unsupported": "drop"}
+    some, route = chat_url(httpx.Response(200, json={"reply": "Hi"}), **settings)
     parts = [
         {"type": "text", "text": "one"},
         {"type": "image_url", "image_url": {"url": "u"}},

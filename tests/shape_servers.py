@@ -1,7 +1,7 @@
-"""Chat endpoints as real products speak them, one table row each, and a small server that speaks any row of it.
+"""Recorded answers of real products, one Wire each, and a small server that gives them.
 
-Every reply is "Hello world!", in two pieces; where the facts come from stands in extras/shapes.toml.
-The server is strict: a body that the product would refuse gets the product's own error, a wrong path its 404.
+Every reply is "Hello world!", in two pieces. The sources are named in shapes.toml.
+The server rejects a body that the product would reject, with the product's own error.
 """
 
 import asyncio
@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from product_schemas import problems
 
 Body = dict[str, Any]
 
@@ -35,7 +37,7 @@ def text(value: Any) -> bytes:
 
 
 def typed(*events: Body) -> list[bytes]:
-    """Anthropic's and Cohere's SSE: the event's name stands in its data too."""
+    """SSE of Anthropic and Cohere: the data repeats the name of the event."""
     return sse(*((event["type"], event) for event in events))
 
 
@@ -43,13 +45,8 @@ def has(**types: type) -> Callable[[Body], bool]:
     return lambda body: all(isinstance(body.get(key), kind) for key, kind in types.items())
 
 
-def only(body: Body, known: str) -> bool:
-    """Some products refuse a member that they do not know."""
-    return not body.keys() - set(known.split())
-
-
 def spoken(messages: Any, roles: str, key: str = "content") -> bool:
-    """Are these messages as the product wants them: its own role names, and a text each?"""
+    """Whether each message has a role of the product, and a text."""
     return isinstance(messages, list) and all(
         m["role"] in roles.split() and isinstance(m[key], str) for m in messages
     )
@@ -57,7 +54,7 @@ def spoken(messages: Any, roles: str, key: str = "content") -> bool:
 
 @dataclass(frozen=True)
 class Wire:
-    """How one product speaks. `refused` is the body of its HTTP errors, `broken` how a stream of its fails after a piece."""
+    """The answers of one product. `refused` is the body of HTTP errors, `broken` the end of a failed stream."""
 
     path: str  # a regular expression; so is stream_path, which is matched with the query
     valid: Callable[[Body], bool]
@@ -83,7 +80,7 @@ class Wire:
 
     @property
     def whole(self) -> str:
-        """A path that fits, for a test that asks without a stream."""
+        """A path that matches, for requests without a stream."""
         return re.sub(r"\[\^[^]]+\]\+", "x", self.path)
 
 
@@ -191,8 +188,6 @@ DIFY_USAGE = {
 }
 DIFY_ERROR = {"code": "completion_request_error", "message": "it broke", "status": 400}
 
-COHERE = "model messages stream max_tokens temperature p k seed stop_sequences frequency_penalty presence_penalty"
-CLAUDE = "model max_tokens system messages stream temperature top_p top_k stop_sequences metadata"
 
 WIRES: dict[str, Wire] = {
     "openai": Wire(
@@ -216,11 +211,7 @@ WIRES: dict[str, Wire] = {
     ),
     "ollama": Wire(
         path="/api/chat",
-        valid=lambda b: (
-            isinstance(b["model"], str)
-            and spoken(b["messages"], "system user assistant tool")
-            and isinstance(b.get("options", {}).get("stop", []), list)
-        ),
+        valid=lambda b: not problems("ollama", b),
         answer=OLLAMA,
         refused={"error": "it broke"},
         stream=OLLAMA_STREAM,
@@ -482,11 +473,7 @@ WIRES: dict[str, Wire] = {
     ),
     "cohere": Wire(
         path="/v2/chat",
-        valid=lambda b: (
-            isinstance(b["model"], str)
-            and spoken(b["messages"], "system user assistant tool")
-            and only(b, COHERE)
-        ),
+        valid=lambda b: not problems("cohere", b),
         refused={"id": "1", "message": "it broke"},
         answer={
             "id": "1",
@@ -538,12 +525,7 @@ WIRES: dict[str, Wire] = {
     ),
     "anthropic": Wire(
         path="/v1/messages",
-        valid=lambda b: (
-            has(model=str, max_tokens=int)(b)
-            and spoken(b["messages"], "user assistant")
-            and isinstance(b.get("system", ""), str)
-            and only(b, CLAUDE)
-        ),
+        valid=lambda b: not problems("anthropic", b),
         refused=CLAUDE_ERROR,
         headers=("anthropic-version",),
         answer={
@@ -581,13 +563,7 @@ WIRES: dict[str, Wire] = {
     ),
     "gemini": Wire(
         path="/v1beta/models/[^/:]+:generateContent",
-        valid=lambda b: (
-            not set(b) - {"contents", "systemInstruction", "generationConfig"}
-            and all(
-                c["role"] in ("user", "model") and isinstance(c["parts"][0]["text"], str)
-                for c in b["contents"]
-            )
-        ),
+        valid=lambda b: not problems("gemini", b),
         refused=GEMINI_ERROR,
         answer=gemini("Hello world!", finishReason="STOP") | {"usageMetadata": GEMINI_USAGE},
         stream_path=r"/v1beta/models/[^/:]+:streamGenerateContent\?alt=sse",
@@ -684,7 +660,7 @@ WIRES["triton"] = WIRES["kserve"]
 
 
 class ShapeServer:
-    """Speaks one Wire. `mode`: "ok"; "error": fails after a piece, or with HTTP 200; "cut" and "short": the
+    """Gives the answers of one Wire. `mode`: "ok"; "error": fails after a piece, or with HTTP 200; "cut" and "short": the
     stream breaks off, or ends as if all were well, after a piece; a status.
 
     Clear `gate` to hold a stream back after its first text. `requests` has what came: target, headers, body.
@@ -776,7 +752,7 @@ async def whole(writer: asyncio.StreamWriter, status: int, value: Any) -> None:
 
 @asynccontextmanager
 async def shape_server(name: str) -> AsyncIterator[ShapeServer]:
-    """A server on loopback that speaks one shape, at `url` (without the product's path)."""
+    """A server on loopback, at `url` (without the product's path)."""
     shaped = ShapeServer(name)
     async with await asyncio.start_server(shaped.answer, "127.0.0.1", 0) as server:
         shaped.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""What chat URLs in the wild say, in pieces of any size, in memory: each is the reply, however it is cut."""
+"""Answers of chat URLs in many forms, in memory and in pieces of any size."""
 
 import asyncio
 import json
@@ -28,21 +28,21 @@ JSON = "application/json"
 SSE = "text/event-stream"
 
 
-def says(body: str | bytes, kind: str = JSON) -> Answer:
-    """An answer whose length is known."""
+def sized(body: str | bytes, kind: str = JSON) -> Answer:
+    """An answer with a content-length."""
     return kind, [body.encode() if isinstance(body, str) else body], True
 
 
 def pieces(*parts: str | bytes, kind: str = JSON) -> Answer:
-    """One that comes in pieces."""
+    """An answer in pieces, without a content-length."""
     return kind, [part.encode() if isinstance(part, str) else part for part in parts], False
 
 
 REPLIES: dict[str, tuple[Answer, str]] = {
     # JSON on lines, whatever is known of its length and wherever it is cut
-    "lines, length known": (says('{"text":"a"}\n{"text":"b"}\n'), "ab"),
-    "lines, length known, no last line end": (says('{"text":"a"}\n{"text":"b"}', TEXT), "ab"),
-    "lines, blank ones between": (says('{"text":"a"}\n\n{"text":"b"}\n\n'), "ab"),
+    "lines, length known": (sized('{"text":"a"}\n{"text":"b"}\n'), "ab"),
+    "lines, length known, no last line end": (sized('{"text":"a"}\n{"text":"b"}', TEXT), "ab"),
+    "lines, blank ones between": (sized('{"text":"a"}\n\n{"text":"b"}\n\n'), "ab"),
     "lines, line end in the next piece": (pieces('{"text":"a"}', '\n{"text":"b"}\n'), "ab"),
     "lines, cut in a line": (pieces('{"te', 'xt":"a"}\n{"text":"b"}\n'), "ab"),
     "lines, line ends alone": (pieces('{"text":"a"}', "\n", '{"text":"b"}', "\n", kind=TEXT), "ab"),
@@ -53,22 +53,22 @@ REPLIES: dict[str, tuple[Answer, str]] = {
     "a JSON string as text": (pieces('"Hello ', 'world"', kind=TEXT), "Hello world"),
     "pretty JSON": (pieces('{\n  "reply":\n', '"Hello"\n}\n', kind=TEXT), "Hello"),
     "JSON after blanks": (pieces(" ", "\n", '{"reply":"Hi"}'), "Hi"),
-    "JSON after a BOM": (says(b'\xef\xbb\xbf{"reply":"Hi"}'), "Hi"),
+    "JSON after a BOM": (sized(b'\xef\xbb\xbf{"reply":"Hi"}'), "Hi"),
     "JSON in Latin-1": (
-        says('{"reply":"Grüße"}'.encode("latin-1"), f"{JSON}; charset=iso-8859-1"),
+        sized('{"reply":"Grüße"}'.encode("latin-1"), f"{JSON}; charset=iso-8859-1"),
         "Grüße",
     ),
     # texts that begin as something else does
     "blank first": (pieces("\n", "Hello", " there", kind=TEXT), "\nHello there"),
-    "BOM": (says(b"\xef\xbb\xbfHi", TEXT), "Hi"),
+    "BOM": (sized(b"\xef\xbb\xbfHi", TEXT), "Hi"),
     "Latin-1": (pieces("Gr", "üße".encode("latin-1"), kind=f"{TEXT}; charset=iso-8859-1"), "Grüße"),
-    "no charset that is known": (says("Grüße", f"{TEXT}; charset=x-nothing"), "Grüße"),
+    "no charset that is known": (sized("Grüße", f"{TEXT}; charset=x-nothing"), "Grüße"),
     "a page that was asked for": (
-        says("<!DOCTYPE html>\n<html></html>", TEXT),
+        sized("<!DOCTYPE html>\n<html></html>", TEXT),
         "<!DOCTYPE html>\n<html></html>",
     ),
     "HTML in pieces": (pieces("<div>", "hello", "</div>", kind=TEXT), "<div>hello</div>"),
-    "id:": (says("id: 42 is your number.", TEXT), "id: 42 is your number."),
+    "id:": (sized("id: 42 is your number.", TEXT), "id: 42 is your number."),
     "data:": (pieces("data: ", "the plural of datum", kind=TEXT), "data: the plural of datum"),
     "dat": (pieces("dat", "um", kind=TEXT), "datum"),
     "a quotation": (
@@ -109,26 +109,26 @@ REPLIES: dict[str, tuple[Answer, str]] = {
         ),
         "Hi",
     ),
-    "an empty text before it": (says('{"response":"","text":"Hi"}'), "Hi"),
-    "an envelope": (says('{"code":200,"message":"success","data":{"reply":"Hi"}}'), "Hi"),
+    "an empty text before it": (sized('{"response":"","text":"Hi"}'), "Hi"),
+    "an envelope": (sized('{"code":200,"message":"success","data":{"reply":"Hi"}}'), "Hi"),
     "a conversation": (
-        says(
+        sized(
             '{"messages":[{"role":"assistant","content":"A"},{"role":"user","content":"Q"},{"role":"assistant","content":"A"}]}'
         ),
         "A",
     ),
     "a conversation of LangChain's": (
-        says(
+        sized(
             '{"output":{"messages":[{"type":"ai","content":"before"},{"type":"human","content":"Q"},{"type":"ai","content":"A"}]}}'
         ),
         "A",
     ),
     "OpenAI's newer form": (
-        says('{"output":[{"type":"message","content":[{"type":"output_text","text":"A"}]}]}'),
+        sized('{"output":[{"type":"message","content":[{"type":"output_text","text":"A"}]}]}'),
         "A",
     ),
     "two messages of a bot": (
-        says('[{"role":"assistant","text":"A"},{"role":"assistant","text":"B"}]'),
+        sized('[{"role":"assistant","text":"A"},{"role":"assistant","text":"B"}]'),
         "AB",
     ),
 }
@@ -167,7 +167,7 @@ async def reply(answer: Answer, stream: bool, way: str = "chat_url") -> str:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("size", [0, 1, 1000], ids=["as it is", "byte by byte", "at once"])
 @pytest.mark.parametrize("name", REPLIES)
-async def test_the_reply_is_found_however_it_is_cut(name: str, size: int, stream: bool) -> None:
+async def test_the_reply_is_found_in_pieces_of_any_size(name: str, size: int, stream: bool) -> None:
     (kind, parts, whole), text = REPLIES[name]
     if size:
         body = b"".join(parts)
@@ -205,18 +205,20 @@ async def test_the_reply_is_found_however_it_is_cut(name: str, size: int, stream
         (SSE, ["event: error\ndata: boom\n\n"]),
     ],
 )
-async def test_what_is_no_reply_is_a_failure(kind: str, parts: list[str], stream: bool) -> None:
+async def test_an_answer_without_a_reply_is_a_failure(
+    kind: str, parts: list[str], stream: bool
+) -> None:
     answer = (kind, [part.encode() for part in parts], False)
     response = await client(answer).post("/v1/chat/completions", json=ASKED | {"stream": stream})
     assert response.status_code == 502, response.text
     assert response.json()["error"]["code"] == "bad_gateway"
 
 
-# What stands beside the text, and around it
+# Members beside the text
 
 
 async def streamed(answer: Answer, way: str = "chat_url", **more: Any) -> list[dict[str, Any]]:
-    """The choices of all chunks, and last the error, if there is one."""
+    """The choices of all chunks; the error is the last item if there is one."""
     settings = {name: more.pop(name) for name in list(more) if name == "chat_shape"}
     asked = ASKED | {"stream": True} | more
     response = await client(answer, way, **settings).post("/v1/chat/completions", json=asked)
@@ -229,9 +231,9 @@ async def streamed(answer: Answer, way: str = "chat_url", **more: Any) -> list[d
     return [choice for event in events for choice in event.get("choices", [event])]
 
 
-async def test_reasoning_has_two_names_and_is_said_once() -> None:
+async def test_reasoning_has_two_names_and_appears_once() -> None:
     body = json.dumps({"choices": [{"message": {"content": "T", "reasoning_content": "why"}}]})
-    found = [choice["delta"] for choice in await streamed(says(body))]
+    found = [choice["delta"] for choice in await streamed(sized(body))]
     assert (
         "".join(delta.get("reasoning_content") or delta.get("reasoning") or "" for delta in found)
         == "why"
@@ -239,10 +241,10 @@ async def test_reasoning_has_two_names_and_is_said_once() -> None:
     assert {"reasoning_content": "why", "reasoning": "why"} in found
 
 
-async def test_reasoning_comes_before_a_long_text_and_calls_of_tools_after_it() -> None:
+async def test_reasoning_precedes_a_long_text_and_tool_calls_follow_it() -> None:
     call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     message = {"content": "word " * 2000, "reasoning": "why", "tool_calls": [call]}
-    said = says(json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}))
+    said = sized(json.dumps({"choices": [{"message": message, "finish_reason": "tool_calls"}]}))
     found = [choice["delta"] for choice in await streamed(said)]
     names = [
         name
@@ -260,13 +262,13 @@ async def test_reasoning_comes_before_a_long_text_and_calls_of_tools_after_it() 
     assert len({*names}) == 3
 
 
-async def test_a_whole_answer_with_an_empty_reason_ends_with_one() -> None:
-    said = says('{"choices":[{"message":{"content":"Hi"},"finish_reason":""}]}')
+async def test_an_empty_finish_reason_becomes_stop() -> None:
+    said = sized('{"choices":[{"message":{"content":"Hi"},"finish_reason":""}]}')
     assert [choice["finish_reason"] for choice in await streamed(said)][-1] == "stop"
 
 
 @pytest.mark.parametrize("way", ["chat_url", "openai_api_base"])
-async def test_a_stream_with_an_empty_reason_in_each_chunk_is_cut_short_all_the_same(
+async def test_a_stream_with_empty_finish_reasons_can_be_cut_short(
     way: str,
 ) -> None:
     half = pieces(
@@ -282,7 +284,7 @@ HALF = [
 ]
 
 
-async def test_of_two_choices_both_have_to_end() -> None:
+async def test_every_choice_has_to_end() -> None:
     for way in ("chat_url", "openai_api_base"):
         answer = await client(pieces(*HALF, kind=SSE), way).post(
             "/v1/chat/completions", json=ASKED | {"n": 2}
@@ -319,7 +321,7 @@ CALLS = {
 @pytest.mark.parametrize("settings", [{}, {"chat_shape": "openai"}], ids=["any shape", "openai"])
 @pytest.mark.parametrize("finish", ["tool_calls", None])
 @pytest.mark.parametrize("name", CALLS)
-async def test_calls_of_tools_come_through_however_they_are_numbered(
+async def test_tool_calls_are_normalized_in_any_numbering(
     name: str, finish: str | None, settings: dict[str, Any]
 ) -> None:
     rows = [
@@ -347,8 +349,8 @@ async def test_calls_of_tools_come_through_however_they_are_numbered(
         assert [json.loads(text) for text in said] == [{"x": 1}, {}]
 
 
-async def test_calls_of_tools_beside_a_message_are_not_lost() -> None:
-    said = says(
+async def test_tool_calls_in_a_message_of_unknown_form_are_kept() -> None:
+    said = sized(
         '{"message":{"content":"","tool_calls":[{"function":{"name":"f","arguments":{"a":1}}}]},"done":true}'
     )
     whole = (await client(said).post("/v1/chat/completions", json=ASKED)).json()["choices"][0]
@@ -357,9 +359,9 @@ async def test_calls_of_tools_beside_a_message_are_not_lost() -> None:
     assert whole["message"]["tool_calls"][0]["id"]
 
 
-async def test_calls_that_are_none_are_a_failure() -> None:
+async def test_malformed_tool_calls_are_a_failure() -> None:
     for calls in ('["f"]', '"f"', "[1]"):
-        said = says(f'{{"choices":[{{"message":{{"content":"x","tool_calls":{calls}}}}}]}}')
+        said = sized(f'{{"choices":[{{"message":{{"content":"x","tool_calls":{calls}}}}}]}}')
         for stream in (False, True):
             answer = await client(said).post(
                 "/v1/chat/completions", json=ASKED | {"stream": stream}
@@ -368,7 +370,7 @@ async def test_calls_that_are_none_are_a_failure() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-async def test_no_tokens_logprobs_are_lost_where_it_has_no_text(stream: bool) -> None:
+async def test_logprobs_of_tokens_without_text_are_kept(stream: bool) -> None:
     tokens = [{"token": token, "logprob": -1, "bytes": [], "top_logprobs": []} for token in "abc"]
     said = [{"content": text, "refusal": None} for text in ("x", "", "y")]
     rows = [
@@ -387,7 +389,7 @@ async def test_no_tokens_logprobs_are_lost_where_it_has_no_text(stream: bool) ->
     ] == tokens
 
 
-async def test_pieces_of_a_field_are_joined_but_for_what_each_repeats() -> None:
+async def test_pieces_of_a_field_are_joined_except_constant_members() -> None:
     rows = [{"index": 0, "type": "text", "format": "f-1", "text": text} for text in ("a", "b")]
     events = [
         f"data: {json.dumps({'choices': [{'index': 0, 'delta': {'details': [row]}}]})}\n\n"
@@ -398,20 +400,21 @@ async def test_pieces_of_a_field_are_joined_but_for_what_each_repeats() -> None:
     assert message["details"] == [{"index": 0, "type": "text", "format": "f-1", "text": "ab"}]
 
 
-async def test_an_upstream_that_gets_all_of_it_has_nothing_dropped() -> None:
+async def test_an_openai_upstream_gets_images_and_an_unknown_url_does_not() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     asked = ASKED | {"messages": [{"role": "user", "content": [image]}]}
-    good = says(
+    good = sized(
         json.dumps(
             {"choices": [{"index": 0, "message": {"content": "A cat"}, "finish_reason": "stop"}]}
         )
     )
-    for way, dropped in (("chat_url", "messages.image_url"), ("openai_api_base", None)):
+    for way, status in (("chat_url", 400), ("openai_api_base", 200)):
         answer = await client(good, way).post("/v1/chat/completions", json=asked)
-        assert answer.headers.get("x-dropped-params") == dropped
+        assert answer.status_code == status
+        assert "x-dropped-params" not in answer.headers
 
 
-async def test_ask_says_the_first_of_several_choices_alone() -> None:
+async def test_ask_gives_the_first_choice_only() -> None:
     rows = [(0, "one "), (1, "other "), (0, "two"), (1, "words")]
     events = [
         f'data: {{"choices":[{{"index":{at},"delta":{{"content":"{text}"}}}}]}}\n\n'
@@ -424,7 +427,169 @@ async def test_ask_says_the_first_of_several_choices_alone() -> None:
         assert answer.text == "one two"
 
 
-# What has no end
+# Failures with status 200
+
+FAILURES: list[dict[str, Any]] = [
+    {"code": 40101, "message": "it broke", "data": None},
+    {"code": -1, "message": "it broke"},
+    {"code": "500", "msg": "it broke"},
+    {"code": "INVALID_TOKEN", "message": "it broke"},
+    {"status": 500, "message": "it broke"},
+    {"status": "error", "message": "it broke"},
+    {"status": "failed", "message": "it broke", "data": {}},
+    {"success": False, "message": "it broke"},
+    {"success": "false", "error_msg": "it broke"},
+    {"ok": False, "msg": "it broke"},
+    {"error_code": 110, "error_msg": "it broke"},
+    {"errcode": 40001, "errmsg": "it broke"},
+    {"errorCode": "E1", "errorMessage": "it broke"},
+    {"isError": True, "message": "it broke"},
+    {"type": "error", "message": "it broke"},
+    {"errors": [{"message": "it broke"}]},
+    {"error": "it broke"},
+    {"error": {"message": "it broke"}, "choices": []},
+]
+REPLIES_WITH_CODES: list[dict[str, Any]] = [
+    {"code": 0, "message": "Hi"},
+    {"code": 200, "message": "success", "data": {"reply": "Hi"}},
+    {"code": 1, "msg": "ok", "data": "Hi"},
+    {"code": 40101, "reply": "Hi"},
+    {"code": "00000", "result": "Hi"},
+    {"status": "success", "response": "Hi"},
+    {"status": "finished", "message": "Hi"},
+    {"success": True, "message": "Hi"},
+    {"error_code": 0, "result": "Hi"},
+    {"error": None, "errors": [], "error_message": "", "answer": "Hi"},
+    {"errors": ["a warning"], "answer": "Hi"},
+    {"errno": 0, "errmsg": "ok", "text": "Hi"},
+    {"type": "message", "content": "Hi"},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("value", FAILURES, ids=json.dumps)
+async def test_a_failure_with_status_200_is_an_error(value: dict[str, Any], stream: bool) -> None:
+    answers = [sized(json.dumps(value)), pieces(f"data: {json.dumps(value)}\n\n", kind=SSE)]
+    for answer in answers:
+        response = await client(answer).post(
+            "/v1/chat/completions", json=ASKED | {"stream": stream}
+        )
+        assert response.status_code >= 400, response.text
+        assert "it broke" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("value", REPLIES_WITH_CODES, ids=json.dumps)
+async def test_a_reply_beside_a_code_of_success_is_the_reply(value: dict[str, Any]) -> None:
+    assert await reply(sized(json.dumps(value)), False) == "Hi"
+    assert await reply(pieces(f"data: {json.dumps(value)}\n\n", kind=SSE), True) == "Hi"
+
+
+# Mistakes of upstreams that are repaired
+
+
+def chunk_event(delta: dict[str, Any], finish: str | None = None, **more: Any) -> str:
+    row = {"index": 0, "delta": delta, "finish_reason": finish, **more}
+    return f"data: {json.dumps({'choices': [row]})}\n\n"
+
+
+@pytest.mark.parametrize("settings", [{}, {"chat_shape": "openai"}], ids=["any shape", "openai"])
+async def test_a_finish_reason_in_every_chunk_appears_once_at_the_end(
+    settings: dict[str, Any],
+) -> None:
+    events = [chunk_event({"content": text}, "stop") for text in "abc"]
+    choices = await streamed(pieces(*events, "data: [DONE]\n\n", kind=SSE), **settings)
+    assert "".join(choice["delta"].get("content") or "" for choice in choices) == "abc"
+    assert [choice["finish_reason"] for choice in choices[-2:]] == [None, "stop"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"chat_shape": "openai"}], ids=["any shape", "openai"])
+@pytest.mark.parametrize("name", ["content", "reasoning"])
+async def test_the_halves_of_a_character_in_two_events_are_joined(
+    name: str, settings: dict[str, Any]
+) -> None:
+    texts = ["a\ud83d", "\ude00b\ud83d", "\ude00", "\udc00c\ud83d"]
+    events = [chunk_event({name: text}) for text in texts]
+    choices = await streamed(pieces(*events, END, kind=SSE), **settings)
+    assert "".join(choice["delta"].get(name) or "" for choice in choices) == "a😀b😀�c�"
+
+
+@pytest.mark.parametrize("settings", [{}, {"chat_shape": "openai"}], ids=["any shape", "openai"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_lone_surrogates_and_infinite_numbers_are_repaired(
+    stream: bool, settings: dict[str, Any]
+) -> None:
+    token = {"token": "\udc00", "logprob": float("-inf"), "bytes": None, "top_logprobs": []}
+    message = {"content": "a\udc00", "tool_calls": [call("c", 0, "f", '{"a":"\udc00"}')]}
+    choice = {
+        "index": 0,
+        "message": message,
+        "finish_reason": "stop",
+        "logprobs": {"content": [token]},
+    }
+    answer = sized(json.dumps({"choices": [choice]}))
+    response = await client(answer, **settings).post(
+        "/v1/chat/completions", json=ASKED | {"stream": stream}
+    )
+    assert response.status_code == 200, response.text
+    assert "a�" in response.text
+    assert '"logprob":null' in response.text
+    assert r"{\"a\":\"�\"}" in response.text
+    events = [chunk_event({"content": "a"}, logprobs={"content": [token]}), END]
+    response = await client(pieces(*events, kind=SSE), **settings).post(
+        "/v1/chat/completions", json=ASKED | {"stream": stream, "logprobs": True}
+    )
+    assert '"token":"�","logprob":null' in response.text
+
+
+@pytest.mark.parametrize("settings", [{}, {"chat_shape": "openai"}], ids=["any shape", "openai"])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("arguments", [None, "", {}])
+async def test_absent_arguments_of_a_tool_call_are_an_empty_object(
+    arguments: Any, stream: bool, settings: dict[str, Any]
+) -> None:
+    rows = [call("a", 0, "f", arguments), call("b", 1, "g", '{"x":1}')]
+    rows[0]["function"]["arguments"] = arguments
+    choice = {"index": 0, "message": {"content": None, "tool_calls": rows}}
+    events = [chunk_event({"tool_calls": rows}), chunk_event({}, "tool_calls"), "data: [DONE]\n\n"]
+    for answer in (sized(json.dumps({"choices": [choice]})), pieces(*events, kind=SSE)):
+        found: dict[int, str] = {}
+        if stream:
+            calls = [
+                piece
+                for choice in await streamed(answer, **settings)
+                for piece in choice["delta"].get("tool_calls", [])
+            ]
+        else:
+            whole = await client(answer, **settings).post("/v1/chat/completions", json=ASKED)
+            calls = whole.json()["choices"][0]["message"]["tool_calls"]
+        for position, piece in enumerate(calls):
+            assert isinstance(piece["function"]["arguments"], str)
+            index = piece["index"] if stream else position
+            found[index] = found.get(index, "") + piece["function"]["arguments"]
+        assert found == {0: "{}", 1: '{"x":1}'}
+
+
+async def test_the_name_and_the_id_of_a_tool_call_are_in_its_first_piece_only() -> None:
+    rows = [call("a", 0, "f", '{"x"'), call("a", 0, "f", ":1}")]
+    events = [chunk_event({"tool_calls": [row]}) for row in rows]
+    choices = await streamed(pieces(*events, END, kind=SSE))
+    found = [call for choice in choices for call in choice["delta"].get("tool_calls", [])]
+    assert [(row.get("id"), row["function"].get("name")) for row in found] == [
+        ("a", "f"),
+        (None, None),
+    ]
+
+
+async def test_calls_of_custom_tools_keep_their_form() -> None:
+    custom = {"id": "a", "type": "custom", "custom": {"name": "sql", "input": "select"}}
+    body = json.dumps({"choices": [{"message": {"content": None, "tool_calls": [custom]}}]})
+    whole = (await client(sized(body)).post("/v1/chat/completions", json=ASKED)).json()
+    [found] = whole["choices"][0]["message"]["tool_calls"]
+    assert {name: found[name] for name in custom} == custom
+    assert "function" not in found
+
+
+# Endless answers
 
 
 async def endless(
@@ -436,7 +601,7 @@ async def endless(
     asked: dict[str, Any] | None = None,
     **limits: Any,
 ) -> httpx.Response:
-    """What a client that wants no stream (or is `asked` otherwise) gets of it, within seconds."""
+    """The answer to a client, without a stream unless `asked` has one, for an endless upstream."""
 
     async def content() -> AsyncIterator[bytes]:
         yield first
@@ -460,7 +625,7 @@ async def endless(
 EVENT = b'data: {"text":"a"}\n\n'
 
 
-async def test_a_stream_that_is_gathered_ends_by_its_size() -> None:
+async def test_a_gathered_stream_is_bounded_in_size() -> None:
     answer = await endless(EVENT, EVENT, max_reply_bytes=10_000)
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         502,
@@ -468,24 +633,24 @@ async def test_a_stream_that_is_gathered_ends_by_its_size() -> None:
     )
 
 
-async def test_a_stream_that_is_gathered_ends_by_its_time() -> None:
+async def test_a_gathered_stream_is_bounded_in_time() -> None:
     assert (await endless(EVENT, EVENT, 0.02, total_timeout_seconds=0.3)).status_code == 504
 
 
-async def test_a_stream_that_never_has_to_be_waited_for_ends_by_its_time_too() -> None:
+async def test_a_gathered_stream_without_pauses_is_bounded_in_time() -> None:
     limits = {"total_timeout_seconds": 0.3, "max_reply_bytes": 10_000_000}
     assert (await endless(EVENT, EVENT, -1, **limits)).status_code == 504
 
 
 @pytest.mark.parametrize("kind", [JSON, TEXT, ""])
-async def test_an_answer_that_never_ends_ends_by_its_time(kind: str) -> None:
+async def test_an_endless_answer_is_bounded_in_time_and_size(kind: str) -> None:
     answer = await endless(b'{"reply":"', b"a", 0.02, kind=kind, total_timeout_seconds=0.3)
     assert answer.status_code == 504
     answer = await endless(b'{"reply":"', b"a" * 1000, kind=kind, max_reply_bytes=100_000)
     assert answer.status_code == 502
 
 
-async def test_the_words_of_a_refusal_are_not_waited_for_without_end() -> None:
+async def test_an_endless_error_body_is_bounded_in_time() -> None:
     answer = await endless(b" ", b" ", 0.02, status=500, kind=JSON, total_timeout_seconds=0.3)
     assert answer.status_code == 502
 
@@ -496,7 +661,7 @@ async def test_an_event_of_many_empty_lines_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("more", [{"store": True}, {}], ids=["stored", "after hooks"])
-async def test_a_stream_that_is_kept_ends_by_its_size(
+async def test_a_recorded_stream_is_bounded_in_size(
     more: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "hooks_that_see.py").write_text("def after(chat, completion): pass\n")
@@ -516,30 +681,32 @@ async def test_a_stream_that_is_kept_ends_by_its_size(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("reason", ["length", "content_filter"])
-async def test_a_completion_without_a_text_may_have_its_reason(reason: str, stream: bool) -> None:
+async def test_a_completion_without_text_passes_with_its_finish_reason(
+    reason: str, stream: bool
+) -> None:
     body = json.dumps(
         {"choices": [{"index": 0, "message": {"content": None}, "finish_reason": reason}]}
     )
     for way in ("chat_url", "openai_api_base"):
-        answer = await client(says(body), way).post(
+        answer = await client(sized(body), way).post(
             "/v1/chat/completions", json=ASKED | {"stream": stream}
         )
         assert answer.status_code == 200
         assert f'"{reason}"' in answer.text
 
 
-async def test_text_is_no_completion() -> None:
+async def test_plain_text_is_not_a_completion() -> None:
     for kind, text in ((TEXT, "Traceback: sk-1"), (HTML, "Hello"), (TEXT, '{"oops"')):
         for more in ({}, {"stream": True}):
-            answer = await client(says(text, kind), "openai_api_base").post(
+            answer = await client(sized(text, kind), "openai_api_base").post(
                 "/v1/chat/completions", json=ASKED | more
             )
             assert answer.status_code == 502
 
 
-async def test_a_completion_with_an_error_is_none() -> None:
+async def test_a_completion_with_an_error_is_an_error() -> None:
     body = '{"error":{"message":"bad key","code":429},"choices":[{"index":0,"message":{"content":""}}]}'
-    answer = await client(says(body), "openai_api_base").post("/v1/chat/completions", json=ASKED)
+    answer = await client(sized(body), "openai_api_base").post("/v1/chat/completions", json=ASKED)
     assert answer.status_code == 429
 
 

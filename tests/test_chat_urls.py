@@ -1,4 +1,4 @@
-"""A chat URL of each kind is a real local server here: its pieces go on at once, its text whole, its failures by name."""
+"""Chat URLs of each kind as real local servers: pieces at once, whole texts, failures."""
 
 import asyncio
 import json
@@ -60,14 +60,14 @@ async def forwarding(
 
 
 def events(body: str) -> list[str]:
-    """The data of each event; split by nothing but the blank lines that we write."""
+    """The data of each event. Blank lines alone separate events."""
     assert body.endswith("\n\n")
     assert all(event.startswith("data: ") for event in body[:-2].split("\n\n"))
     return [event.removeprefix("data: ") for event in body[:-2].split("\n\n")]
 
 
 def said(body: str) -> str:
-    """The text of a stream that came to its end."""
+    """The text of a complete stream."""
     *chunks, done = events(body)
     assert done == DONE
     choices = [json.loads(chunk)["choices"][0] for chunk in chunks]
@@ -79,20 +79,20 @@ async def chat(client: httpx.AsyncClient, **more: Any) -> httpx.Response:
     return await client.post("/v1/chat/completions", json=ASKED | more)
 
 
-async def test_streams_leave_their_connections_for_the_next() -> None:
+async def test_streams_reuse_their_connection() -> None:
     for way, path in (("chat_url", "/chat"), ("openai_api_base", "/v1")):
         async with Upstream(make("sse_openai", TEXT, pause_s=0.01)) as up:
             with served(**{way: up.url + path}) as url:
                 async with asked_at(url) as client:
                     for _ in range(5):
                         assert said((await chat(client, stream=True)).text) == TEXT
-                        await asyncio.sleep(0.3)  # the end of HTTP comes after that of the events
+                        await asyncio.sleep(0.3)  # HTTP ends after the events
             assert up.connections == 1
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_who_cannot_be_reached_in_time_is_given_up(way: str) -> None:
-    with socket.socket() as full:  # its queue is full: nobody says yes or no
+async def test_a_connect_timeout_is_a_504(way: str) -> None:
+    with socket.socket() as full:  # its queue is full: no connection is accepted or refused
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         port = full.getsockname()[1]
@@ -114,7 +114,7 @@ async def test_who_cannot_be_reached_in_time_is_given_up(way: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("text", [TEXT, ODD, LONG], ids=["text", "odd", "1MB"])
-async def test_json_and_stream_and_ask_say_the_same(kind: str, text: str) -> None:
+async def test_json_stream_and_ask_have_the_same_text(kind: str, text: str) -> None:
     expected = lf(text) if kind == "sse_text" else text
     async with forwarding(make(kind, text)) as client:
         whole, streamed = await chat(client), await chat(client, stream=True)
@@ -128,7 +128,7 @@ async def test_json_and_stream_and_ask_say_the_same(kind: str, text: str) -> Non
     assert plain.content.decode() == expected
 
 
-async def test_an_openai_upstream_says_the_same_in_json_and_stream_and_ask() -> None:
+async def test_an_openai_upstream_has_the_same_text_in_json_stream_and_ask() -> None:
     def answer(request: Any, reader: Any, writer: Any) -> Any:
         return make("sse_openai" if request.sse else "openai_json", ODD + LONG)(
             request, reader, writer
@@ -143,7 +143,7 @@ async def test_an_openai_upstream_says_the_same_in_json_and_stream_and_ask() -> 
 
 
 @pytest.mark.parametrize("kind", ["json", "json_string", "openai_json"])
-async def test_an_answer_at_once_is_streamed_word_by_word(kind: str) -> None:
+async def test_an_answer_in_one_piece_is_streamed_word_by_word(kind: str) -> None:
     async with forwarding(make(kind, "Hello there,\n  world ")) as client:
         chunks = events((await chat(client, stream=True)).text)
     deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks[:-1]]
@@ -156,7 +156,7 @@ async def test_an_answer_at_once_is_streamed_word_by_word(kind: str) -> None:
     ]
 
 
-async def test_an_event_of_very_many_lines_costs_no_more_than_its_bytes() -> None:
+async def test_an_event_of_many_lines_is_read_in_linear_time() -> None:
     text = "a\n" * 200_000
     async with forwarding(make("sse_text", text, [text])) as client:
         async with asyncio.timeout(5):
@@ -167,7 +167,7 @@ async def test_an_event_of_very_many_lines_costs_no_more_than_its_bytes() -> Non
 
 
 async def first_text(response: httpx.Response, pieces: AsyncIterator[bytes]) -> str:
-    """Read until some text has come; of events, only whole ones."""
+    """Read until some text has arrived, in whole events."""
     body = b""
     async with asyncio.timeout(2):
         async for piece in pieces:
@@ -178,7 +178,7 @@ async def first_text(response: httpx.Response, pieces: AsyncIterator[bytes]) -> 
                 choices = [json.loads(event)["choices"][0] for event in events(body.decode())]
                 if text := "".join(choice["delta"].get("content") or "" for choice in choices):
                     return text
-    raise AssertionError("the end came first")
+    raise AssertionError("no text before the end")
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/ask"])
@@ -266,7 +266,7 @@ def check_own_error(response: httpx.Response) -> None:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("case", CASES)
-async def test_each_way_to_fail_has_its_status_and_the_envelope(
+async def test_each_failure_has_its_status_and_the_envelope(
     case: str, stream: bool, way: str
 ) -> None:
     async with Upstream(bad(case, way)) as up:
@@ -291,7 +291,7 @@ async def test_each_way_to_fail_has_its_status_and_the_envelope(
 @pytest.mark.parametrize(
     "name", ["wrong_type", "empty_200", "204", "empty_choices", "null_content"]
 )
-async def test_an_answer_that_says_nothing_is_no_reply(name: str, stream: bool, way: str) -> None:
+async def test_an_answer_without_content_is_a_failure(name: str, stream: bool, way: str) -> None:
     if (name, way) == ("null_content", "openai_api_base"):
         return  # it has a reason to end, so it is the upstream's answer
     async with forwarding(FAULTS[name], way) as client:
@@ -316,7 +316,7 @@ async def test_the_failure_status_is_a_setting(way: str) -> None:
 
 
 def check_broken_off(body: str) -> str:
-    """The events before the error; their text."""
+    """Check the error at the end of a stream; the text before it."""
     *chunks, last = events(body)
     assert DONE not in chunks
     error = json.loads(last)["error"]
@@ -331,10 +331,8 @@ def check_broken_off(body: str) -> str:
 @pytest.mark.parametrize(
     "name", ["truncated_sse", "reset_mid", "cut_chunk", "cut_event", "error_event"]
 )
-async def test_an_upstream_that_breaks_off_ends_with_an_error_event_and_no_done(
-    name: str, way: str
-) -> None:
-    # of events in a form that has no end of its own, only HTTP tells that they are cut short
+async def test_a_broken_stream_ends_with_an_error_event_and_no_done(name: str, way: str) -> None:
+    # a form without an end of its own is cut short only if HTTP is
     path = "/v1/chat/completions" if name == "truncated_sse" and way == "chat_url" else "/chat"
     async with Upstream(FAULTS[name]) as up:
         with served(**{way: up.url + (path if way == "chat_url" else "/v1")}) as url:
@@ -349,7 +347,7 @@ async def test_an_upstream_that_breaks_off_ends_with_an_error_event_and_no_done(
 
 
 @pytest.mark.parametrize("kind", ["sse_json", "ndjson", "plain_text"])
-async def test_pieces_of_any_kind_that_break_off_end_with_an_error_event(kind: str) -> None:
+async def test_a_broken_stream_of_any_framing_ends_with_an_error_event(kind: str) -> None:
     async def answer(request: Any, reader: Any, writer: Any) -> None:
         gate = asyncio.Event()
         task = asyncio.create_task(make(kind, TEXT, gate=gate)(request, reader, writer))
@@ -365,7 +363,7 @@ async def test_pieces_of_any_kind_that_break_off_end_with_an_error_event(kind: s
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_silent_upstream_ends_in_mid_stream_at_the_stall_time_out(way: str) -> None:
+async def test_a_silent_stream_ends_at_the_stall_timeout(way: str) -> None:
     answer = make("sse_openai", TEXT, gate=asyncio.Event())
     async with forwarding(answer, way, stall_timeout_seconds=0.15) as client:
         response = await chat(client, stream=True)
@@ -381,13 +379,13 @@ async def test_bytes_that_never_become_an_event_end_by_their_size(way: str) -> N
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_json_answer_that_drips_ends_at_the_total_time_out(way: str) -> None:
+async def test_a_slow_json_answer_ends_at_the_total_timeout(way: str) -> None:
     async with forwarding(FAULTS["drip_json"], way, total_timeout_seconds=0.3) as client:
         async with asyncio.timeout(2):
             check_envelope(await chat(client), 504, "timeout")
 
 
-async def test_a_host_of_ones_own_takes_the_place_of_the_addresss() -> None:
+async def test_a_configured_host_header_replaces_that_of_the_url() -> None:
     async with Upstream(FAULTS["good"]) as up:
         with served(
             chat_url=f"{up.url}/chat", chat_headers={"Host": "bot.example", "X-Own": "1"}
@@ -399,7 +397,7 @@ async def test_a_host_of_ones_own_takes_the_place_of_the_addresss() -> None:
 
 
 @pytest.mark.parametrize("name", ["Content-Length", "transfer-encoding", "Connection"])
-def test_a_header_that_says_how_a_request_is_sent_stops_the_start(name: str) -> None:
+def test_a_configured_framing_header_stops_the_start(name: str) -> None:
     with pytest.raises(
         ValueError, match=f"^CHAT_URL: The header {name.lower()} is for this program to send"
     ):

@@ -1,4 +1,4 @@
-"""The engine of the shapes, without sockets: each against its product's own words, then templates, paths, errors."""
+"""Shapes without sockets: each against recorded answers, then templates, paths and errors."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ CLOSES = (
     "promptflow",
     "rasa",
     "langserve",
-)  # only the end of the connection ends a stream of theirs
+)  # their streams end with the connection
 STREAMED = [name for name, wire in WIRES.items() if wire.stream]
 TALK = [
     {"role": "developer", "content": "Be kind."},
@@ -39,7 +39,7 @@ def chat(**more: Any) -> ChatRequest:
 
 
 def events(pieces: list[bytes], ndjson: bool) -> list[tuple[str, bytes]]:
-    """A splitter good enough for what the servers here say."""
+    """The events in these pieces, as (name, data)."""
     if ndjson:
         return [("", line) for piece in pieces for line in piece.split(b"\n") if line.strip()]
     fields = [
@@ -52,8 +52,8 @@ def events(pieces: list[bytes], ndjson: bool) -> list[tuple[str, bytes]]:
     return list(zip(names, data, strict=True))
 
 
-def heard(name: str, pieces: list[bytes]) -> tuple[list[Delta], MappedReader]:
-    """What is said in a stream, by a reader that none of it comes too late for. Raises Refused."""
+def read_stream(name: str, pieces: list[bytes]) -> tuple[list[Delta], MappedReader]:
+    """The Deltas of a stream, and its reader. No event may follow the last one."""
     reader, deltas = SHAPES[name].reader(), list[Delta]()
     for event in events(pieces, SHAPES[name].framing == "ndjson"):
         assert not reader.done
@@ -62,19 +62,19 @@ def heard(name: str, pieces: list[bytes]) -> tuple[list[Delta], MappedReader]:
 
 
 def read(reader: MappedReader, data: Any) -> Delta:
-    """What one event says: JSON, or a text as it is."""
+    """The Delta of one event: JSON, or a plain text."""
     [delta] = reader("", data.encode() if isinstance(data, str) else json.dumps(data).encode())
     return delta
 
 
-def said(shape: MappedShape, value: Any) -> Delta:
-    """What a whole answer says."""
+def delta_of(shape: MappedShape, value: Any) -> Delta:
+    """The Delta of a whole answer."""
     [delta] = shape.answer(value)
     return delta
 
 
-def refused(shape: MappedShape, value: Any) -> UpstreamRejection:
-    """The error that a whole answer is."""
+def rejection_of(shape: MappedShape, value: Any) -> UpstreamRejection:
+    """The error in a whole answer."""
     with pytest.raises(UpstreamRejection) as raised:
         shape.answer(value)
     return raised.value
@@ -97,7 +97,7 @@ def test_every_shape_has_a_server_to_be_tested_against() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", WIRES)
-def test_the_product_takes_the_request(name: str, stream: bool) -> None:
+def test_each_product_accepts_the_request(name: str, stream: bool) -> None:
     wire, shape = WIRES[name], SHAPES[name]
     messages = TALK if name != "openai" else TALK[1:]
     sent = chat(
@@ -110,7 +110,7 @@ def test_the_product_takes_the_request(name: str, stream: bool) -> None:
     )
     body = json.loads(json.dumps(shape.payload(sent)))
     assert wire.valid(body)
-    if wire.stream and name != "n8n":  # there the workflow decides
+    if wire.stream and name != "n8n":  # the workflow decides
         path = wire.whole if not stream or not wire.stream_path else wire.stream_path
         asked = wire.asks(body, shape.headers("", stream)) and shape.url(
             f"http://h{wire.whole}", sent
@@ -121,25 +121,25 @@ def test_the_product_takes_the_request(name: str, stream: bool) -> None:
 
 
 @pytest.mark.parametrize("name", WIRES)
-def test_a_whole_answer_is_understood(name: str) -> None:
-    delta = said(SHAPES[name], WIRES[name].answer)
+def test_a_whole_answer_is_read(name: str) -> None:
+    delta = delta_of(SHAPES[name], WIRES[name].answer)
     check_outcome(WIRES[name], delta.content, delta.finish_reason, delta.usage, whole=True)
     assert delta.whole
 
 
 @pytest.mark.parametrize("name", STREAMED)
-def test_a_stream_is_understood_piece_by_piece(name: str) -> None:
+def test_a_stream_is_read_piece_by_piece(name: str) -> None:
     wire = WIRES[name]
-    deltas, reader = heard(name, wire.stream)
-    assert sum(bool(d.content) for d in deltas) == 2, "two pieces, none of them twice"
-    assert heard(name, wire.stream[: wire.first + 1])[0][-1].content == "Hello", (
-        "the first is there at once"
+    deltas, reader = read_stream(name, wire.stream)
+    assert sum(bool(d.content) for d in deltas) == 2, "two pieces, each once"
+    assert read_stream(name, wire.stream[: wire.first + 1])[0][-1].content == "Hello", (
+        "the first piece comes with its event"
     )
     usage = next((d.usage for d in reversed(deltas) if d.usage), None)
     check_outcome(wire, "".join(d.content for d in deltas), reader.finish, usage)
     assert reader.complete
     assert not any(d.finish_reason or d.whole for d in deltas), (
-        "which reason is the last is known at the end alone"
+        "the last reason is known at the end only"
     )
 
 
@@ -165,41 +165,42 @@ def check_outcome(
 @pytest.mark.parametrize("name", [name for name in STREAMED if WIRES[name].broken])
 def test_an_error_in_a_stream_is_an_error(name: str) -> None:
     wire = WIRES[name]
-    _, reader = heard(name, wire.stream[: wire.first + 1])
+    _, reader = read_stream(name, wire.stream[: wire.first + 1])
     rest = (
         d.content
         for event in events(wire.broken, SHAPES[name].framing == "ndjson")
         for d in reader(*event)
     )
     with pytest.raises(UpstreamRejection) as raised:
-        next(filter(None, rest))  # and no text before it
+        next(filter(None, rest))  # no text precedes it
     assert (raised.value.message, raised.value.status) == ("it broke", wire.error_status or 502)
 
 
 @pytest.mark.parametrize("name", [name for name in STREAMED if name not in CLOSES])
 def test_a_stream_that_is_cut_short_is_not_complete(name: str) -> None:
     wire = WIRES[name]
-    assert not heard(name, wire.stream[: wire.first + 1])[1].complete
+    assert not read_stream(name, wire.stream[: wire.first + 1])[1].complete
 
 
 @pytest.mark.parametrize("name", [name for name, wire in WIRES.items() if wire.failed is not None])
 def test_an_error_inside_http_200_is_an_error(name: str) -> None:
     says = "has no text" if name in ("rasa", "botpress") else "it broke"
-    assert says in refused(SHAPES[name], WIRES[name].failed).message
+    assert says in rejection_of(SHAPES[name], WIRES[name].failed).message
 
 
 @pytest.mark.parametrize("name", WIRES)
-def test_the_words_of_an_http_error_are_found(name: str) -> None:
+def test_the_message_of_an_http_error_is_found(name: str) -> None:
     found = SHAPES[name].rejection(418, WIRES[name].refused)
     assert (found.message, found.status) == ("it broke", 418)
     assert not SHAPES[name].rejection(418, "<html>").message
 
 
-def test_reasoning_is_apart_from_the_text() -> None:
+def test_reasoning_is_separate_from_the_text() -> None:
     for name in ("anthropic", "cohere"):
-        assert field(said(SHAPES[name], WIRES[name].answer), "reasoning") == "hm"
+        assert field(delta_of(SHAPES[name], WIRES[name].answer), "reasoning") == "hm"
         assert (
-            "".join(field(d, "reasoning") or "" for d in heard(name, WIRES[name].stream)[0]) == "hm"
+            "".join(field(d, "reasoning") or "" for d in read_stream(name, WIRES[name].stream)[0])
+            == "hm"
         )
     thinking = read(
         SHAPES["ollama"].reader(), {"message": {"content": "", "thinking": "hm"}, "done": False}
@@ -210,8 +211,8 @@ def test_reasoning_is_apart_from_the_text() -> None:
     )
 
 
-def test_what_a_cache_gave_is_counted_with_the_prompt() -> None:
-    usage = said(SHAPES["anthropic"], WIRES["anthropic"].answer).usage
+def test_cached_tokens_count_as_prompt_tokens() -> None:
+    usage = delta_of(SHAPES["anthropic"], WIRES["anthropic"].answer).usage
     assert usage == {
         "prompt_tokens": 11,
         "completion_tokens": 2,
@@ -220,7 +221,7 @@ def test_what_a_cache_gave_is_counted_with_the_prompt() -> None:
     }
 
 
-def test_tool_calls_go_through_the_openai_shape() -> None:
+def test_the_openai_shape_passes_tool_calls() -> None:
     call = {
         "index": 0,
         "id": "call_1",
@@ -229,7 +230,7 @@ def test_tool_calls_go_through_the_openai_shape() -> None:
     }
     for finish in ("tool_calls", None):
         choice = {"message": {"content": None, "tool_calls": [call]}, "finish_reason": finish}
-        whole = said(SHAPES["openai"], {"choices": [choice]})
+        whole = delta_of(SHAPES["openai"], {"choices": [choice]})
         assert (whole.fields, whole.content, whole.finish_reason) == (
             {"tool_calls": [call]},
             "",
@@ -252,21 +253,21 @@ def test_tool_calls_go_through_the_openai_shape() -> None:
         ("?", "stop"),
     ],
 )
-def test_reasons_to_end_get_openais_words(theirs: str, ours: str) -> None:
-    assert said(one(reply="t", finish="why"), {"t": "x", "why": theirs}).finish_reason == ours
+def test_finish_reasons_get_openais_names(theirs: str, ours: str) -> None:
+    assert delta_of(one(reply="t", finish="why"), {"t": "x", "why": theirs}).finish_reason == ours
 
 
-def test_a_refused_prompt_of_gemini_is_a_content_filter_and_no_failure() -> None:
-    delta = said(SHAPES["gemini"], {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}})
+def test_a_prompt_that_gemini_blocks_ends_with_content_filter() -> None:
+    delta = delta_of(SHAPES["gemini"], {"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}})
     assert (delta.content, delta.finish_reason) == ("", "content_filter")
 
 
-def test_a_langflow_without_a_streaming_model_still_answers() -> None:
-    deltas, _ = heard("langflow", WIRES["langflow"].stream[-1:])
+def test_langflow_answers_without_a_streaming_model() -> None:
+    deltas, _ = read_stream("langflow", WIRES["langflow"].stream[-1:])
     assert [d.content for d in deltas] == ["Hello world!"]
 
 
-def test_an_n8n_that_does_not_stream_still_answers() -> None:
+def test_n8n_answers_without_a_stream() -> None:
     reader = SHAPES["n8n"].reader()
     assert read(reader, {"output": "Hello world!"}).content == "Hello world!"
     assert reader.complete
@@ -288,7 +289,7 @@ def test_a_placeholder_keeps_the_type_of_its_value() -> None:
     assert body == {"t": 0, "s": False, "text": "at 0, 2", "m": [{"role": "user", "content": "hi"}]}
 
 
-def test_an_absent_value_leaves_out_its_member_and_what_is_empty_then() -> None:
+def test_an_absent_value_leaves_out_its_member_and_empty_parents() -> None:
     shape = one(
         request={
             "q": "{prompt}",
@@ -301,7 +302,7 @@ def test_an_absent_value_leaves_out_its_member_and_what_is_empty_then() -> None:
     assert shape.payload(chat(temperature=1))["o"] == {"p": {"t": 1}}
 
 
-def test_a_default_is_json_where_it_can_be() -> None:
+def test_a_default_is_read_as_json_if_possible() -> None:
     shape = one(request={"t": "{temperature|0.7}", "u": "{user|nobody}", "k": "{top_k | [1, 2]}"})
     assert shape.payload(chat()) == {"t": 0.7, "u": "nobody", "k": [1, 2]}
     assert shape.payload(chat(temperature=0, user="bob"))["t"] == 0
@@ -314,7 +315,7 @@ def test_doubled_braces_are_braces() -> None:
     }
 
 
-def test_the_messages_come_in_each_form() -> None:
+def test_messages_are_available_in_each_form() -> None:
     names = ("prompt", "system", "history", "dialog", "messages", "turns")
     turn = {"prompt": "{prompt}", "reply": "{reply}"}
     body = one(request={name: f"{{{name}}}" for name in names}, turn=turn).payload(chat())
@@ -339,7 +340,7 @@ def test_a_conversation_is_one_text() -> None:
     assert one(request={"q": "{conversation}"}).payload(chat(messages=TALK[1:2])) == {"q": "hi"}
 
 
-def test_roles_and_the_form_of_a_message_can_be_renamed() -> None:
+def test_roles_and_members_of_messages_can_be_renamed() -> None:
     shape = one(
         request={"c": "{dialog}"},
         message={"who": "{role}", "parts": [{"text": "{content}"}]},
@@ -352,32 +353,32 @@ def test_roles_and_the_form_of_a_message_can_be_renamed() -> None:
     "messages",
     [[], [{"role": "system", "content": "x"}], [{"role": "assistant", "content": None}], [{}]],
 )
-def test_odd_conversations_make_a_request_all_the_same(messages: list[Any]) -> None:
+def test_odd_conversations_still_make_a_request(messages: list[Any]) -> None:
     for shape in SHAPES.values():
         shape.payload(chat(messages=messages))
         shape.dropped(chat(messages=messages))
 
 
-def test_max_tokens_goes_by_both_names() -> None:
+def test_max_tokens_has_two_names() -> None:
     assert SHAPES["anthropic"].payload(chat(max_completion_tokens=5))["max_tokens"] == 5
     assert SHAPES["anthropic"].payload(chat())["max_tokens"] == 4096
     assert one(request={"m": "{max_completion_tokens}"}).payload(chat(max_tokens=6)) == {"m": 6}
 
 
-def test_a_session_is_the_clients_or_its_own() -> None:
+def test_a_session_is_named_by_the_client_or_unique() -> None:
     rasa = SHAPES["rasa"]
     assert rasa.payload(chat(user="bob"))["sender"] == "bob"
     assert rasa.payload(chat(user="bob", session_id="s1"))["sender"] == "s1"
     assert rasa.payload(chat())["sender"] != rasa.payload(chat())["sender"], (
-        "strangers never meet in one session"
+        "two chats without a name have two sessions"
     )
     stored = replace(chat(user="bob"), session="chatcmpl-1", stored=True)
-    assert rasa.payload(stored)["sender"] == "chatcmpl-1", "a stored chat that goes on is a session"
+    assert rasa.payload(stored)["sender"] == "chatcmpl-1", "a stored chat is a session"
     assert rasa.payload(replace(stored, payload={"session_id": "s1"}))["sender"] == "s1"
     assert "messages.history" not in rasa.dropped(stored)
 
 
-def test_what_does_not_go_along_is_said() -> None:
+def test_dropped_parts_of_a_request_are_named() -> None:
     image = [
         {
             "role": "user",
@@ -396,14 +397,15 @@ def test_what_does_not_go_along_is_said() -> None:
     assert SHAPES["rasa"].dropped(chat(**more)) == ["temperature", "messages.system"]
     assert "session_id" not in SHAPES["rasa"].dropped(chat(session_id="s"))
     assert SHAPES["botpress"].dropped(chat(n=2)) == ["n", "messages.system", "messages.history"]
-    assert SHAPES["ollama"].dropped(chat(max_completion_tokens=1, stop="x", tools=[], **more)) == [
+    assert SHAPES["tgi"].dropped(chat(max_completion_tokens=1, stop="x", tools=[], **more)) == [
         "tools"
     ]
-    assert SHAPES["ollama"].dropped(chat(messages=image)) == ["messages.image_url"]
+    assert SHAPES["dify"].dropped(chat(messages=image)) == ["messages.image_url"]
+    assert SHAPES["ollama"].dropped(chat(messages=image)) == ["messages.image_url"], "no data: URL"
     assert SHAPES["openai"].dropped(chat(messages=image, tools=[], anything=1)) == []
 
 
-def test_what_is_nested_too_deeply_is_the_clients_fault() -> None:
+def test_deep_nesting_is_a_client_error() -> None:
     deep: Any = []
     for _ in range(400):
         deep = [deep]
@@ -411,7 +413,7 @@ def test_what_is_nested_too_deeply_is_the_clients_fault() -> None:
         one(request={"q": "{tools} {prompt}"}).payload(chat(tools=deep))
 
 
-def test_any_other_parameter_can_be_named() -> None:
+def test_a_template_can_name_any_parameter() -> None:
     shape = one(request={"x": "{param.mirostat}"})
     assert shape.payload(chat(mirostat=2)) == {"x": 2}
     assert shape.dropped(chat(mirostat=2)) == [
@@ -453,12 +455,12 @@ def test_any_other_parameter_can_be_named() -> None:
         ("huggingface", "http://h/models/x", True, "http://h/models/x"),
     ],
 )
-def test_the_address_is_completed(name: str, url: str, stream: bool, wanted: str) -> None:
+def test_the_url_is_completed(name: str, url: str, stream: bool, wanted: str) -> None:
     assert SHAPES[name].url(url, chat(stream=stream, user="a b")) == wanted
 
 
 @pytest.mark.parametrize("model", ["../../admin", "a/../b", "", "a//b"])
-def test_a_model_cannot_climb_out_of_its_address(model: str) -> None:
+def test_a_model_name_cannot_change_the_path(model: str) -> None:
     with pytest.raises(APIError, match="cannot stand in a URL") as raised:
         SHAPES["kserve"].url("http://h", chat(model=model))
     assert raised.value.status == 400
@@ -468,7 +470,7 @@ def test_a_model_cannot_climb_out_of_its_address(model: str) -> None:
     )
 
 
-def test_the_key_goes_where_the_product_wants_it() -> None:
+def test_the_key_is_in_the_header_of_the_product() -> None:
     assert SHAPES["anthropic"].headers("k", False) == {
         "anthropic-version": "2023-06-01",
         "x-api-key": "k",
@@ -502,13 +504,13 @@ def test_the_key_goes_where_the_product_wants_it() -> None:
 def test_a_path_finds_its_text(path: str, value: Any, text: str | None) -> None:
     shape = one(reply=path)
     if text:
-        assert said(shape, value).content == text
+        assert delta_of(shape, value).content == text
     else:
-        assert "has no text" in refused(shape, value).message
+        assert "has no text" in rejection_of(shape, value).message
 
 
-def test_texts_of_an_array_are_joined_as_the_shape_says() -> None:
-    assert said(one(reply="[].t", join=", "), [{"t": "a"}, {"t": "b"}]).content == "a, b"
+def test_texts_of_a_list_are_joined_by_the_setting() -> None:
+    assert delta_of(one(reply="[].t", join=", "), [{"t": "a"}, {"t": "b"}]).content == "a, b"
 
 
 def test_cumulative_texts_become_deltas() -> None:
@@ -522,7 +524,7 @@ def test_cumulative_texts_become_deltas() -> None:
     ]
 
 
-def test_bare_strings_are_pieces_too() -> None:
+def test_bare_strings_are_pieces() -> None:
     reader = one(stream={"framing": "sse"}).reader()
     assert [read(reader, d).content for d in ('"He"', "llo", " 42", "42", "true", "[DONE]")] == [
         "He",
@@ -537,7 +539,7 @@ def test_bare_strings_are_pieces_too() -> None:
     assert [one().reader()(TEXT, text.encode())[0].content for text in texts] == texts
 
 
-def test_an_event_that_is_not_json_is_an_error_where_json_is_expected() -> None:
+def test_an_event_without_json_is_an_error_if_the_shape_expects_json() -> None:
     with pytest.raises(UpstreamRejection) as raised:
         read(SHAPES["ollama"].reader(), "<html>")
     assert (raised.value.message, raised.value.status) == (
@@ -546,21 +548,24 @@ def test_an_event_that_is_not_json_is_an_error_where_json_is_expected() -> None:
     )
     reader = SHAPES["gemini"].reader()
     read(reader, "[DONE]")
-    assert reader.done, "but [DONE] is the end for everybody"
+    assert reader.done, "[DONE] ends every stream"
 
 
-def test_a_falsy_error_is_none_and_an_object_is_shown() -> None:
+def test_an_empty_error_is_ignored_and_an_object_is_shown() -> None:
     falsy: list[Any] = [None, "", False, {}, []]
     for nothing in falsy:
-        assert said(one(reply="t"), {"t": "x", "error": nothing}).content == "x"
-    assert refused(one(reply="t"), {"t": "x", "error": {"code": 5}}).message == 'error: {"code":5}'
+        assert delta_of(one(reply="t"), {"t": "x", "error": nothing}).content == "x"
+    assert (
+        rejection_of(one(reply="t"), {"t": "x", "error": {"code": 5}}).message
+        == 'error: {"code":5}'
+    )
 
 
-# What cannot be used stops the start, and says where
+# Wrong tables stop the start
 
 
 @pytest.mark.parametrize(
-    ("table", "says"),
+    ("table", "message"),
     [
         (
             {"request": {"messages": [{"role": "user", "content": "{promt}"}]}},
@@ -571,7 +576,7 @@ def test_a_falsy_error_is_none_and_an_object_is_shown() -> None:
         ({"request": {"q": "{}"}}, r"mine\.request\.q: a single '\{'"),
         ({"message": {"r": "{prompt}"}}, r"mine\.message\.r: .*\{prompt\}"),
         ({"stream": {"request": {"q": "{nope}"}}}, r"mine\.stream\.request\.q: .*\{nope\}"),
-        ({"reply": "a[x]"}, r"mine\.reply: 'a\[x\]' cannot be read at '\[x\]'"),
+        ({"reply": "a[x y]"}, r"mine\.reply: 'a\[x y\]' cannot be read at"),
         ({"reply": "a..b"}, r"mine\.reply: 'a\.\.b' cannot be read at '\.\.b'"),
         ({"reply": "a b"}, r"mine\.reply: 'a b' cannot be read at ' b'"),
         ({"reply": ""}, r"mine\.reply: '' cannot be read"),
@@ -628,38 +633,39 @@ def test_a_falsy_error_is_none_and_an_object_is_shown() -> None:
         ({"turn": {"{reply}": "x"}}, r"mine\.turn: the name of a member"),
     ],
 )
-def test_a_table_that_cannot_be_used_says_where(table: dict[str, Any], says: str) -> None:
-    with pytest.raises(ShapeError, match=f"^{says}") as raised:
+def test_a_wrong_table_is_reported_with_its_place(table: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShapeError, match=f"^{message}") as raised:
         one(**table)
     assert "\n" not in str(raised.value)
 
 
-def test_a_table_says_where_its_reply_is_or_what_it_is_like() -> None:
+def test_a_table_needs_reply_or_like() -> None:
     with pytest.raises(ShapeError, match=r"^mine\.reply: where is the text of an answer\?"):
         compiled({"request": {"q": "{prompt}"}}, "mine", SHAPES)
-    assert said(compiled({"like": "dify"}, "mine", SHAPES), {"answer": "hi"}).content == "hi"
+    assert delta_of(compiled({"like": "dify"}, "mine", SHAPES), {"answer": "hi"}).content == "hi"
 
 
-def test_a_file_that_is_not_toml_says_so() -> None:
+def test_a_file_without_toml_is_reported() -> None:
     with pytest.raises(ShapeError, match="not TOML: Expected"):
         load_shapes("[x")
 
 
-def test_a_reason_to_end_makes_a_stream_complete_without_done() -> None:
+def test_a_finish_reason_completes_a_stream_without_done() -> None:
     reader = SHAPES["openai"].reader()
     assert not reader.complete
     read(reader, {"choices": [{"delta": {}, "finish_reason": "stop"}]})
     assert reader.complete
 
 
-def test_only_a_status_of_an_error_is_taken_for_one() -> None:
+def test_only_error_statuses_are_used_as_the_status() -> None:
     for status, wanted in ((429, 429), (200, 502), (7009, 502), ("x", 502), (True, 502)):
         assert (
-            refused(one(reply="t", status="code"), {"error": "e", "code": status}).status == wanted
+            rejection_of(one(reply="t", status="code"), {"error": "e", "code": status}).status
+            == wanted
         )
 
 
-def test_a_shape_can_go_on_from_another() -> None:
+def test_a_shape_can_extend_another() -> None:
     mine = one(
         like="ollama", request={"keep_alive": "5m", "options": {"seed": "{nothing}"}}, reply="x"
     )
@@ -669,15 +675,15 @@ def test_a_shape_can_go_on_from_another() -> None:
         {"temperature": 1},
         "ndjson",
     )
-    assert said(mine, {"x": "hi", "message": {"content": "no"}}).content == "hi"
+    assert delta_of(mine, {"x": "hi", "message": {"content": "no"}}).content == "hi"
 
 
-def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
+def test_a_few_lines_describe_a_custom_endpoint() -> None:
     mine = load_shapes(
         '[mine]\nrequest = { q = "{prompt}" }\nreply = "data.answer"\n[mine.stream]\nreply = "delta"\ndone = "end"'
     )["mine"]
     assert mine.payload(chat()) == {"q": "and\nnow?"}
-    assert said(mine, {"data": {"answer": "hi"}}).content == "hi"
+    assert delta_of(mine, {"data": {"answer": "hi"}}).content == "hi"
     reader = mine.reader()
     pieces = [
         (read(reader, event).content, reader.done)
@@ -687,16 +693,16 @@ def test_a_few_lines_describe_an_endpoint_of_ones_own() -> None:
     assert reader.complete
 
 
-def test_a_framing_of_json_is_found_out_as_any_other() -> None:
+def test_the_framing_json_is_detected() -> None:
     assert (
         one(stream={"framing": "json"}).framing == one(stream={}).framing == one().framing == "auto"
     )
 
 
-# What must not be lost on the way
+# Details
 
 
-def test_a_number_is_a_text_where_a_text_is_expected() -> None:
+def test_a_number_counts_as_a_text() -> None:
     pieces = [
         f'{{"response": {text}}}' for text in ('"costs $"', "5", "2.5", '"."', "true", "null")
     ]
@@ -704,7 +710,7 @@ def test_a_number_is_a_text_where_a_text_is_expected() -> None:
     assert "".join(read(reader, piece).content for piece in pieces) == "costs $52.5."
 
 
-def test_several_choices_are_not_asked_for_and_it_is_said() -> None:
+def test_n_is_dropped_and_named() -> None:
     for name in ("openai", "databricks"):
         assert "n" not in SHAPES[name].payload(chat(n=2, logprobs=True))
         assert "n" in SHAPES[name].dropped(chat(n=2))
@@ -712,38 +718,39 @@ def test_several_choices_are_not_asked_for_and_it_is_said() -> None:
     assert SHAPES["openai"].payload(chat(logprobs=True))["logprobs"]
     logprobs = {"content": [{"token": "a"}]}
     choice = {"message": {"content": "a"}, "logprobs": logprobs}
-    assert said(SHAPES["openai"], {"choices": [choice]}).logprobs == logprobs
+    assert delta_of(SHAPES["openai"], {"choices": [choice]}).logprobs == logprobs
 
 
 @pytest.mark.parametrize("name", ["rasa", "langflow", "n8n", "botpress"])
-def test_a_history_that_only_a_session_could_remember_is_lost_without_one(name: str) -> None:
+def test_a_history_without_a_session_is_named_as_dropped(name: str) -> None:
     assert "messages.history" in SHAPES[name].dropped(chat())
     for session in ("user", "session_id", "session"):
         assert "messages.history" not in SHAPES[name].dropped(chat(**{session: "s"}))
 
 
-def test_what_a_message_has_besides_its_text_is_said_to_be_lost() -> None:
+def test_members_of_messages_that_are_dropped_are_named() -> None:
     messages = [
         {"role": "user", "name": "bob", "content": "q"},
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
         {"role": "tool", "tool_call_id": "1", "content": "42"},
     ]
     lost = ["messages.name", "messages.tool_call_id", "messages.tool_calls"]
-    assert SHAPES["ollama"].dropped(chat(messages=messages)) == lost
+    assert SHAPES["dify"].dropped(chat(messages=messages)) == lost
+    assert SHAPES["ollama"].dropped(chat(messages=messages)) == []
     assert SHAPES["flowise"].dropped(chat(messages=messages)) == ["messages.history", *lost], (
-        "42 comes after the prompt"
+        "the tool result follows the prompt"
     )
     assert SHAPES["openai"].dropped(chat(messages=messages)) == []
 
 
-def test_a_question_without_a_reply_is_asked_with_the_next() -> None:
+def test_a_question_without_a_reply_is_sent_with_the_next_one() -> None:
     said = [("user", "a"), ("assistant", "r"), ("user", "orphan"), ("user", "c")]
     messages = [{"role": role, "content": text} for role, text in said]
     turn = {"inputs": {"question": "a"}, "outputs": {"answer": "r"}}
     wanted = {"question": "orphan\nc", "chat_history": [turn]}
     assert SHAPES["promptflow"].payload(chat(messages=messages)) == wanted
     assert SHAPES["flowise"].payload(chat(messages=messages))["question"] == "c", (
-        "it has a history of messages"
+        "its history has messages"
     )
 
 
@@ -755,7 +762,7 @@ def test_a_system_message_alone_is_the_prompt() -> None:
     assert "system" not in SHAPES["anthropic"].payload(chat(messages=messages))
 
 
-def test_values_that_are_as_good_as_absent_are_omitted() -> None:
+def test_values_in_omit_are_not_sent() -> None:
     parameters = {"details": True, "temperature": 0.5}
     sent = SHAPES["tgi"].payload(chat(temperature=0.5, top_p=1))
     assert sent["parameters"] == parameters
@@ -775,26 +782,24 @@ def test_values_that_are_as_good_as_absent_are_omitted() -> None:
         ("ollama", "https://h/own/chat", "/own/chat"),
     ],
 )
-def test_an_address_that_ends_where_the_shapes_path_goes_on_is_a_bare_one(
-    name: str, url: str, wanted: str
-) -> None:
+def test_a_url_that_is_a_prefix_of_the_path_is_completed(name: str, url: str, wanted: str) -> None:
     assert SHAPES[name].url(url, chat()) == f"https://h{wanted}"
 
 
-def test_a_user_cannot_climb_out_of_an_address() -> None:
+def test_a_user_name_cannot_change_the_path() -> None:
     shape = one(path="/{model}/{session}", request={"q": "{prompt}"}, reply="a")
     assert shape.url("https://h", chat(model="@cf/m", user="a/b")) == "https://h/@cf/m/a%2Fb"
 
 
 def test_figures_beside_the_text_are_kept() -> None:
-    delta = said(
+    delta = delta_of(
         one(request={"q": "{prompt}"}, reply="text"),
         {"text": "hi", "figure": {"data": []}, "figures": []},
     )
     assert delta.fields == {"figure": {"data": []}}
 
 
-def test_a_field_called_nothing_is_nothing_all_the_same() -> None:
+def test_the_placeholder_nothing_ignores_a_parameter_of_that_name() -> None:
     assert one(request={"q": "{prompt}", "n": "{nothing}"}, reply="a").payload(
         chat(nothing="x")
     ) == {"q": "and\nnow?"}
@@ -804,12 +809,168 @@ def test_a_field_called_nothing_is_nothing_all_the_same() -> None:
     "body",
     [[{"error": {"message": "bad key"}}], {"detail": [{"msg": "bad key"}]}, {"detail": "bad key"}],
 )
-def test_words_of_a_refusal_are_found_in_many_places(body: Any) -> None:
+def test_error_messages_are_found_in_several_places(body: Any) -> None:
     assert SHAPES["gemini"].rejection(400, body).message == "bad key"
 
 
-def test_counts_that_are_no_numbers_are_none() -> None:
+def test_counts_that_are_not_numbers_are_ignored() -> None:
     usage = {"prompt_tokens": "2", "completion_tokens": 3}
-    assert said(SHAPES["dify"], {"answer": "x", "metadata": {"usage": usage}}).usage == {
+    assert delta_of(SHAPES["dify"], {"answer": "x", "metadata": {"usage": usage}}).usage == {
         "completion_tokens": 3
     }
+
+
+# Filters, tool calls and reasons in tables
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("[thought].t", "ac"),
+        ("[!thought].t", "b"),
+        ("[kind=x].t", "ab"),
+        ("[n=1].t", "b"),
+        ("[!n=1].t", "ac"),
+        ("[].t", "abc"),
+    ],
+)
+def test_a_path_takes_the_items_that_fit_its_filter(path: str, text: str) -> None:
+    items = [
+        {"t": "a", "thought": True, "kind": "x"},
+        {"t": "b", "kind": "x", "n": 1},
+        {"t": "c", "thought": 1},
+    ]
+    assert delta_of(one(reply=path), items).content == text
+
+
+def test_tool_calls_are_found_by_a_path_for_each_member() -> None:
+    table = {"each": "parts[call]", "id": "call.id", "name": "call.f", "arguments": "call.x"}
+    shape = one(reply="text", tool_calls=table)
+    parts = [{"call": {"id": "1", "f": "g", "x": {"a": 1}}}, {"other": 1}, {"call": {"f": "h"}}]
+    delta = delta_of(shape, {"text": "", "parts": parts})
+    assert field(delta, "tool_calls") == [
+        {"id": "1", "function": {"name": "g", "arguments": {"a": 1}}},
+        {"function": {"name": "h"}},
+    ]
+    assert delta.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"tool_calls": {"nme": "x"}}, r"mine\.tool_calls\.nme: no such setting"),
+        ({"tool_calls": {"name": "a["}}, r"mine\.tool_calls\.name: 'a\['"),
+        ({"tool_calls": {"name": "a", "when": 5}}, r"mine\.tool_calls\.when: a string"),
+        ({"reasons": {"X": "stopp"}}, r"mine\.reasons\.X: no reason 'stopp' is known"),
+        ({"reasons": {"X": 5}}, r"mine\.reasons: a table of strings"),
+    ],
+)
+def test_a_wrong_setting_of_tool_calls_or_reasons_is_reported(
+    table: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ShapeError, match=f"^{message}"):
+        one(reply="t", **table)
+
+
+def test_a_reason_that_means_failure_is_an_error() -> None:
+    shape = one(reply="t", finish="why", reasons={"BROKEN": "error", "FULL": "length"})
+    assert delta_of(shape, {"t": "x", "why": "full"}).finish_reason == "length"
+    assert rejection_of(shape, {"t": "x", "why": "BROKEN"}).message.endswith("BROKEN")
+    with pytest.raises(UpstreamRejection, match="502"):
+        read(shape.reader(), {"t": "x", "why": "broken"})
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("ollama", {"message": {"content": ""}, "done": True, "done_reason": "load"}),
+        ("gemini", {"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]}),
+        ("cohere", {"message": {"content": []}, "finish_reason": "TIMEOUT"}),
+    ],
+)
+def test_an_end_that_means_failure_is_an_error_of_the_product(name: str, answer: Any) -> None:
+    assert rejection_of(SHAPES[name], answer).status == 502
+
+
+def test_geminis_message_for_a_failed_end_is_kept() -> None:
+    answer = {"candidates": [{"finishReason": "OTHER", "finishMessage": "it broke"}]}
+    assert rejection_of(SHAPES["gemini"], answer).message == "it broke"
+    stopped = {
+        "finishReason": "STOP",
+        "finishMessage": "done",
+        "content": {"parts": [{"text": "x"}]},
+    }
+    assert delta_of(SHAPES["gemini"], {"candidates": [stopped]}).content == "x"
+
+
+def test_the_members_of_a_value_can_be_spread() -> None:
+    shape = one(request={"o": {"a": "{temperature}", "b": "{seed}", "*": "{param.options}"}})
+    sent = chat(temperature=1, options={"a": 2, "c": 3})
+    assert shape.payload(sent) == {"o": {"a": 2, "c": 3}}
+    assert shape.payload(chat(temperature=1, options="odd")) == {"o": {"a": 1}}
+    assert shape.payload(chat()) == {}
+    assert "options" not in shape.dropped(sent)
+
+
+def test_messages_can_be_sent_as_the_client_sent_them() -> None:
+    shape = one(request={"m": "{openai.messages}"})
+    messages = [
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+    ]
+    sent: Any = shape.payload(chat(messages=messages))
+    assert sent["m"] == [{"role": "system", "content": "Be kind."}, *messages[1:]]
+    assert shape.dropped(chat(messages=messages)) == []
+
+
+def test_prompts_with_images_are_written_as_the_product_reads_them() -> None:
+    url = "data:image/png;base64,AAAA"
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "see"}]
+    sent = chat(messages=[{"role": "user", "content": content}])
+    payloads: dict[str, Any] = {
+        name: SHAPES[name].payload(sent) for name in ("tgi", "llama.cpp", "ollama-generate")
+    }
+    assert payloads["tgi"]["inputs"] == f"![]({url})\nsee"
+    assert payloads["llama.cpp"]["prompt"] == {
+        "prompt_string": "<__media__>\nsee",
+        "multimodal_data": ["AAAA"],
+    }
+    assert payloads["ollama-generate"]["images"] == ["AAAA"]
+    assert payloads["ollama-generate"]["prompt"] == "see"
+    for name in payloads:
+        assert SHAPES[name].dropped(sent) == []
+
+
+def test_formats_are_written_as_the_product_reads_them() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    sent = chat(response_format={"type": "json_schema", "json_schema": {"schema": schema}})
+    payloads: dict[str, Any] = {name: SHAPES[name].payload(sent) for name in ("tgi", "llama.cpp")}
+    assert payloads["tgi"]["parameters"]["grammar"] == {"type": "json", "value": schema}
+    assert payloads["llama.cpp"]["json_schema"] == schema
+    regex: Any = SHAPES["tgi"].payload(chat(response_format={"type": "regex", "pattern": "a+"}))
+    assert regex["parameters"]["grammar"] == {"type": "regex", "value": "a+"}
+
+
+def test_a_schema_beyond_openapi_goes_to_gemini_as_json_schema() -> None:
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {}}}
+    format = {"type": "json_schema", "json_schema": {"schema": schema}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    body: Any = SHAPES["gemini"].payload(chat(response_format=format, tools=[tool]))
+    assert body["generationConfig"]["responseJsonSchema"] == schema
+    assert "responseSchema" not in body["generationConfig"]
+    assert body["tools"][0]["functionDeclarations"] == [
+        {"name": "f", "parametersJsonSchema": schema}
+    ]
+
+
+def test_databricks_reads_reasoning_and_tool_calls() -> None:
+    content = [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {"type": "text", "text": "Hi"},
+    ]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    message = {"role": "assistant", "content": content, "tool_calls": [call]}
+    delta = delta_of(SHAPES["databricks"], {"choices": [{"message": message}]})
+    assert (delta.content, field(delta, "reasoning")) == ("Hi", "hm")
+    assert field(delta, "tool_calls") == [call]

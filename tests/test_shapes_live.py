@@ -1,4 +1,4 @@
-"""Every shape against a server that speaks it, through the whole app and over real sockets; and several backends at once."""
+"""Every shape through the whole app, over real sockets; then several backends at once."""
 
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -27,9 +27,9 @@ CLOSES = (
     "promptflow",
     "rasa",
     "langserve",
-)  # the connection's end is the end of a stream of theirs
-SILENT = ("rasa", "botpress")  # they fail by saying nothing
-WORDS = "it broke"  # of an upstream's errors
+)  # their streams end with the connection
+SILENT = ("rasa", "botpress")  # their failures have no message
+MESSAGE = "it broke"  # of an upstream's errors
 USAGE = {"prompt_tokens": 11, "completion_tokens": 2, "total_tokens": 13}
 
 
@@ -42,7 +42,7 @@ def anyio_backend() -> str:
 async def through(
     name: str, **settings: Any
 ) -> AsyncIterator[tuple[ShapeServer, httpx.AsyncClient]]:
-    """A server that speaks a shape, and a client of the app in front of it."""
+    """A server with a shape, and a client of the app in front of it."""
     async with shape_server(name) as up:
         with served(chat_url=up.url + up.wire.whole, chat_shape=name, **settings) as url:
             async with httpx.AsyncClient(
@@ -56,7 +56,7 @@ async def ask(client: httpx.AsyncClient, **more: Any) -> httpx.Response:
 
 
 def events(body: str) -> list[Any]:
-    """The data of each event, as JSON where it is."""
+    """The data of each event, parsed unless it is [DONE]."""
     assert body.endswith("\n\n")
     data = [event.removeprefix("data: ") for event in body[:-2].split("\n\n")]
     return [one if one == "[DONE]" else json.loads(one) for one in data]
@@ -70,7 +70,7 @@ def said(chunks: list[Any]) -> str:
     )
 
 
-# ---- each shape
+# Each shape
 
 
 @pytest.mark.anyio
@@ -117,7 +117,7 @@ async def test_the_first_piece_arrives_while_the_upstream_is_open(name: str) -> 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", [name for name in WIRES if name not in STREAMED])
-async def test_what_does_not_stream_is_given_out_word_by_word(name: str) -> None:
+async def test_a_product_without_streams_is_streamed_word_by_word(name: str) -> None:
     async with through(name) as (_, client):
         *chunks, done = events((await ask(client, stream=True)).text)
     assert done == "[DONE]"
@@ -138,20 +138,20 @@ async def test_an_http_error_keeps_its_message(name: str, stream: bool) -> None:
         refused = await ask(client, stream=stream)
         up.mode = 500  # type: ignore[assignment]
         failed = await ask(client, stream=stream)
-    assert (refused.status_code, refused.json()["error"]["message"]) == (422, WORDS)
-    assert (failed.status_code, failed.json()["error"]["message"]) == (502, WORDS)
+    assert (refused.status_code, refused.json()["error"]["message"]) == (422, MESSAGE)
+    assert (failed.status_code, failed.json()["error"]["message"]) == (502, MESSAGE)
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", [name for name, wire in WIRES.items() if wire.failed is not None])
-async def test_an_error_inside_http_200_is_none(name: str) -> None:
+async def test_an_error_with_http_200_has_an_error_status(name: str) -> None:
     async with through(name) as (up, client):
         up.mode, up.streaming = "error", False
         answer = await ask(client)
     overloaded = up.wire.error_status == 529
     assert answer.status_code == (503 if overloaded else 502)
     assert answer.json()["error"]["code"] == ("unavailable" if overloaded else "bad_gateway")
-    assert (WORDS in answer.text) == (name not in SILENT)
+    assert (MESSAGE in answer.text) == (name not in SILENT)
 
 
 @pytest.mark.anyio
@@ -169,7 +169,7 @@ async def test_an_error_after_the_first_piece_is_an_event(name: str) -> None:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", [name for name in STREAMED if WIRES[name].broken])
-async def test_an_error_before_the_first_piece_has_a_status_of_its_own(name: str) -> None:
+async def test_an_error_before_the_first_piece_has_its_status(name: str) -> None:
     async with through(name) as (up, client):
         up.wire = replace(up.wire, stream=up.wire.broken, first=len(up.wire.broken) - 1)
         answer = await ask(client, stream=True)
@@ -180,7 +180,7 @@ async def test_an_error_before_the_first_piece_has_a_status_of_its_own(name: str
 @pytest.mark.anyio
 @pytest.mark.parametrize("mode", ["cut", "short"])
 @pytest.mark.parametrize("name", STREAMED)
-async def test_a_stream_that_breaks_off_never_looks_whole(name: str, mode: str) -> None:
+async def test_a_broken_stream_never_looks_complete(name: str, mode: str) -> None:
     async with through(name) as (up, client):
         up.mode = mode
         answer = await ask(client, stream=True)
@@ -208,7 +208,7 @@ async def test_the_last_event_ends_a_stream_whose_connection_stays_open(name: st
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["ollama", "dify"])
-async def test_the_plain_text_of_ask_goes_through_a_shape_too(name: str) -> None:
+async def test_ask_answers_through_a_shape(name: str) -> None:
     async with through(name) as (_, client):
         answer = await client.post("/ask", json={"messages": ASKED["messages"]})
     assert (answer.status_code, answer.text) == (200, "Hello world!")
@@ -216,7 +216,7 @@ async def test_the_plain_text_of_ask_goes_through_a_shape_too(name: str) -> None
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", [name for name in STREAMED if not WIRES[name].stream_path])
-async def test_an_upstream_that_answers_whole_though_it_was_asked_for_a_stream(name: str) -> None:
+async def test_a_whole_answer_to_a_stream_request_is_streamed(name: str) -> None:
     async with through(name) as (up, client):
         up.wire = replace(up.wire, stream=[])
         answer = await ask(client, stream=True)
@@ -226,7 +226,7 @@ async def test_an_upstream_that_answers_whole_though_it_was_asked_for_a_stream(n
 
 
 @pytest.mark.anyio
-async def test_a_reason_to_end_in_every_event_ends_it_once() -> None:
+async def test_a_finish_reason_in_every_event_appears_once() -> None:
     rows = [
         {"candidates": [{"content": {"parts": [{"text": text}]}, "finishReason": "STOP"}]}
         for text in "abc"
@@ -243,7 +243,7 @@ async def test_a_reason_to_end_in_every_event_ends_it_once() -> None:
 
 
 @pytest.mark.anyio
-async def test_reasoning_has_both_its_names() -> None:
+async def test_reasoning_has_both_names() -> None:
     async with through("anthropic") as (_, client):
         whole = (await ask(client)).json()["choices"][0]["message"]
         *chunks, _ = events((await ask(client, stream=True)).text)
@@ -253,7 +253,7 @@ async def test_reasoning_has_both_its_names() -> None:
 
 
 @pytest.mark.anyio
-async def test_the_key_goes_where_the_shape_wants_it_and_the_clients_own_never_goes() -> None:
+async def test_the_configured_key_is_sent_and_the_clients_key_is_not() -> None:
     for settings in ({"chat_key": "k-1"}, {}):
         async with through("anthropic", **settings) as (up, client):
             client.headers["authorization"] = "Bearer sk-of-the-client"
@@ -266,7 +266,7 @@ async def test_the_key_goes_where_the_shape_wants_it_and_the_clients_own_never_g
 
 
 @pytest.mark.anyio
-async def test_a_model_that_cannot_stand_in_the_address_is_the_clients_mistake() -> None:
+async def test_a_model_that_cannot_stand_in_the_url_is_a_client_error() -> None:
     async with shape_server("gemini") as up:
         with served(chat_url=up.url, chat_shape="gemini") as url:
             async with httpx.AsyncClient(base_url=url, trust_env=False, verify=False) as client:
@@ -278,7 +278,7 @@ async def test_a_model_that_cannot_stand_in_the_address_is_the_clients_mistake()
     assert [target for target, _, _ in up.requests] == ["/v1beta/models/gemini-pro:generateContent"]
 
 
-def test_an_address_that_is_not_whole_stops_the_start() -> None:
+def test_an_incomplete_url_stops_the_start() -> None:
     with pytest.raises(
         ValueError,
         match=r"^CHAT_URL: flowise: the URL must be whole, with its own flow: /api/v1/prediction/",
@@ -287,14 +287,14 @@ def test_an_address_that_is_not_whole_stops_the_start() -> None:
 
 
 @pytest.mark.parametrize("name", ["ollamma", "OpenAI"])
-def test_a_shape_that_nobody_knows_stops_the_start(name: str) -> None:
+def test_an_unknown_shape_stops_the_start(name: str) -> None:
     with pytest.raises(
         ValueError, match=f"^CHAT_SHAPE: no shape is called '{name}'; known are: anthropic, "
     ):
         create_app(Settings(chat_url="http://127.0.0.1:1", chat_shape=name))
 
 
-# ---- the openai SDK, through shapes that are not OpenAI's
+# The openai SDK through shapes
 
 
 @pytest.fixture(scope="module")
@@ -343,7 +343,7 @@ def test_the_sdk_streams_and_gets_usage(shaped: tuple[ShapeServer, openai.OpenAI
     ("status", "kind", "seen"),
     [
         (400, openai.BadRequestError, 400),
-        (401, openai.InternalServerError, 502),  # it is our key that is wrong, not the client's
+        (401, openai.InternalServerError, 502),  # the key of the server is wrong
         (403, openai.PermissionDeniedError, 403),
         (404, openai.NotFoundError, 404),
         (422, openai.UnprocessableEntityError, 422),
@@ -353,7 +353,7 @@ def test_the_sdk_streams_and_gets_usage(shaped: tuple[ShapeServer, openai.OpenAI
         (529, openai.InternalServerError, 503),
     ],
 )
-def test_the_sdk_raises_what_the_upstreams_status_means(
+def test_the_sdk_raises_the_error_of_the_upstreams_status(
     status: int,
     kind: type[openai.APIStatusError],
     seen: int,
@@ -366,14 +366,14 @@ def test_the_sdk_raises_what_the_upstreams_status_means(
         create(client, stream=stream)
     assert type(raised.value) is kind
     assert raised.value.status_code == seen
-    assert (WORDS in str(raised.value)) == (status != 401)
+    assert (MESSAGE in str(raised.value)) == (status != 401)
     headers = raised.value.response.headers
     assert headers.get("retry-after") == ("7" if status == 429 else None)
     assert headers.get("x-should-retry") == ("false" if status == 401 else None)
 
 
 @pytest.mark.parametrize("shaped", ["ollama", "anthropic"], indirect=True)
-def test_the_sdk_raises_on_an_error_inside_http_200(
+def test_the_sdk_raises_on_an_error_with_http_200(
     shaped: tuple[ShapeServer, openai.OpenAI],
 ) -> None:
     up, client = shaped
@@ -394,17 +394,17 @@ def test_the_sdk_raises_in_mid_stream(shaped: tuple[ShapeServer, openai.OpenAI])
 
 
 @pytest.mark.parametrize("shaped", ["dify"], indirect=True)
-def test_an_error_event_that_comes_first_is_an_http_error(
+def test_an_error_in_the_first_event_is_an_http_error(
     shaped: tuple[ShapeServer, openai.OpenAI],
 ) -> None:
     up, client = shaped
     up.wire = replace(up.wire, stream=up.wire.broken, first=0)
-    with pytest.raises(openai.BadRequestError, match=WORDS):
+    with pytest.raises(openai.BadRequestError, match=MESSAGE):
         create(client, stream=True)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_was_dropped_stands_in_a_header(
+def test_dropped_parameters_are_in_a_header(
     stream: bool, shaped: tuple[ShapeServer, openai.OpenAI]
 ) -> None:
     up, client = shaped
@@ -422,7 +422,7 @@ def test_what_was_dropped_stands_in_a_header(
 
 
 @pytest.mark.anyio
-async def test_the_names_of_what_was_dropped_cannot_break_the_answers_head() -> None:
+async def test_names_of_dropped_parameters_cannot_break_the_headers() -> None:
     more = {"a\r\nx-evil: 1": 1, "ü\u2028": 2} | {
         f"member_{number}": number for number in range(5000)
     }
@@ -434,7 +434,7 @@ async def test_the_names_of_what_was_dropped_cannot_break_the_answers_head() -> 
     assert len(answer.headers["x-dropped-params"]) <= 1000
 
 
-# ---- several backends
+# Several backends
 
 
 EXAMPLE = ROOT / "examples" / "backends.toml"
@@ -444,7 +444,7 @@ EXAMPLE = ROOT / "examples" / "backends.toml"
 def several(
     portal: BlockingPortal, text: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **cloud: Any
 ) -> Iterator[tuple[ShapeServer, ShapeServer, str]]:
-    """The file of the example, at local servers in place of its addresses: the cloud's, the bot's, the app's URL."""
+    """The example file with local servers: the cloud's, the bot's, and the URL of the app."""
     monkeypatch.setenv("CLOUD_API_KEY", "sk-cloud-1234")
     monkeypatch.setenv("DIFY_KEY", "app-dify-1234")
     with portal.wrap_async_context_manager(shape_server("openai")) as up:
@@ -482,11 +482,11 @@ def test_the_name_of_the_model_picks_the_backend(example: Example) -> None:
     ):
         completion = create(client, model=model)
         assert (len(up.requests), len(bot.requests)) == counts, model
-        assert completion.model in (model, None)  # None: that upstream names none
+        assert completion.model in (model, None)  # None: that upstream gives no name
     assert completion.choices[0].message.content == "This is a mock reply to: Hello"
 
 
-def test_each_backend_gets_its_own_key_and_its_own_name_of_the_model(example: Example) -> None:
+def test_each_backend_gets_its_own_key_and_model_name(example: Example) -> None:
     up, bot, client = example
     create(client, model="gpt-4o")
     create(client, model="bot")
@@ -514,7 +514,7 @@ def test_parameters_and_roles_are_renamed_and_dropped(stream: bool, example: Exa
     assert raw.headers["x-dropped-params"] == "logit_bias"
 
 
-def test_a_default_stands_in_for_what_is_absent(
+def test_a_default_replaces_an_absent_parameter(
     portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = EXAMPLE.read_text().replace(
@@ -555,25 +555,25 @@ def test_a_fallback_answers_for_a_backend_that_cannot_be_reached(
         with pytest.raises(openai.RateLimitError) as raised:
             create(client, model="gpt-4o")
     assert raised.value.response.headers["retry-after"] == "7", (
-        "where all fail, the last one's failure is told"
+        "the failure of the last backend is passed on"
     )
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_clients_own_key_that_is_refused_is_the_clients_affair(
+def test_a_rejected_key_of_the_client_is_a_client_error(
     status: int, portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = EXAMPLE.read_text().replace('key_env = "CLOUD_API_KEY"\n', "")
     with several(portal, text, monkeypatch, tmp_path) as (up, bot, url), sdk(url) as client:
         up.mode = status  # type: ignore[assignment]
-        with pytest.raises(openai.APIStatusError, match=WORDS) as raised:
+        with pytest.raises(openai.APIStatusError, match=MESSAGE) as raised:
             create(client, model="gpt-4o")
     assert (raised.value.status_code, bot.requests) == (status, [])
     assert up.requests[0][1]["authorization"] == "Bearer sk-of-the-client"
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
-def test_no_fallback_repeats_what_is_wrong_with_the_request(status: int, example: Example) -> None:
+def test_a_client_error_has_no_fallback(status: int, example: Example) -> None:
     up, bot, client = example
     up.mode = status  # type: ignore[assignment]
     with pytest.raises(openai.APIStatusError) as raised:
@@ -581,7 +581,7 @@ def test_no_fallback_repeats_what_is_wrong_with_the_request(status: int, example
     assert (raised.value.status_code, bot.requests) == (status, [])
 
 
-def test_no_fallback_goes_on_after_the_first_piece(example: Example) -> None:
+def test_a_failure_after_the_first_piece_has_no_fallback(example: Example) -> None:
     up, bot, client = example
     up.mode = "error"
     with pytest.raises(openai.APIError):
@@ -598,7 +598,7 @@ def test_all_models_are_listed(example: Example) -> None:
         client.models.retrieve("nothing")
 
 
-def test_a_model_of_nobodys_is_404(
+def test_a_model_without_a_backend_is_404(
     portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     text = EXAMPLE.read_text().replace('models = ["*"]', 'models = ["mock", "mock-?"]')
@@ -611,7 +611,7 @@ def test_a_model_of_nobodys_is_404(
     assert raised.value.code == "model_not_found"
 
 
-def test_an_exact_name_goes_before_a_pattern_and_a_long_pattern_before_a_short_one(
+def test_an_exact_name_wins_over_a_pattern_and_a_longer_pattern_over_a_shorter(
     portal: BlockingPortal, tmp_path: Path
 ) -> None:
     rows = {"any": ["*"], "long": ["gpt-4o-*"], "short": ["gpt-*"], "exact": ["gpt-4o-mini"]}
@@ -625,7 +625,7 @@ def test_an_exact_name_goes_before_a_pattern_and_a_long_pattern_before_a_short_o
     assert {model: backend.pick(model).name for model in wanted} == wanted
 
 
-def test_a_mapping_of_ones_own_is_a_backend(
+def test_a_custom_mapping_is_a_backend(
     portal: BlockingPortal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mapping = 'mapping = { request = { query = "{prompt}", inputs = {}, user = "me", response_mode = "blocking" }, '
@@ -640,7 +640,7 @@ CHAT = '[[backend]]\nname = "a"\nurl = "http://x"\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("[x", r"c\.toml is not TOML: "),
         ("", r"c\.toml must have \[\[backend\]\] tables"),
@@ -774,25 +774,25 @@ CHAT = '[[backend]]\nname = "a"\nurl = "http://x"\n'
         (MOCK + "fallbacks = ['a']", r"backend 'a': fallbacks: there is no other backend 'a'"),
     ],
 )
-def test_a_bad_file_stops_the_start_with_one_line_that_says_where(
-    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_wrong_file_stops_the_start_with_one_line(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BAD_KEY", "sk-in-the-file\nx")
     (tmp_path / "c.toml").write_text(text)
-    with pytest.raises(ValueError, match=says) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         create_app(Settings(config=str(tmp_path / "c.toml")))
     assert str(raised.value).startswith(f"CONFIG: {tmp_path}")
     assert "\n" not in str(raised.value)
     assert "sk-in-the-file" not in str(raised.value)
 
 
-def test_a_file_may_begin_as_notepad_writes_it(tmp_path: Path) -> None:
+def test_a_file_may_start_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text(MOCK, encoding="utf-8-sig")
     assert [table.name for table in read_backends_file(str(tmp_path / "c.toml"), {})] == ["a"]
 
 
 @pytest.mark.parametrize("name", ["none.toml", "", "latin.toml"])
-def test_a_file_that_cannot_be_read_says_so(name: str, tmp_path: Path) -> None:
+def test_an_unreadable_file_is_reported(name: str, tmp_path: Path) -> None:
     (tmp_path / "latin.toml").write_bytes(b'[[backend]]\nname = "\xe9"')
     with pytest.raises(
         ValueError, match=r"^CONFIG: .*cannot be read: (No such file|Is a directory|not UTF-8)"
@@ -800,6 +800,6 @@ def test_a_file_that_cannot_be_read_says_so(name: str, tmp_path: Path) -> None:
         read_backends_file(str(tmp_path / name), {})
 
 
-def test_a_key_never_shows_in_the_words_for_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_not_in_the_repr_of_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {"CLOUD_API_KEY": "sk-cloud-1234", "DIFY_KEY": "app-dify-1234"}
     assert "1234" not in repr(read_backends_file(str(EXAMPLE), keys))

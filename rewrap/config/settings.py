@@ -47,6 +47,7 @@ class Settings:
     config: str = setting("upstream", "", "A TOML file with several backends. It replaces CHAT_URL and OPENAI_API_BASE.")
     openai_api_base: str = setting("upstream", "", "The base URL of an OpenAI-compatible upstream, including its /v1. OPENAI_BASE_URL is another name for it.", url=True, alias="OPENAI_BASE_URL")
     openai_api_key: str = setting("upstream", "", "The key for OPENAI_API_BASE. Without it, the client's own key is sent there. In .env, the key alone sets OPENAI_API_BASE to https://api.openai.com/v1 and OPENAI_MODEL to gpt-4o-mini.", secret=True, header=True, file=True)
+    on_unsupported: str = setting("upstream", "error", "Images, forced tools and JSON schemas that an upstream cannot take: error (400) or drop.", among=("error", "drop"))
     openai_model: str = setting("upstream", "", "The model for requests without one. The mock's is mock-gpt-model.")
     require_model: bool = setting("upstream", False, "true: a request without a model gets 400, as from OpenAI.")
     upstream_proxy: str = setting("upstream", "", "The HTTP proxy for connections to the upstream: http://host:port.", url=True)

@@ -5,12 +5,13 @@ Takes ChatRequests, JSON values and events; gives payloads and Deltas. Does no I
 
 import re
 
-import orjson
-
 from rewrap.types import ChatRequest, Delta, JSONObject, Reader, UpstreamRejection, text_of
+from rewrap.upstream import lenient
 from rewrap.upstream.completions import completion_deltas, completion_usage
-from rewrap.upstream.errors import error_in, rejection_in_success
+from rewrap.upstream.errors import error_in
+from rewrap.upstream.failures import failure_in
 from rewrap.upstream.framing import TEXT
+from rewrap.upstream.messages import part_types, with_system_role
 from rewrap.upstream.reply_search import (
     KNOWN_NAMES,
     extra_fields,
@@ -57,27 +58,21 @@ class AutoShape:
             if value is not None and name not in local
         }
         messages = [
-            {**message, "content": text_of(message.get("content"))} for message in request.messages
+            {**message, "content": text_of(message.get("content"))}
+            for message in with_system_role(request.messages)
         ]
         return payload | {"model": request.model, "messages": messages}
 
     def dropped(self, request: ChatRequest) -> list[str]:
-        types: set[str] = set()
-        for message in request.messages:
-            content = message.get("content")
-            if isinstance(content, list):
-                types.update(
-                    str(part.get("type"))
-                    for part in content
-                    if not isinstance(part.get("text"), str)
-                )
-        return [f"messages.{type}" for type in sorted(types)]
+        return [f"messages.{type}" for type in sorted(part_types(request.messages))]
 
     def answer(self, value: object) -> list[Delta]:
         if isinstance(value, dict):
-            if value.get("error"):
-                raise rejection_in_success(value["error"])
-            if isinstance(value.get("choices"), list) and value["choices"]:
+            has_choices = isinstance(value.get("choices"), list) and value["choices"]
+            failure = None if has_choices and not value.get("error") else failure_in(value)
+            if failure is not None:
+                raise failure
+            if has_choices:
                 return completion_deltas(value, whole=True)
         text = find_reply(value)
         if text is None:
@@ -147,12 +142,15 @@ class AutoReader:
         return [Delta(data.decode("utf-8", "replace"))]
 
     def object_deltas(self, name: str, value: JSONObject) -> list[Delta]:
-        error = value.get("error")
-        if name == "error" or error:
-            raise rejection_in_success(error)
+        has_choices = isinstance(value.get("choices"), list)
+        failure = None if has_choices and not value.get("error") else failure_in(value)
+        if failure is None and name == "error":
+            failure = UpstreamRejection(0, error=error_in(value))
+        if failure is not None:
+            raise failure
         if self.bare is None:
             self.bare = False
-        if isinstance(value.get("choices"), list):
+        if has_choices:
             self.complete = False
             deltas = completion_deltas(value, whole=False)
         else:
@@ -181,7 +179,6 @@ def json_in(data: bytes) -> object:
     if data.lstrip()[:1] not in (b"{", b"[", b'"'):
         return None
     try:
-        value: object = orjson.loads(data)
+        return lenient.loads(data, keep_halves=True)
     except ValueError:
         return None
-    return value

@@ -43,7 +43,7 @@ def choice_delta(choice: JSONObject, position: int, figures: JSONObject, *, whol
     fields |= figures
     finish_reason = choice.get("finish_reason")
     if whole:
-        if content is None and not fields and finish_reason in (None, "stop"):
+        if content is None and not fields and not finish_reason:
             raise ValueError("no reply")
         if not (isinstance(finish_reason, str) and finish_reason):
             finish_reason = "tool_calls" if "tool_calls" in fields else "stop"

@@ -3,15 +3,15 @@
 Pure functions on the messages of a ChatRequest. Imports types alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
 from rewrap.types import ChatRequest, JSONObject, text_of
+from rewrap.upstream.messages import SYSTEM_ROLES, role_of
 
 Turn = tuple[str, str]  # role, text
 
-SYSTEM_ROLES = ("system", "developer")
 SESSION_NAMES = ("session_id", "conversation_id", "session", "user")
 
 
@@ -45,14 +45,20 @@ class Conversation:
         return [("system", self.system), *self.dialog]
 
 
-def conversation_of(messages: Sequence[JSONObject]) -> Conversation:
+def content_text(message: JSONObject) -> str:
+    return text_of(message.get("content"))
+
+
+def conversation_of(
+    messages: Sequence[JSONObject], text_in: Callable[[JSONObject], str] = content_text
+) -> Conversation:
     """The conversation of a request. A system text that stands alone becomes the prompt."""
     system_texts: list[str] = []
     dialog: list[Turn] = []
     prompt_index = -1
     for message in messages:
-        role = str(message.get("role", "user"))
-        text = text_of(message.get("content"))
+        role = role_of(message)
+        text = text_in(message)
         if role in SYSTEM_ROLES:
             system_texts.append(text)
             continue

@@ -1,45 +1,116 @@
 """Deltas of any backend, checked and cut before a rendering takes them.
 
-Imports types and tool calls.
+Imports types, tool calls, and the repair of JSON.
 """
 
 from collections.abc import Iterable, Iterator
 
 import orjson
 
-from rewrap.types import PORTION_CHARACTERS, Delta, ResponseInfo, in_portions
+from rewrap.types import PORTION_CHARACTERS, Delta, JSONObject, ResponseInfo, in_portions
+from rewrap.upstream.lenient import SURROGATE, repaired
 from rewrap.upstream.tool_calls import ToolCallNormalizer
+
+REASONING_NAMES = ("reasoning_content", "reasoning")
+HIGH_SURROGATES = ("\ud800", "\udbff")  # the first and the last
 
 
 class DeltaNormalizer:
-    """The Deltas of one reply: tool calls in one form, texts in portions, usage noted."""
+    """The Deltas of one reply: tool calls in one form, texts in portions, usage noted.
+
+    Some upstreams give a reason to end with every event. It is held back: `end` gives it once for
+    each choice. The two halves of a character may be in two events: they are joined.
+    """
 
     def __init__(self, info: ResponseInfo) -> None:
         self.info = info
         self.tool_calls = ToolCallNormalizer()
+        self.started: set[int] = set()  # choices
+        self.reasons: dict[int, str] = {}
+        self.halves: dict[tuple[int, str], str] = {}
+
+    @property
+    def ended(self) -> bool:
+        """Every choice that was started has a reason to end."""
+        return bool(self.reasons) and self.started <= self.reasons.keys()
 
     def __call__(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
         """Raises ValueError for a Delta that JSON cannot hold, or a tool call that is none."""
         for delta in deltas:
             if delta.usage:
                 self.info.usage = delta.usage
-            if delta.fields and "tool_calls" in delta.fields:
-                calls = self.tool_calls(delta.index, delta.fields["tool_calls"])
-                delta.fields = delta.fields | {"tool_calls": calls}
+            if delta.content and not delta.content.isascii():
+                delta.content = self.joined(delta.index, "content", delta.content)
             if delta.fields or delta.logprobs or delta.usage:
-                check_depth(delta)
+                self.normalize_members(delta)
+            if delta.finish_reason:
+                self.started.add(delta.index)
+                self.reasons[delta.index] = delta.finish_reason
+                delta.finish_reason = None
+            if not (delta.content or delta.fields or delta.logprobs):
+                continue
+            self.started.add(delta.index)
             if delta.whole and len(delta.content) > PORTION_CHARACTERS:
                 yield from in_portions(delta)
-            elif delta.content or delta.finish_reason or delta.fields or delta.logprobs:
+            else:
                 yield delta
 
+    def end(self, reason: str = "") -> Iterator[Delta]:
+        """The last Deltas of each choice. `reason`: of the choices without one of their own."""
+        for index, name in list(self.halves):
+            text = self.joined(index, name, "", last=True)
+            yield Delta(text, index=index) if name == "content" else reasoning_delta(text, index)
+        for index in sorted(self.started or {0}):
+            calls = self.tool_calls.end(index)
+            if calls:
+                yield Delta(index=index, fields={"tool_calls": calls})
+            yield Delta(finish_reason=self.reasons.get(index) or reason or "stop", index=index)
 
-def check_depth(delta: Delta) -> None:
-    """Raises ValueError if a Delta is nested too deeply: it is eight levels down in an answer."""
+    def normalize_members(self, delta: Delta) -> None:
+        fields = delta.fields or {}
+        if "tool_calls" in fields:
+            fields = fields | {"tool_calls": self.tool_calls(delta.index, fields["tool_calls"])}
+        reasoning = fields.get("reasoning")
+        if isinstance(reasoning, str) and not reasoning.isascii():
+            text = self.joined(delta.index, "reasoning", reasoning)
+            fields = {name: value for name, value in fields.items() if name not in REASONING_NAMES}
+            if text:
+                fields |= dict.fromkeys(REASONING_NAMES, text)
+        delta.fields = fields or None
+        if not can_be_written(delta):
+            repair(delta)
+
+    def joined(self, index: int, name: str, text: str, *, last: bool = False) -> str:
+        """The text after an earlier half of a character; without a half at its end, unless `last`."""
+        text = self.halves.pop((index, name), "") + text
+        if not SURROGATE.search(text):
+            return text
+        if not last and HIGH_SURROGATES[0] <= text[-1] <= HIGH_SURROGATES[1]:
+            self.halves[index, name] = text[-1]
+            text = text[:-1]
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def reasoning_delta(text: str, index: int) -> Delta:
+    fields: JSONObject = dict.fromkeys(REASONING_NAMES, text)
+    return Delta(index=index, fields=fields)
+
+
+def can_be_written(delta: Delta) -> bool:
+    """Whether JSON can hold the Delta, which is eight levels down in an answer."""
     try:
         orjson.dumps([[[[[[[[delta.fields, delta.logprobs, delta.usage]]]]]]]])
     except TypeError:
-        raise ValueError("nested too deeply, or a number too large") from None
+        return False
+    return True
+
+
+def repair(delta: Delta) -> None:
+    """Replace lone surrogates. Raises ValueError for a Delta that JSON cannot hold all the same."""
+    for name in ("fields", "logprobs", "usage"):
+        setattr(delta, name, repaired(getattr(delta, name)))
+    if not can_be_written(delta):
+        raise ValueError("nested too deeply, or a number too large")
 
 
 def take_identity(value: object, info: ResponseInfo) -> None:

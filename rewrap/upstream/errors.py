@@ -31,6 +31,11 @@ TRACEBACK = "Traceback (most recent call last)"
 ERROR_BYTES = 16_384  # of all members of an error
 ERROR_DEPTH = 20
 DETAILS = 20  # items of a list of errors
+# Other names of an error's message.
+MESSAGE_NAMES = [
+    *("detail", "details", "errors", "error_message", "error_msg", "errorMessage", "errmsg"),
+    *("error_description", "msg", "title", "reason"),
+]
 
 
 def bad_gateway(message: str, reason: str, failure_status: int = 502) -> APIError:
@@ -213,7 +218,7 @@ def with_message(error: JSONObject) -> JSONObject:
     """An error whose message may stand under another name."""
     if has_message(error):
         return error
-    for name in ("detail", "details", "errors", "error_message", "msg", "title", "reason"):
+    for name in MESSAGE_NAMES:
         text = text_in(error.get(name))
         if text:
             return error | {"message": text}

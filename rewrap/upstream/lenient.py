@@ -9,10 +9,11 @@ import orjson
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def loads(data: bytes | str) -> object:
+def loads(data: bytes | str, *, keep_halves: bool = False) -> object:
     """A JSON value. Raises ValueError.
 
     NaN and infinite numbers become null, and lone surrogates become U+FFFD. The usual case costs no more than orjson.
+    `keep_halves` keeps lone surrogates: in a stream, the other half may be in the next event.
     """
     try:
         return orjson.loads(data)
@@ -23,10 +24,10 @@ def loads(data: bytes | str) -> object:
             value = json.loads(data)
         except RecursionError:
             raise ValueError("nested too deeply") from None
-        return repaired(value)
+        return repaired(value, keep_halves=keep_halves)
 
 
-def repaired(value: object) -> object:
+def repaired(value: object, *, keep_halves: bool = False) -> object:
     """A value that JSON can hold. Works through a list of containers, so that its depth does not matter."""
     root = [value]
     pending: list[list[object] | dict[str, object]] = [root]
@@ -34,7 +35,7 @@ def repaired(value: object) -> object:
         container = pending.pop()
         keys = list(container) if isinstance(container, dict) else range(len(container))
         for key in keys:
-            item = repaired_scalar(container[key])  # type: ignore[index]
+            item = repaired_scalar(container[key], keep_halves)  # type: ignore[index]
             container[key] = item  # type: ignore[index]
             if isinstance(item, (list, dict)):
                 pending.append(item)
@@ -43,8 +44,8 @@ def repaired(value: object) -> object:
     return root[0]
 
 
-def repaired_scalar(item: object) -> object:
-    if isinstance(item, str):
+def repaired_scalar(item: object, keep_halves: bool) -> object:
+    if isinstance(item, str) and not keep_halves:
         return SURROGATE.sub("\ufffd", item)
     if isinstance(item, float) and not math.isfinite(item):
         return None

@@ -1,8 +1,9 @@
 """The reader of a mapped shape's streams. Takes events, gives Deltas; does no I/O."""
 
 from rewrap.types import Delta, JSONObject, UpstreamRejection
+from rewrap.upstream import lenient
 from rewrap.upstream.framing import TEXT
-from rewrap.upstream.paths import Condition, Path, json_value, parse_condition, parse_paths, text_at
+from rewrap.upstream.paths import Condition, Path, parse_condition, parse_paths, text_at
 from rewrap.upstream.reply_paths import ReplyPaths
 from rewrap.upstream.tables import Table
 
@@ -43,6 +44,7 @@ class MappedReader:
         self.text_given = False
         self.longest = ""  # in the mode `last`: the text so far
         self.usage: JSONObject = {}
+        self.called = False  # a tool
         self.done = False
         self.complete = not (paths.done or paths.ends)
         self.finish = ""
@@ -56,9 +58,7 @@ class MappedReader:
         text = data.decode("utf-8", "replace")
         if self.framing == "text" or (name == TEXT and () in paths.reply):
             return [Delta(text)]
-        value = json_value(text)
-        if not isinstance(value, dict | list | str):  # a bare 42 or true is a piece of text
-            value = text
+        value = event_value(text)
         rejection = paths.failure(name, value)
         if rejection is not None:
             raise rejection
@@ -87,7 +87,9 @@ class MappedReader:
             self.complete = True
         if reason:
             self.finish = reason
-        elif not self.finish and "tool_calls" in (delta.fields or {}):
+        if "tool_calls" in (delta.fields or {}):
+            self.called = True
+        if self.called and self.finish in ("", "stop"):
             self.finish = "tool_calls"
         return delta
 
@@ -110,3 +112,12 @@ class MappedReader:
         if self.mode == "message" and text and self.text_given:
             return self.paths.join + text
         return text
+
+
+def event_value(text: str) -> object:
+    """An object, a list or a string; a text that is none, such as a bare 42, stays as it is."""
+    try:
+        value = lenient.loads(text, keep_halves=True)
+    except ValueError:
+        return text
+    return value if isinstance(value, dict | list | str) else text

@@ -7,16 +7,38 @@ Imports only the checks of these tables.
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import orjson
 
 from rewrap.upstream.tables import ShapeError
 
-Path = tuple[str | int | None, ...]  # names, indexes, and None for `[]`
+
+@dataclass(frozen=True, slots=True)
+class Each:
+    """A step into the items of a list: all, or those whose member `name` is as the filter wants."""
+
+    name: str = ""
+    negated: bool = False
+    value: object = None  # None: any that is not empty
+
+    def accepts(self, item: object) -> bool:
+        if not self.name:
+            return True
+        found = member(item, self.name)
+        fits = bool(found) if self.value is None else found == self.value
+        return fits != self.negated
+
+
+Path = tuple[str | int | Each, ...]
 Condition = Callable[[str, object], bool]  # (name of the SSE event, its data) -> fulfilled?
 
-# `[0]`, `[]` or a name. A dot stands before a name, except at the start.
-STEP = re.compile(r"\[(?P<index>-?\d+)\]|\[\]|(?:\A|(?!\A)\.)(?P<name>[^\s.\[\]{}]+)")
+# `[0]`, `[]`, `[name]`, `[!name]`, `[name=value]` or a name. A dot stands before a name, except at
+# the start.
+STEP = re.compile(
+    r"\[(?P<index>-?\d+)\]|\[(?P<negated>!?)(?P<filter>[\w-]*)(?:=(?P<value>[^\]\s]+))?\]"
+    r"|(?:\A|(?!\A)\.)(?P<name>[^\s.\[\]{}]+)"
+)
 EXAMPLE_PATH = "choices[0].message.content"
 
 
@@ -38,7 +60,7 @@ def parse_path(text: str, where: str) -> Path:
     """Compile one path. `.` is the value itself. Raises ShapeError."""
     if text == ".":
         return ()
-    steps: list[str | int | None] = []
+    steps: list[str | int | Each] = []
     position = 0
     while position < len(text) or not text:
         match = STEP.match(text, position)
@@ -47,12 +69,18 @@ def parse_path(text: str, where: str) -> Path:
             raise ShapeError(
                 f"{where}: {text!r} cannot be read at {rest!r}; a path is like {EXAMPLE_PATH}"
             )
-        if match["index"]:
-            steps.append(int(match["index"]))
-        else:
-            steps.append(match["name"])
+        steps.append(step_of(match))
         position = match.end()
     return tuple(steps)
+
+
+def step_of(match: re.Match[str]) -> str | int | Each:
+    if match["name"]:
+        return match["name"]
+    if match["index"]:
+        return int(match["index"])
+    value = None if match["value"] is None else json_value(match["value"])
+    return Each(match["filter"], bool(match["negated"]), value)
 
 
 def find(value: object, path: Path) -> object:
@@ -61,20 +89,21 @@ def find(value: object, path: Path) -> object:
     A `[]` gives the list of all values that it leads to.
     """
     for position, step in enumerate(path):
-        if step is None:
-            return find_in_items(value, path[position + 1 :])
+        if isinstance(step, Each):
+            return find_in_items(value, step, path[position + 1 :])
         value = member(value, step)
     return value
 
 
-def find_in_items(value: object, rest: Path) -> list[object] | None:
+def find_in_items(value: object, each: Each, rest: Path) -> list[object] | None:
     """All values at `rest` in the items of a list, in one flat list; None if there are none."""
+    nested = any(isinstance(step, Each) for step in rest)
     if not isinstance(value, list):
         return None
     found: list[object] = []
     for item in value:
-        inner = find(item, rest)
-        if None in rest and isinstance(inner, list):
+        inner = find(item, rest) if each.accepts(item) else None
+        if nested and isinstance(inner, list):
             found += inner
         elif inner is not None:
             found.append(inner)

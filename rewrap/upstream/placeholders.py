@@ -14,6 +14,8 @@ from rewrap.upstream.conversation import (
     session_or_new,
     transcript,
 )
+from rewrap.upstream.forms import FORMS
+from rewrap.upstream.messages import with_system_role
 from rewrap.upstream.tables import Table
 from rewrap.upstream.template import Template
 
@@ -30,7 +32,7 @@ PARAMETER_NAMES = [
     "prompt_cache_key", "keep_alive",
 ]
 # fmt: on
-NAMES = CONVERSATION_NAMES + PARAMETER_NAMES
+NAMES = [*CONVERSATION_NAMES, *PARAMETER_NAMES, *FORMS]
 ALIASES = (("max_tokens", "max_completion_tokens"), ("user", "safety_identifier"))
 NOT_IN_CHAT = {"metadata", "store", "session", "n"}  # n: a shape reads one choice
 
@@ -95,7 +97,10 @@ def placeholder_values(
         if values.get(name) == value:
             values[name] = None
     values |= forms.values(request, names)
-    values["chat"] = {name: value for name, value in fields.items() if name not in NOT_IN_CHAT}
+    values |= {name: FORMS[name].value(request) for name in names if name in FORMS}
+    if "chat" in names:
+        fields["messages"] = with_system_role(request.messages)
+        values["chat"] = {name: value for name, value in fields.items() if name not in NOT_IN_CHAT}
     return values
 
 

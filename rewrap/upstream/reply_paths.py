@@ -9,8 +9,23 @@ from collections.abc import Mapping, Sequence
 import orjson
 
 from rewrap.types import Delta, JSONObject, UpstreamRejection
-from rewrap.upstream.paths import Path, first, parse_condition, parse_paths, text_at
-from rewrap.upstream.tables import COUNTS, Table, checked_table, table_in, text_in
+from rewrap.upstream.paths import (
+    Condition,
+    Path,
+    first,
+    parse_condition,
+    parse_paths,
+    text_at,
+)
+from rewrap.upstream.tables import (
+    CALLS,
+    COUNTS,
+    ShapeError,
+    Table,
+    checked_table,
+    table_in,
+    text_in,
+)
 
 # The ends of a reply by other names. Any other name is "stop".
 FINISH_REASONS = [
@@ -23,6 +38,7 @@ FINISH_REASONS = [
         ),
     ),
 ]
+REASONS = ("stop", "length", "tool_calls", "content_filter", "error")
 FIGURES = ("figure", "figures")
 ERROR_PATHS = "error.message | error"
 REJECTION_PATHS = parse_paths(
@@ -42,9 +58,10 @@ class ReplyPaths:
         self.finish = self.paths("finish")
         self.error = self.paths("error", ERROR_PATHS)
         self.status = self.paths("status")
-        self.tool_calls = self.paths("tool_calls")
+        self.tool_calls = CallPaths(table.get("tool_calls"), f"{where}tool_calls")
         self.logprobs = self.paths("logprobs")
         self.statuses = table_in(table, "statuses")
+        self.reasons = reasons_in(table, where)
         self.join = text_in(table, "join")
         self.fails = None
         if "fails" in table:
@@ -115,11 +132,19 @@ class ReplyPaths:
         return counts
 
     def finish_reason(self, data: object) -> str:
-        """OpenAI's name for the reason to end; "" if there is none here."""
+        """OpenAI's name for the reason to end; "" if there is none here.
+
+        Raises UpstreamRejection for an end that is a failure.
+        """
         reason = first(data, self.finish)
         if not reason:
             return ""
         name = str(reason).lower()
+        if self.reasons.get(name) == "error":
+            text = text_at(data, self.error, "; ") or f"the upstream ended the reply: {reason}"
+            raise UpstreamRejection(502, text)
+        if name in self.reasons:
+            return self.reasons[name]
         for ours, pattern in FINISH_REASONS:
             if pattern.fullmatch(name):
                 return ours
@@ -133,8 +158,8 @@ class ReplyPaths:
         reasoning = text_at(data, self.reasoning) if with_reasoning else ""
         if reasoning:  # clients read one name or the other
             fields = {"reasoning_content": reasoning, "reasoning": reasoning}
-        tool_calls = first(data, self.tool_calls)
-        if isinstance(tool_calls, list) and tool_calls:
+        tool_calls = self.tool_calls.find("", data)
+        if tool_calls:
             fields["tool_calls"] = tool_calls
         if isinstance(data, dict):
             fields |= {name: data[name] for name in FIGURES if data.get(name)}
@@ -145,6 +170,65 @@ class ReplyPaths:
             logprobs=logprobs if isinstance(logprobs, dict) else None,
             usage=with_total(usage) or None,
         )
+
+
+class CallPaths:
+    """The places of tool calls: a path to calls in OpenAI's form, or a path for each member.
+
+    `each` leads to a list with a call in each item; without it, the value itself may be a call, or
+    a piece of one. `when` is the condition of a value with calls.
+    """
+
+    def __init__(self, setting: object, where: str) -> None:
+        """Raises ShapeError."""
+        self.calls: list[Path] = []
+        self.members: dict[str, list[Path]] = {}
+        self.each: list[Path] = [()]
+        self.when: Condition | None = None
+        if isinstance(setting, Mapping):
+            checked_table(setting, CALLS, f"{where}.")
+            paths = {name: text for name, text in setting.items() if name != "when"}
+            self.members = {name: parse_paths(paths[name], f"{where}.{name}") for name in paths}
+            self.each = self.members.pop("each", self.each)
+            if "when" in setting:
+                self.when = parse_condition(setting["when"], f"{where}.when")
+        elif setting is not None:
+            self.calls = parse_paths(setting, where)
+
+    def find(self, event: str, data: object) -> list[object]:
+        """The tool calls, or pieces of them, in OpenAI's form."""
+        if not self.members:
+            calls = first(data, self.calls)
+            return calls if isinstance(calls, list) else []
+        if self.when is not None and not self.when(event, data):
+            return []
+        items = first(data, self.each)
+        if not isinstance(items, list):
+            items = [items]
+        return [call for item in items if (call := self.call(item))]
+
+    def call(self, item: object) -> JSONObject:
+        """One call; {} if the item has none."""
+        values = {name: first(item, paths) for name, paths in self.members.items()}
+        names = ("name", "arguments")
+        function = {name: values[name] for name in names if values.get(name) is not None}
+        call: JSONObject = {"function": function} if function else {}
+        if values.get("id") is not None:
+            call["id"] = values["id"]
+        if call and values.get("signature") is not None:
+            call["extra_content"] = {"google": {"thought_signature": values["signature"]}}
+        return call
+
+
+def reasons_in(table: Table, where: str) -> dict[str, str]:
+    """The setting `reasons`, by lower-case names. Raises ShapeError."""
+    reasons: dict[str, str] = {}
+    for name, ours in table_in(table, "reasons").items():
+        if ours not in REASONS:
+            known = ", ".join(REASONS)
+            raise ShapeError(f"{where}reasons.{name}: no reason {ours!r} is known, but {known}")
+        reasons[name.lower()] = str(ours)
+    return reasons
 
 
 def with_total(usage: JSONObject) -> JSONObject:

@@ -15,7 +15,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from rewrap.types import APIError, ChatRequest, Delta, Reader, UpstreamRejection
 from rewrap.upstream.conversation import SESSION_NAMES, conversation_of, session_of, session_or_new
+from rewrap.upstream.forms import FORMS
 from rewrap.upstream.mapped_reader import FRAMINGS, MODES, MappedReader, StreamPaths
+from rewrap.upstream.messages import part_types
 from rewrap.upstream.paths import text_at
 from rewrap.upstream.placeholders import (
     ALIASES,
@@ -93,6 +95,8 @@ class MappedShape:
         )
         in_path = set(URL_PLACEHOLDER.findall(self.path))
         self.used = self.body.names | self.stream_body.names | in_path
+        self.product_forms = [FORMS[name] for name in sorted(self.used) if name in FORMS]
+        self.taken = self.used.union(*[form.takes for form in self.product_forms])
 
     # A request.
 
@@ -148,16 +152,19 @@ class MappedShape:
         if "chat" in self.used:  # all parameters go along, except the number of choices
             several = request.payload.get("n") not in (None, 1)
             return ["n"] if several and "n" not in self.used else []
-        return [
+        names = [
             *self.dropped_parameters(request),
             *self.dropped_turns(request),
-            *dropped_members(request),
+            *self.dropped_members(request),
         ]
+        for form in self.product_forms:
+            names += form.lost(request)
+        return list(dict.fromkeys(names))
 
     def dropped_parameters(self, request: ChatRequest) -> list[str]:
-        sent = self.used.union(SERVED_HERE)
+        sent = self.taken.union(SERVED_HERE)
         for names in ALIASES:
-            if self.used.intersection(names):
+            if self.taken.intersection(names):
                 sent.update(names)
         if "session" in self.used:
             sent.update(SESSION_NAMES)
@@ -169,11 +176,11 @@ class MappedShape:
 
     def dropped_turns(self, request: ChatRequest) -> list[str]:
         talk = conversation_of(request.messages)
-        whole = bool(self.used & {"messages", "conversation", "dialog"})
+        whole = bool(self.taken & {"messages", "conversation", "dialog"})
         dropped: list[str] = []
-        if talk.system and not self.used & {"messages", "conversation", "system"}:
+        if talk.system and not self.taken & {"messages", "conversation", "system"}:
             dropped.append("messages.system")
-        has_history = whole or bool(self.used & {"history", "turns"})
+        has_history = whole or bool(self.taken & {"history", "turns"})
         if "session" in self.used and session_of(request):  # the upstream remembers
             has_history = True
         earlier_lost = talk.prompt_index > 0 and not has_history
@@ -181,6 +188,12 @@ class MappedShape:
         if earlier_lost or later_lost:
             dropped.append("messages.history")
         return dropped
+
+    def dropped_members(self, request: ChatRequest) -> list[str]:
+        if "messages.*" in self.taken:
+            return []
+        names = member_names(request) | part_types(request.messages)
+        return sorted({f"messages.{name}" for name in names} - self.taken)
 
     # An answer.
 
@@ -192,7 +205,7 @@ class MappedShape:
         usage = self.whole.counts(value)
         delta = self.whole.delta(value, text or "", usage, with_reasoning=True)
         reason = self.whole.finish_reason(value)
-        if not reason and "tool_calls" in (delta.fields or {}):
+        if reason in ("", "stop") and "tool_calls" in (delta.fields or {}):
             reason = "tool_calls"
         if text is None and not reason:
             place = self.table["reply"]
@@ -261,17 +274,12 @@ def url_values(request: ChatRequest, names: set[str]) -> dict[str, str]:
     return quoted
 
 
-def dropped_members(request: ChatRequest) -> list[str]:
-    """The members of messages beside role and text, and the parts of contents that are no texts."""
+def member_names(request: ChatRequest) -> set[str]:
+    """The members of messages beside role and content."""
     names: set[str] = set()
     for message in request.messages:
         names.update(str(name) for name, value in message.items() if value)
-        content = message.get("content")
-        if isinstance(content, list):
-            names.update(
-                str(part.get("type")) for part in content if not isinstance(part.get("text"), str)
-            )
-    return [f"messages.{name}" for name in sorted(names - {"role", "content"})]
+    return names - {"role", "content"}
 
 
 # Tables to shapes.

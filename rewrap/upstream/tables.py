@@ -8,19 +8,21 @@ Table = Mapping[str, object]
 
 # Paths; all settings of an answer; those of a stream; those of a shape.
 PATHS = {"reply", "reasoning", "tool_calls", "logprobs", "finish", "usage", "error", "status"}
-ANSWER = PATHS | {"statuses", "fails", "join"}
+ANSWER = PATHS | {"statuses", "fails", "join", "reasons"}
 EVENTS = {"framing", "keep", "mode", "done", "ends", "final"}
 STREAM = ANSWER | EVENTS | {"path", "headers", "request"}
 CONVERSATION = {"message", "roles", "turn"}
 SHAPE = ANSWER | CONVERSATION | {"about", "like", "path", "key", "headers", "request", "omit"}
 SHAPE |= {"stream"}
 COUNTS = {"prompt", "completion", "total", "cached", "reasoning"}
+CALLS = {"each", "when", "id", "name", "arguments", "signature"}
 
 TEXTS = {"about", "like", "path", "key", "join"}
 TABLES: dict[str, type] = {
     "headers": str,
     "roles": str,
     "statuses": int,
+    "reasons": str,
     "message": object,
     "turn": object,
     "omit": object,

@@ -22,6 +22,7 @@ PART = re.compile(
 )
 PLACEHOLDER = re.compile(r"\{[^{}]*\}")
 ANY_PARAMETER = "param."
+SPREAD = "*"  # the name of a member whose own members are put in its place
 
 
 class Template:
@@ -64,6 +65,9 @@ class Template:
             if PLACEHOLDER.search(name):
                 raise ShapeError(f"{where}: the name of a member is no template: {name!r}")
             members[name] = self.compiled(value, f"{where}.{name}")
+        spread = members.pop(SPREAD, None)
+        if spread is not None:
+            return spread_filler(members, spread)
         return object_filler(members)
 
     def compiled_text(self, text: str, where: str) -> Filler:
@@ -110,6 +114,20 @@ def object_filler(members: Mapping[str, Filler]) -> Filler:
         filled = {name: filler(values) for name, filler in members.items()}
         present = {name: value for name, value in filled.items() if value is not ABSENT}
         return present if present or not members else ABSENT
+
+    return fill
+
+
+def spread_filler(members: Mapping[str, Filler], spread: Filler) -> Filler:
+    """An object with the members of another one over its own."""
+    own = object_filler(members)
+
+    def fill(values: Values) -> object:
+        filled = own(values)
+        more = spread(values)
+        if not isinstance(more, Mapping):
+            return filled
+        return {**filled, **more} if isinstance(filled, Mapping) else dict(more)
 
     return fill
 

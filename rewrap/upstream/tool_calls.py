@@ -1,5 +1,6 @@
 """Tool calls in OpenAI's form, however an upstream numbers and names them. Imports types alone."""
 
+from dataclasses import dataclass
 from uuid import uuid4
 
 import orjson
@@ -7,86 +8,114 @@ import orjson
 from rewrap.types import JSONObject
 
 MAXIMUM_INDEX = 1000
+KNOWN_MEMBERS = frozenset(["id", "index", "type", "function"])
 
 
 class ToolCallNormalizer:
     """Normalizes the tool calls of one reply, whole or in pieces.
 
-    A piece belongs to the call with its id, or else to the call with its index. Some upstreams
-    send no index, or 0 for each call: a name with a new id starts another call. The first piece
-    of a call has an id and a type, and all have an index. Arguments are a JSON string.
+    A piece belongs to the call with its id, or else to the call with its index. Some upstreams send
+    no index, or 0 for each call: a name with a new id starts another call. Every piece has an index
+    and arguments, which are a string. The first piece of a call alone has an id, a type and a name:
+    clients join the texts of pieces.
     """
 
     def __init__(self) -> None:
         self.choices: dict[int, CallIndex] = {}
 
     def __call__(self, choice: int, calls: object) -> list[JSONObject]:
-        """The pieces in `calls`, a list or one piece.
-
-        Raises ValueError for a value that is no tool call.
-        """
+        """The pieces in `calls`, a list or one piece. Raises ValueError for a value that is none."""
         index = self.choices.setdefault(choice, CallIndex())
         pieces = calls if isinstance(calls, list) else [calls]
         return [normalized(piece, index) for piece in pieces]
 
+    def end(self, choice: int) -> list[JSONObject]:
+        """The arguments of calls that had none: an empty object."""
+        calls = self.choices.get(choice)
+        if calls is None:
+            return []
+        return [
+            {"index": index, "function": {"arguments": "{}"}}
+            for index, call in enumerate(calls.calls)
+            if call.type == "function" and not call.has_arguments
+        ]
+
+
+@dataclass(slots=True)
+class CallState:
+    """What is known of one call. An empty id: its first piece has not come."""
+
+    id: str = ""
+    type: str = ""
+    name: str = ""
+    has_arguments: bool = False
+
 
 class CallIndex:
-    """The ids of the tool calls of one choice, by index.
-
-    "" stands for a call whose first piece has not come.
-    """
+    """The tool calls of one choice, by index."""
 
     def __init__(self) -> None:
-        self.ids: list[str] = []
+        self.calls: list[CallState] = []
         self.index_of: dict[str, int] = {}
 
-    def place(self, id: str, index: int | None, name: object) -> int:
+    def place(self, id: str, index: int | None, name: str) -> int:
         """The index of the call that a piece belongs to."""
         if id in self.index_of:
             return self.index_of[id]
-        taken = index is not None and index < len(self.ids) and bool(self.ids[index])
+        taken = index is not None and index < len(self.calls) and bool(self.calls[index].id)
         starts_call = bool(name) and (bool(id) or not taken)
         if starts_call and (index is None or taken):
-            return len(self.ids)
+            return len(self.calls)
         if index is not None:
             return index
-        return max(len(self.ids) - 1, 0)
+        return max(len(self.calls) - 1, 0)
 
-    def known(self, index: int) -> bool:
-        return index < len(self.ids) and bool(self.ids[index])
-
-    def add(self, index: int, id: str) -> None:
-        self.ids += [""] * (index + 1 - len(self.ids))
-        self.ids[index] = id
-        self.index_of[id] = index
+    def call(self, index: int) -> CallState:
+        while len(self.calls) <= index:
+            self.calls.append(CallState())
+        return self.calls[index]
 
 
 def normalized(piece: object, calls: CallIndex) -> JSONObject:
-    """One piece with its index. Raises ValueError."""
+    """One piece in OpenAI's form. Raises ValueError."""
     if not isinstance(piece, dict):
         raise ValueError("a tool call is no object")
     function = piece.get("function")
     if not isinstance(function, dict):
         function = {}
-    id = piece.get("id")
-    id = id if isinstance(id, str) else ""
-    index = calls.place(id, sent_index(piece), function.get("name"))
-    members = {
-        name: value
-        for name, value in piece.items()
-        if value is not None and name not in ("id", "index")
-    }
+    id = text_or_empty(piece.get("id"))
+    name = text_or_empty(function.get("name"))
+    index = calls.place(id, sent_index(piece), name)
+    call = calls.call(index)
     result: JSONObject = {"index": index}
-    if not calls.known(index):
-        id = id or f"call_{uuid4().hex}"
-        calls.add(index, id)
-        result |= {"id": id, "type": "function"}
-    elif id:
-        result["id"] = id
-    arguments = function.get("arguments")
-    if arguments is not None and not isinstance(arguments, str):
-        members["function"] = function | {"arguments": json_text(arguments)}
-    return result | members
+    if not call.id:
+        call.id = id or f"call_{uuid4().hex}"
+        calls.index_of[call.id] = index
+        call.type = text_or_empty(piece.get("type")) or "function"
+        result |= {"id": call.id, "type": call.type}
+    members = {key: value for key, value in piece.items() if value is not None}
+    result |= {key: value for key, value in members.items() if key not in KNOWN_MEMBERS}
+    if call.type == "function":
+        result["function"] = normalized_function(function, name, call)
+    return result
+
+
+def normalized_function(function: JSONObject, name: str, call: CallState) -> JSONObject:
+    members = {key: value for key, value in function.items() if value is not None}
+    members.pop("name", None)
+    if name and name != call.name:
+        call.name = name
+        members = {"name": name} | members
+    arguments = members.get("arguments", "")
+    if not isinstance(arguments, str):
+        arguments = json_text(arguments)
+    if arguments:
+        call.has_arguments = True
+    return members | {"arguments": arguments}
+
+
+def text_or_empty(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def sent_index(piece: JSONObject) -> int | None:

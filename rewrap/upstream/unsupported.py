@@ -1,0 +1,41 @@
+"""Requests that an upstream cannot answer as they are meant: an error instead of a wrong reply.
+
+Pure functions. Imports types and the readers of messages.
+"""
+
+from collections.abc import Sequence
+
+from rewrap.types import APIError, ChatRequest
+from rewrap.upstream.messages import format_type, part_types
+
+FREE_CHOICES = (None, "auto", "none", {"type": "auto"}, {"type": "none"})
+SILENT_PARTS = frozenset(["refusal", "reasoning", "thinking"])  # of the assistant's own messages
+SETTING = "ON_UNSUPPORTED=drop"
+
+
+def check_supported(request: ChatRequest, dropped: Sequence[str]) -> None:
+    """Raises APIError 400 if one of the `dropped` names changes the meaning of the request.
+
+    These are parts of messages such as images and files, a `tool_choice` other than auto and none,
+    and a JSON schema. Other parameters are dropped with a header.
+    """
+    part = next((name for name in dropped if name in meaningful_parts(request)), None)
+    if part is not None:
+        type = part.removeprefix("messages.")
+        raise unsupported(f"messages with `{type}` parts", "messages")
+    payload = request.payload
+    for name in ("tool_choice", "function_call"):
+        if name in dropped and payload.get(name) not in FREE_CHOICES:
+            raise unsupported(f"this `{name}`", name)
+    if "response_format" in dropped and format_type(payload) == "json_schema":
+        raise unsupported("a JSON schema as `response_format`", "response_format")
+
+
+def meaningful_parts(request: ChatRequest) -> set[str]:
+    """The types of content parts, as `messages.TYPE`, without texts."""
+    return {f"messages.{type}" for type in part_types(request.messages) - SILENT_PARTS}
+
+
+def unsupported(subject: str, param: str) -> APIError:
+    message = f"The chat backend cannot take {subject}. Set {SETTING} to send requests without it."
+    return APIError(400, message, param=param, code="unsupported_parameter")
