@@ -308,6 +308,7 @@ class Rewrap(EdgeApp):
             grace_seconds=settings.grace_seconds,
             invalid_request_status=settings.invalid_request_status,
             not_found_page=partial(not_found_page, theme=THEME),
+            forwarded_hops=settings.forwarded_hops if settings.forwarded_allow_ips == "*" else 0,
         )
         super().__init__(routes, options, gateway)
         self.settings = settings
