@@ -65,7 +65,7 @@ def value_of(spec: "Field[Any]") -> str:
     if spec.metadata.get("url"):
         return "http://upstream.example/x"
     if spec.type is bool:
-        return "true"
+        return str(not spec.default).lower()
     if "among" in spec.metadata:
         return str(spec.metadata["among"][-1])
     if spec.type in (int, float):
