@@ -20,6 +20,7 @@ from rewrap.eventloop import running_loop
 from rewrap.mock.backend import Mock, connect_mocks, mock_script
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.types import (
+    CLIENT_HEADERS,
     APIError,
     Backend,
     ChatRequest,
@@ -315,8 +316,11 @@ class OpenAI(ChatURL):
         """Without a key of ours, the client's key goes to the upstream, and takes the headers that belong to it along."""
         if self.has_key:
             return super().headers_from(client_headers)
+        names = ("authorization", *CLIENT_HEADERS, *self.forward_headers)
+        headers = {name: client_headers[name] for name in names if name in client_headers}
         agent = client_headers.get("user-agent")
-        return {**client_headers, "user-agent": f"{agent} {USER_AGENT}" if agent else USER_AGENT}
+        headers["user-agent"] = f"{agent} {USER_AGENT}" if agent else USER_AGENT
+        return headers
 
     def body(self, request: ChatRequest) -> bytes:
         """The client's own bytes where nothing was changed."""

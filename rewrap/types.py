@@ -104,6 +104,16 @@ class CutConnection(Exception):
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]  # ASGI's
 
 
+# Headers of the client that belong to its key.
+CLIENT_HEADERS = (
+    "openai-organization",
+    "openai-project",
+    "openai-beta",
+    "http-referer",
+    "x-title",
+    "idempotency-key",
+    "user-agent",
+)
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 

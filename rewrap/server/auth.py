@@ -9,24 +9,12 @@ from collections.abc import Sequence
 from rewrap.redaction import masked
 from rewrap.server import keys
 from rewrap.server.context import RequestContext
-from rewrap.types import APIError, Headers
+from rewrap.types import CLIENT_HEADERS, APIError, Headers
 
 BEARER: Headers = [(b"www-authenticate", b"Bearer")]
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth"
     " (i.e. Authorization: Bearer YOUR_KEY)."
-)
-
-
-# Headers of the client that belong to its key.
-CLIENT_HEADERS = (
-    "openai-organization",
-    "openai-project",
-    "openai-beta",
-    "http-referer",
-    "x-title",
-    "idempotency-key",
-    "user-agent",
 )
 
 

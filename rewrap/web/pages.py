@@ -28,7 +28,6 @@ ICON_HEADERS = {"cache-control": "max-age=86400"}
 PAGE_HEADERS = {
     "cache-control": "no-cache",
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
 }
 
 
