@@ -29,7 +29,8 @@ PATHS = {
     "completions": "/v1/completions",
 }
 PENDING = 1000  # requests that are noted before the journal is read
-PENDING_BYTES = 65_536  # a larger body is cut at once
+PENDING_BYTES = 16_384  # a larger body is cut at once
+ALL_PENDING_BYTES = 2**20
 MOCK_HEADERS = "x-mock-"
 
 
@@ -74,8 +75,9 @@ class Script:
         self.rate = rate
         self.secrets = list(secrets)
         self.faults = FaultState()
-        self.journal = Journal()
+        self.journal = Journal(max_bytes=ALL_PENDING_BYTES)
         self.pending: deque[Note] = deque(maxlen=PENDING)
+        self.pending_bytes = 0
         self.requests = 0
 
     def plan(self, request: ChatRequest, info: ResponseInfo) -> Plan:
@@ -147,6 +149,9 @@ class Script:
                 difference,
             )
             self.pending.append(noted)
+            self.pending_bytes += len(body)
+            if self.pending_bytes > ALL_PENDING_BYTES:
+                self.copy_notes()
 
             def answered(status: int) -> None:
                 noted.status = status
@@ -155,6 +160,7 @@ class Script:
 
     def copy_notes(self) -> None:
         """Move the noted requests to the journal."""
+        self.pending_bytes = 0
         while self.pending:
             note = self.pending.popleft()
             payload: JSONObject = orjson.loads(note.body)

@@ -82,7 +82,7 @@ def rejection_error(
     reason = f"upstream: {status}"
     if 300 <= status < 400:
         return configuration_error(REDIRECTED, reason, failure_status)
-    if status == 401 and own_key:
+    if status == 407 or (status == 401 and own_key):  # 407 is from a proxy of this server
         return configuration_error(FAILED, reason, failure_status)
     error = without_secrets(rejection.error, secrets)
     if status == 504 and not has_message(error):
