@@ -24,6 +24,9 @@ TRACE = re.compile(
     "|scatterternary|splom|streamtube|sunburst|surface|table|treemap|violin|volume|waterfall"
 )
 MAX_FIGURES = 100  # of a message: a table can be as short as ten characters
+# Of a message's text, and of one figure's JSON. orjson holds the interpreter for 20 ms a megabyte
+# of brackets, and nothing else runs meanwhile.
+MAX_CHARACTERS = 2**21
 MAX_COLUMNS = 20  # every series repeats the labels: a figure is at most 20 times its table
 MAX_NUMBER_CHARACTERS = 40
 
@@ -58,7 +61,8 @@ def all_figures(message: JSONObject) -> Iterator[JSONObject]:
         found = figure(value)
         if found is not None:
             yield found
-    yield from text_figures(text_of(message.get("content")))
+    text = text_of(message.get("content"))
+    yield from text_figures(text[:MAX_CHARACTERS])
 
 
 # Plotly JSON.
@@ -68,6 +72,8 @@ def figure(value: object) -> JSONObject | None:
     """A figure from a JSON value or from its text. None if the value is something else."""
     try:
         text = value if isinstance(value, str) else orjson.dumps(value)
+        if len(text) > MAX_CHARACTERS:
+            return None
         found = orjson.loads(text)
         orjson.dumps(found)  # orjson reads deeper nesting than it writes
     except (ValueError, TypeError):

@@ -11,9 +11,11 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import httpx
 import pytest
 import requests
 import schemathesis
@@ -23,6 +25,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from serving import ASKED, Process, served, started
 
 from rewrap.api.checks import CHECKS, ROLES
+from rewrap.api.duplicates import ROUTING_MEMBERS
 from rewrap.api.openapi import document
 from rewrap.api.requests import chat_request, parse_object
 from rewrap.config.settings import Settings
@@ -473,7 +476,120 @@ def test_every_operation_answers_as_the_document_says(
     call()
 
 
-# The nasty ones, each by its name, over a real socket.
+# Members that occur twice.
+
+MESSAGES = b'"messages":[{"role":"user","content":"Hi"}]'
+PADDING = b"x" * 3000
+
+
+@pytest.mark.parametrize("path", [CHAT, ASK, "/v1/responses", "/v1/completions"])
+@pytest.mark.parametrize("name", list(ROUTING_MEMBERS))
+def test_a_routing_member_that_occurs_twice_is_rejected(path: str, name: str) -> None:
+    for value in (b"null", b'"x"', b'[{"a":"}"}]'):
+        body = b'{"%b":1,"y":"z", "%b" :\t%b}' % (name.encode(), name.encode(), value)
+        answer = ask("POST", path, body)
+        assert answer.status == 400
+        assert wrong_envelope(json.loads(answer.body), path) == ""
+        assert f"the parameter '{name}' occurs twice" in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a","mod\\u0065l":"b",%b}' % MESSAGES,
+        b'{"model":"a","\\u006D\\u006f\\u0064\\u0065\\u006C":"b",%b}' % MESSAGES,
+        b'{"model":"a",%b,"x":"%b","model":"b"}' % (MESSAGES, PADDING),
+        b'{"model":"a",%b,"x":"%b","mod\\u0065l":"b"}' % (MESSAGES, PADDING),
+        b'{"x":"\\\\","model":"a","y":{"model":["]}","{\\""]},"model":"a",%b}' % MESSAGES,
+        b'{"model":"a","model":"b","seed":%b,%b}' % (b"9" * 300, MESSAGES),
+    ],
+)
+def test_a_second_model_is_found_however_it_is_written(body: bytes) -> None:
+    answer = ask("POST", CHAT, body)
+    assert (answer.status, json.loads(answer.body)["error"]["param"]) == (400, "model")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        b'"tools":[{"type":"function","function":{"name":"f","parameters":{"model":{"model":1}}}}]',
+        b'"x":["model","model","messages"]',
+        b'"x":"\\"model\\":1,\\"model\\":1 \\\\u006d"',
+        b'"y":1,"y":2,"metadata":null,"metadata":null',
+        b'"x":"%b","tools":[{"type":"function","function":{"name":"model"}}]' % PADDING,
+        b'"x":%b"model"%b' % (b"[" * 200, b"]" * 200),
+    ],
+)
+def test_names_of_routing_members_may_occur_anywhere_else(extra: bytes) -> None:
+    for body in (b'{"model":"m",%b,%b}' % (MESSAGES, extra), b"{%b, %b}" % (extra, MESSAGES)):
+        assert ask("POST", CHAT, body).status == 200
+
+
+@tries()
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["model", "messages", "stream", "x", "mod", 'a"b']),
+            st.recursive(
+                st.sampled_from(["model", '"model":', "\\", 1, None]),
+                lambda inner: (
+                    st.lists(inner, max_size=2)
+                    | st.dictionaries(st.sampled_from(["model", "x"]), inner, max_size=2)
+                ),
+                max_leaves=4,
+            ),
+        ),
+        max_size=5,
+    ),
+    st.booleans(),
+)
+def test_exactly_the_bodies_with_a_repeated_routing_member_are_rejected(
+    members: list[tuple[str, Any]], spaced: bool
+) -> None:
+    separators = (", ", ": ") if spaced else (",", ":")
+    pairs = [
+        f"{json.dumps(name)}{separators[1]}{json.dumps(value, separators=separators)}"
+        for name, value in members
+    ]
+    body = f"{{{separators[0].join(pairs)}}}".encode()
+    names = [name for name, _ in members]
+    if any(names.count(name) > 1 for name in ROUTING_MEMBERS):
+        with pytest.raises(APIError, match="occurs twice"):
+            parse_object(body)
+    else:
+        assert parse_object(body) == dict(members)
+
+
+def test_an_upstream_of_several_gets_one_model_only(tmp_path: Path) -> None:
+    """The second model of this body is where it is not searched."""
+    bodies: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bodies.append(request.content)
+        choice = {"index": 0, "message": {"role": "assistant", "content": "Hi"}}
+        return httpx.Response(200, json={"choices": [choice | {"finish_reason": "stop"}]})
+
+    (tmp_path / "c.toml").write_text(
+        '[[backend]]\nname = "a"\nkind = "openai"\nurl = "http://h/v1"\nmodels = ["cheap"]\n'
+    )
+    several = create_app(
+        Settings(config=str(tmp_path / "c.toml"), store_url="sqlite://"),
+        transport=httpx.MockTransport(answer),
+    )
+    pad = b'"x":"%b"' % PADDING
+    body = b'{%b,%b,"model":"dear",%b,"model":"cheap",%b}' % (pad, MESSAGES, pad, pad)
+
+    async def post() -> int:
+        transport = httpx.ASGITransport(several)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return (await client.post(CHAT, content=body)).status_code
+
+    assert loop().run_until_complete(post()) == 200
+    assert [each.count(b'"model"') for each in bodies] == [1]
+    assert b"dear" not in bodies[0]
+
+
+# Malformed bodies and requests over a real socket.
 
 DEEP = 100_000
 GOOD_BODY = json.dumps(ASKED).encode()
@@ -543,6 +659,7 @@ BODIES = {
     + b"[" * 900
     + b"]" * 900
     + b"}]}",
+    "deep and ambiguous": saying(b'"Hi"', b',"x":' + b"[" * 1010 + b'"model"' + b"]" * 1010),
     "deep metadata": saying(b'"Hi"', b',"metadata":' + b'{"a":' * 300 + b"1" + b"}" * 300),
     "many messages": b'{"model":"m","messages":['
     + b",".join([b'{"role":"user","content":"Hi"}'] * 20_000)

@@ -1,15 +1,15 @@
 """Figures of a message: what is found in it, and that Plotly's own package takes what is found."""
 
-import time
 from typing import Any
 
 import orjson
 import plotly.graph_objects as go
 import pytest
+from growth import LINEAR, growth
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrap.figures import TRACE, figures
+from rewrap.figures import MAX_CHARACTERS, TRACE, all_figures, figures
 
 BARS = {"data": [{"type": "bar", "x": ["a", "b"], "y": [1, 2]}], "layout": {"title": {"text": "T"}}}
 
@@ -355,7 +355,38 @@ def test_any_value_of_a_backend_is_a_figure_or_nothing(value: object) -> None:
 )
 @pytest.mark.parametrize("head", ["", "a|b\n-|-\n1|", "~~~"])
 def test_the_cost_of_a_hostile_text_is_linear(piece: str, head: str) -> None:
-    message = {"content": head + piece * (1_000_000 // len(piece)) + "`"}
-    start = time.process_time()
-    figures(message)
-    assert time.process_time() - start < 4  # mostly 0.01 to 0.7 s; squares would take minutes
+    def message(size: int) -> dict[str, Any]:
+        return {"content": head + piece * (size // len(piece)) + "`"}
+
+    assert growth(message, figures, 30_000) < LINEAR
+
+
+def test_the_cost_of_many_values_of_a_backend_is_linear() -> None:
+    for value in (BARS, "{", [[]], {"data": [{"y": [1]}] * 100}):
+
+        def message(size: int, value: object = value) -> dict[str, Any]:
+            return {"figures": [value] * size}
+
+        assert growth(message, lambda message: list(all_figures(message)), 100) < LINEAR
+
+
+def test_a_text_is_searched_up_to_a_bound() -> None:
+    before = "x" * (MAX_CHARACTERS - len(TABLE) - 1) + "\n"
+    assert len(figures({"content": before + TABLE})) == 1
+    assert figures({"content": before + "x" * len(TABLE) + "\n" + TABLE}) == []
+
+
+def test_the_json_of_a_figure_is_bounded() -> None:
+    for value, count in ((BARS, 1), (BARS | {"x": "x" * MAX_CHARACTERS}, 0)):
+        text = orjson.dumps(value).decode()
+        assert len(figures({"figure": value})) == count
+        assert len(figures({"figure": text})) == count
+
+
+def test_the_figures_of_a_text_are_at_most_25_times_as_large() -> None:
+    label = "x" * 1000
+    rows = [f"{label}{'|1' * 19}"] * 1000
+    text = "\n".join(["k" + "|v" * 19, "-" + "|-" * 19, *rows])
+    found = figures({"content": text})
+    assert len(found) == 1
+    assert len(orjson.dumps(found)) < 25 * len(text)

@@ -16,6 +16,7 @@ from rewrap.api.checks import (
     missing,
     type_name,
 )
+from rewrap.api.duplicates import check_unique
 from rewrap.types import APIError, ChatRequest, JSONObject
 
 NOT_JSON = (
@@ -38,6 +39,7 @@ def parse_object(body: bytes) -> JSONObject:
         raise APIError(
             400, f"Invalid type for the body: expected an object, but got {name} instead."
         )
+    check_unique(body, payload)
     return payload
 
 

@@ -111,6 +111,8 @@ class ModelRouter:
         if picked is None:
             raise no_such_model(request.model)
         backends = [picked, *self.fallbacks[picked.name]]
+        # The bytes may have a second model, which the upstream could read instead.
+        request = replace(request, body=b"")
         for backend in backends:
             info.backend = backend.name
             info.headers = []
