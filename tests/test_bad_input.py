@@ -19,6 +19,7 @@ import httpx
 import pytest
 import requests
 import schemathesis
+from growth import LINEAR, growth
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
@@ -587,6 +588,37 @@ def test_an_upstream_of_several_gets_one_model_only(tmp_path: Path) -> None:
     assert loop().run_until_complete(post()) == 200
     assert [each.count(b'"model"') for each in bodies] == [1]
     assert b"dear" not in bodies[0]
+
+
+# The cost of large bodies.
+
+ROWS = {
+    "messages": b'{"model":"m","messages":[%b]}',
+    "parts": b'{"model":"m","messages":[{"role":"user","content":[%b]}]}',
+    "calls": b'{"model":"m","messages":[{"role":"assistant","tool_calls":[%b]}]}',
+    "tools": b'{"model":"m","messages":[{"role":"user","content":"Hi"}],"tools":[%b]}',
+    "other": b'{"model":"m","messages":[{"role":"user","content":"Hi"}],"x":[%b]}',
+}
+LARGE = [
+    ("messages", b'{"role":"user","content":"Hello"}'),
+    ("messages", b'{"role":"tool","content":[{"type":"text","text":"x"}],"tool_call_id":"c"}'),
+    ("messages", b'{"role":"assistant","content":null,"tool_calls":[{"id":"c"}]}'),
+    ("parts", b'{"type":"text","text":"Hello"}'),
+    ("parts", b'{"type":"image_url","image_url":{"url":"data:"}}'),
+    ("calls", b'{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}'),
+    ("tools", b'{"type":"function","function":{"name":"f"}}'),
+    ("other", b'{"model":"m"}'),
+    ("other", b'"\\u006d"'),
+    ("other", b"[]"),
+]
+
+
+@pytest.mark.parametrize(("place", "row"), LARGE)
+def test_the_cost_of_parsing_and_checking_a_body_is_linear(place: str, row: bytes) -> None:
+    def body(size: int) -> bytes:
+        return ROWS[place] % b",".join([row] * size)
+
+    assert growth(body, lambda body: chat_request(parse_object(body), "m", {}), 3_000) < LINEAR
 
 
 # Malformed bodies and requests over a real socket.

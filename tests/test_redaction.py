@@ -1,13 +1,15 @@
-"""What an upstream repeats of our secrets, in whatever form, and what else it puts in its headers: no client sees it."""
+"""Secrets of the configuration do not reach a client, in any form, through errors or headers."""
 
 from base64 import b64encode
 from typing import Any
 
 import httpx
 import pytest
+from growth import LINEAR, growth
 
 from rewrap.config.settings import Settings
 from rewrap.main import create_app
+from rewrap.redaction import loggable, redacted
 
 pytestmark = pytest.mark.anyio
 ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
@@ -87,3 +89,23 @@ async def test_only_rate_limit_headers_of_an_upstream_reach_the_client(status: i
     assert {
         name: value for name, value in answer.headers.items() if name in known | odd | more
     } == known | more
+
+
+PIECES = [
+    " ", "Bearer ", "Bearer", "key-", "sk-", "key_a", "https://", "http://x ", "token", "token:",
+    "token: ", "secret=\\\\", "secret\\\\", "password='", "api_key : Bearer ", "api-", "authorization\n",
+    "Bearer  '", "p-", "/", "\\", '"', "sk-0123456789 ", "canary-012345678",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("head", ["", "token:", "Bearer ", "secret\\"])
+@pytest.mark.parametrize("piece", PIECES)
+def test_the_cost_of_redaction_is_linear(piece: str, head: str) -> None:
+    def text(size: int) -> str:
+        return head + piece * (size // len(piece))
+
+    assert growth(text, lambda text: redacted(text, [KEY]), 10_000) < LINEAR
+    # Beyond 100 kB a body is not logged.
+    assert (
+        growth(lambda size: text(size).encode(), lambda body: loggable(body, [KEY]), 9_000) < LINEAR
+    )
