@@ -674,6 +674,37 @@ def test_a_continued_chat_keeps_its_metadata_unless_it_gets_new_ones(sdk: SDK) -
     assert row(sdk, id)["metadata"] == {}
 
 
+def test_a_stored_chat_and_the_request_that_continues_it_are_bounded_together() -> None:
+    with (
+        listening(echo) as up,
+        served(store_url="sqlite://", chat_url=up.url, max_body_bytes=10_000) as url,
+        client(url) as sdk,
+    ):
+        id = store_chat(sdk, "x" * 3000)
+        continue_chat(sdk, id, "short")
+        requests = len(up.requests)
+        for stream in (False, True):
+            with pytest.raises(openai.APIStatusError, match="10000 bytes at most") as caught:
+                continue_chat(sdk, id, "y" * 4000, stream=stream)
+            assert (caught.value.status_code, caught.value.param) == (413, "completion_id")
+        with raw(sdk) as http:
+            answer = http.post("/ask", json=chat_request("y" * 4000, completion_id=id))
+            assert answer.status_code == 413
+        assert len(up.requests) == requests
+        assert len(message_texts(sdk, id)) == 4
+        continue_chat(sdk, id, "short again")
+
+
+def test_a_page_of_large_completions_is_bounded_and_the_sdk_finds_all(sdk: SDK) -> None:
+    made = [store_chat(sdk, "x" * 900_000) for _ in range(5)]
+    with raw(sdk) as http:
+        page = http.get(f"{PATH}?limit=100")
+        assert len(page.content) < 2**21
+        assert (len(page.json()["data"]), page.json()["has_more"]) == (2, True)
+    assert ids(sdk, limit=100) == made
+    assert ids(sdk, limit=100, order="desc") == made[::-1]
+
+
 # ---- plots
 
 
