@@ -24,6 +24,7 @@ from rewrap.types import (
     APIError,
     Backend,
     ChatRequest,
+    Checks,
     Delta,
     Deltas,
     JSONObject,
@@ -375,6 +376,9 @@ class OpenAI(ChatURL):
             info.usage = relay.usage()
             if last := relay.finish():
                 yield Delta(raw=last)
+
+    def checks(self, model: str) -> Checks:
+        return Checks.ROUTING
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """The upstream's list, by the client's own key where that one goes upstream. Raises APIError."""

@@ -55,6 +55,7 @@ from rewrap.types import (
     Deltas,
     JSONObject,
     ResponseInfo,
+    checks_of,
     no_such_model,
 )
 from rewrap.upstream.callable import CallableBackend
@@ -349,33 +350,32 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     backend = gateway.backend
     model = settings.openai_model or getattr(backend, "default_model", backend.name)
     chat_model = "" if settings.require_model else model
+    checks = checks_of(backend)
     late = settings.late_instructions
     responses = StoredResponses(gateway.store, settings.max_body_bytes)
     native = NativeResponses(gateway.passing, enabled=not settings.hooks)
     response_surface = surfaces.ResponsesSurface(
-        chat_model, responses, late, settings.reasoning_as_summary
+        chat_model, checks, responses, late, settings.reasoning_as_summary
     )
     intake = passing.Intake(gateway.admit, gateway.auth.upstream_headers, settings.max_body_bytes)
     response_routes = ResponseRoutes(responses, gateway.owner, gateway.body).routes()
     embeddings = LocalEmbeddings(gateway.backend_of, model)
-    moderations = LocalModerations(gateway.backend_of)
-    completions = surfaces.CompletionSurface(chat_model, isinstance(backend, Mock))
+    completions = surfaces.CompletionSurface(chat_model, checks)
     endpoints: dict[str, ASGIApp] = {
-        "/chat/completions": Endpoint(gateway, surfaces.ChatSurface(chat_model, late)),
+        "/chat/completions": Endpoint(gateway, surfaces.ChatSurface(chat_model, checks, late)),
         "/responses": ResponsesEndpoint(gateway, response_surface, native),
         "/completions": Endpoint(gateway, completions),
         "/embeddings": passing.UpstreamOrLocal(
             intake, "/embeddings", gateway.passing.find, embeddings
         ),
         "/moderations": passing.UpstreamOrLocal(
-            intake, "/moderations", gateway.passing.find, moderations
+            intake, "/moderations", gateway.passing.find, LocalModerations(gateway.backend_of)
         ),
     }
-    ask = Endpoint(gateway, surfaces.AskSurface(model or "default"))
+    ask = Endpoint(gateway, surfaces.AskSurface(model or "default", checks))
     stored = StoredRoutes(gateway.store, gateway.owner, gateway.body)
     names = [backend.name for backend in gateway.backends]
-    info = InfoRoutes(gateway.models, gateway.public_models, names, THEME)
-    openapi = document(__version__)
+    info = InfoRoutes(gateway.models, gateway.public_models, gateway.backend_of, names, THEME)
     azure = "/openai/deployments/{model}"
     rest: list[BaseRoute] = []
     mock = gateway.mock
@@ -392,7 +392,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         *page_routes(settings.docs_assets_url, THEME, info.health),
         *info.routes(),
         *control,
-        *docs_routes(openapi, assets=settings.docs_assets_url, theme=THEME),
+        *docs_routes(document(__version__), assets=settings.docs_assets_url, theme=THEME),
         *rest,
     ]
 

@@ -14,6 +14,7 @@ from collections.abc import (
     MutableMapping,
 )
 from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -207,8 +208,26 @@ Deltas = AsyncGenerator[Delta, None]
 # Protocols.
 
 
+class Checks(Enum):
+    """How closely a client's request is checked before its backend gets it."""
+
+    ROUTING = "routing"  # the members that this server uses: the upstream checks the others
+    TRANSLATION = "translation"  # and the types of the members that shapes translate
+    OPENAI = "openai"  # all that OpenAI checks
+
+    def or_closer(self, other: "Checks") -> "Checks":
+        order = list(Checks)
+        return max(self, other, key=order.index)
+
+
+ChecksOf = Callable[[str], Checks]  # by the model
+
+
 class Backend(Protocol):
-    """Answers requests. Closing the Deltas ends the upstream's work."""
+    """Answers requests. Closing the Deltas ends the upstream's work.
+
+    A backend may have a method `checks(model)`, which gives the Checks of its requests.
+    """
 
     name: str
 
@@ -217,6 +236,12 @@ class Backend(Protocol):
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """Model cards, as `GET /v1/models` lists them. Raises APIError."""
+
+
+def checks_of(backend: Backend) -> ChecksOf:
+    """The checks of a backend's requests: those for a translation, unless it has its own."""
+    checks: ChecksOf = getattr(backend, "checks", lambda model: Checks.TRANSLATION)
+    return checks
 
 
 class Rendering(Protocol):

@@ -33,7 +33,7 @@ class ChatRendering:
 
     A chunk is a prebuilt frame with the delta put in: that costs 0.4 µs, and dumping each chunk whole costs 10.
 
-        data: {"id":...,"system_fingerprint":null,"choices":[{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}
+        data: {"id":...,"service_tier":"default","choices":[{"index":0,"delta":{"content":"Hi"},"logprobs":null,"finish_reason":null}]}
         |---------------- head ------------------|---------- opening -----------|               |------ closing, ends with tail ---...
     """
 
@@ -82,7 +82,7 @@ class ChatRendering:
         info = self.info
         return (
             b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b'
-            b',"service_tier":"default","system_fingerprint":null,'
+            b',"service_tier":"default",'
         ) % (orjson.dumps(info.id), info.created, orjson.dumps(info.model))
 
     def role_chunk(self, delta: Delta) -> bytes:
@@ -217,7 +217,6 @@ def completion(info: ResponseInfo, deltas: list[Delta]) -> JSONObject:
         "choices": [choice.document(index) for index, choice in sorted(choices.items())],
         "usage": info.usage,
         "service_tier": "default",
-        "system_fingerprint": None,
     }
 
 

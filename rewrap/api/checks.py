@@ -5,10 +5,11 @@ raises APIError with OpenAI's message, param and code. The texts come from recor
 API and from public reports. Imports types alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 
-from rewrap.types import APIError, JSONObject
+from rewrap.types import APIError, Checks, JSONObject, dumps
 
 Check = Callable[[str, object], None]
 
@@ -152,7 +153,8 @@ def text_member(value: JSONObject, name: str, where: str) -> str:
 # Messages.
 
 
-def check_messages(param: str, messages: object) -> None:
+def check_messages(param: str, messages: object, *, strict: bool = True) -> None:
+    """Without `strict`, a role may be any text, and a content may be absent."""
     if not isinstance(messages, list):
         raise wrong_type(param, "an array of objects", messages)
     if not messages:
@@ -169,20 +171,20 @@ def check_messages(param: str, messages: object) -> None:
             or type(message.get("content")) is not str
             or "tool_calls" in message
         ):
-            check_message(f"{param}[{position}]", message)
+            check_message(f"{param}[{position}]", message, strict)
 
 
-def check_message(where: str, value: object) -> None:
+def check_message(where: str, value: object, strict: bool) -> None:
     message = object_member(value, where)
     role = message.get("role")
-    if role not in ROLES:
+    if role not in ROLES and (strict or not isinstance(role, str)):
         raise wrong_role(f"{where}.role", role)
     content = message.get("content")
-    if content is None:
+    if content is None and strict:
         check_absent_content(f"{where}.content", message)
-    elif not isinstance(content, str):
+    elif content is not None and not isinstance(content, str):
         check_parts(f"{where}.content", content)
-    if role == "tool" and not isinstance(message.get("tool_call_id"), str):
+    if strict and role == "tool" and not isinstance(message.get("tool_call_id"), str):
         raise missing(f"{where}.tool_call_id")
     if message.get("tool_calls") is not None:
         object_rows(message["tool_calls"], f"{where}.tool_calls")
@@ -253,26 +255,42 @@ def check_function(where: str, function: object) -> None:
 
 
 def check_tool_choice(param: str, value: object) -> None:
-    if isinstance(value, str):
-        if value not in ("none", "auto", "required"):
-            raise wrong_value(param, value, ("none", "auto", "required"))
-    elif not isinstance(value, dict):
+    check_tool_choice_type(param, value)
+    if isinstance(value, str) and value not in ("none", "auto", "required"):
+        raise wrong_value(param, value, ("none", "auto", "required"))
+
+
+def check_tool_choice_type(param: str, value: object) -> None:
+    if not isinstance(value, str | dict):
         raise wrong_type(param, "one of a string or an object", value)
 
 
 def check_stop(param: str, value: object) -> None:
-    if isinstance(value, str):
-        return
-    if not isinstance(value, list):
-        raise wrong_type(param, "one of a string or array of strings", value)
-    if len(value) > MAX_STOPS:
+    check_texts(param, value)
+    if isinstance(value, list) and len(value) > MAX_STOPS:
         message = (
             f"Invalid '{param}': array too long. Expected an array with maximum length {MAX_STOPS},"
             f" but got an array with length {len(value)} instead."
         )
         raise invalid(message, param, "array_above_max_length")
+
+
+def check_texts(param: str, value: object) -> None:
+    if isinstance(value, str):
+        return
+    if not isinstance(value, list):
+        raise wrong_type(param, "one of a string or array of strings", value)
     for position, item in enumerate(value):
-        check_string(f"{param}[{position}]", item)
+        if type(item) is not str:
+            raise wrong_type(f"{param}[{position}]", "a string", item)
+
+
+def check_format(param: str, value: object) -> None:
+    """The members of a format that are translated. Its type may be any text."""
+    format = object_member(value, param)
+    kind = text_member(format, "type", param)
+    if kind == "json_schema" and not isinstance(format.get("json_schema"), dict):
+        raise missing(f"{param}.json_schema")
 
 
 def check_response_format(param: str, value: object) -> None:
@@ -319,6 +337,11 @@ def check_stream_options(param: str, value: object) -> None:
             check_boolean(f"{param}.{name}", options[name])
 
 
+def check_depth(value: object) -> None:
+    """The depth check. orjson reads 1,024 levels of nesting and writes 254. Raises APIError."""
+    dumps(value)
+
+
 # In the order of their names: OpenAI reports the first that is wrong.
 CHECKS: dict[str, Check] = {
     "completion_id": check_string,
@@ -341,4 +364,37 @@ CHECKS: dict[str, Check] = {
     "top_logprobs": number(0, 20, int),
     "top_p": number(0, 1),
     "user": check_string,
+}
+# The members that shapes translate. The product behind a shape has ranges of its own.
+TRANSLATION_CHECKS: dict[str, Check] = {
+    "completion_id": check_string,
+    "frequency_penalty": number(-inf, inf),
+    "logprobs": check_boolean,
+    "max_completion_tokens": number(-inf, inf, int),
+    "max_tokens": number(-inf, inf, int),
+    "n": number(-inf, inf, int),
+    "presence_penalty": number(-inf, inf),
+    "response_format": check_format,
+    "seed": number(-inf, inf, int),
+    "stop": check_texts,
+    "store": check_boolean,
+    "stream": check_boolean,
+    "stream_options": check_stream_options,
+    "temperature": number(-inf, inf),
+    "tool_choice": check_tool_choice_type,
+    "tools": check_tools,
+    "top_logprobs": number(-inf, inf, int),
+    "top_p": number(-inf, inf),
+    "user": check_string,
+}
+# The members that this server uses itself.
+ROUTING_CHECKS: dict[str, Check] = {
+    "completion_id": check_string,
+    "store": check_boolean,
+    "stream": check_boolean,
+}
+PARAMETER_CHECKS: Mapping[Checks, Mapping[str, Check]] = {
+    Checks.ROUTING: ROUTING_CHECKS,
+    Checks.TRANSLATION: TRANSLATION_CHECKS,
+    Checks.OPENAI: CHECKS,
 }

@@ -7,8 +7,9 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from rewrap import __version__
+from rewrap.api.checks import MAX_MODEL_CHARACTERS
 from rewrap.api.stored import JSONResponse
-from rewrap.types import APIError, JSONObject, no_such_model
+from rewrap.types import APIError, Backend, JSONObject, model_card, no_such_model
 
 DESCRIPTION = "Any chat URL as an OpenAI API"
 HEALTH = {"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__}
@@ -25,20 +26,22 @@ Cards = Callable[[Request], Awaitable[list[JSONObject]]]
 
 
 class InfoRoutes:
-    """`cards` gives the model cards for an admitted client, `public_cards` those that any client may see.
+    """`cards` gives the model cards for an admitted client, `public_cards` those of any client.
 
-    Both raise APIError.
+    `backend_of` gives the backend that a chat with a model would be served by. All raise APIError.
     """
 
     def __init__(
         self,
         cards: Cards,
         public_cards: Cards,
+        backend_of: Callable[[str], Backend],
         backends: Sequence[str],
         theme: dict[str, str],
     ) -> None:
         self.cards = cards
         self.public_cards = public_cards
+        self.backend_of = backend_of
         self.backends = backends
         self.theme = theme
 
@@ -56,12 +59,14 @@ class InfoRoutes:
         return JSONResponse({"object": "list", "data": await self.cards(request)})
 
     async def model(self, request: Request) -> Response:
-        """GET /v1/models/{id}: one model."""
+        """GET /v1/models/{id}: any model that a chat would be served for."""
         id = request.path_params["id"]
         for card in await self.cards(request):
             if card["id"] == id:
                 return JSONResponse(card)
-        raise no_such_model(id)
+        if len(id) > MAX_MODEL_CHARACTERS:
+            raise no_such_model(id)
+        return JSONResponse(model_card(id, owned_by=self.backend_of(id).name))
 
     async def health(self, request: Request) -> Response:
         """GET /health, and GET / for API clients: the server runs."""

@@ -77,7 +77,7 @@ def failure(error: JSONObject, schema: str) -> JSONObject:
             "role": "assistant",
             "content": message,
             "error": kind,
-            "details": code or param,
+            "details": code or param or message,
         }
     content = {"schema": {"$ref": f"#/components/schemas/{schema}"}, "example": example}
     return {

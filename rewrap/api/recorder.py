@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import orjson
 
 from rewrap.api.chat import completion
+from rewrap.api.checks import check_depth, check_metadata
 from rewrap.api.stored import StoredCompletions, new_after_hooks
 from rewrap.hooks import Hook, HookedChat, run_hooks
 from rewrap.types import (
@@ -20,7 +21,6 @@ from rewrap.types import (
     Deltas,
     JSONObject,
     ResponseInfo,
-    dumps,
     prompt_size,
 )
 
@@ -85,7 +85,7 @@ class Recorder:
         session = info.id if stored else ""
         recording.request = replace(recording.request, relay=False, stored=stored, session=session)
         if stored:
-            dumps(recording.request.payload)  # refuse now what cannot be stored later
+            check_stored(recording.request.payload)
         if self.before:
             await self.run_before(recording)
         deltas = backend.stream(recording.request, info)
@@ -151,6 +151,13 @@ class Recorder:
                 recording.request_id,
                 recording.new_messages,
             )
+
+
+def check_stored(payload: JSONObject) -> None:
+    """Refuse now what cannot be stored later. Raises APIError."""
+    check_depth(payload)
+    if payload.get("metadata") is not None:
+        check_metadata("metadata", payload["metadata"])
 
 
 def memory_of(delta: Delta) -> int:

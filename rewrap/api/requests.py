@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 import orjson
 
 from rewrap.api.checks import (
-    CHECKS,
+    PARAMETER_CHECKS,
     check_messages,
     check_metadata,
     check_model,
     invalid,
     missing,
+    object_rows,
     type_name,
 )
 from rewrap.api.duplicates import check_unique
-from rewrap.types import APIError, ChatRequest, JSONObject
+from rewrap.types import APIError, ChatRequest, Checks, JSONObject
 
 NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library"
@@ -52,9 +53,13 @@ def chat_request(
     relay: bool = False,
     unsupported: Sequence[str] = (),
     api: str = "chat",
+    checks: Checks = Checks.OPENAI,
 ) -> ChatRequest:
-    """A checked request. `body` has the bytes of `payload`, if they may go to an upstream as they are."""
-    check_chat(payload, model)
+    """A checked request. `body` has the bytes of `payload`, if they may go to an upstream as they are.
+
+    Raises APIError. `model` is checked by `model_of`.
+    """
+    check_chat(payload, checks)
     return ChatRequest(
         model,
         payload["messages"],
@@ -101,32 +106,37 @@ def parse_metadata(body: bytes) -> dict[str, str]:
     return result
 
 
-def model_of(payload: JSONObject, default: str) -> str:
-    """The model of a payload, not checked yet; the default if it is absent."""
-    model: str | None = payload.get("model")
-    return default if model is None or model == "" else model
-
-
-def check_chat(payload: JSONObject, model: object) -> None:
-    """Check a payload in OpenAI's order: model, messages, then the other parameters by name."""
+def model_of(payload: JSONObject, default: str, path_model: str = "") -> str:
+    """The model in the path, else the payload's, else the default. Raises APIError."""
+    model: object = path_model or payload.get("model")
+    if model is None or model == "":
+        model = default
     if not model:
         raise invalid("you must provide a model parameter", None, None)
     check_model("model", model)
+    return str(model)
+
+
+def check_chat(payload: JSONObject, checks: Checks) -> None:
+    """Check a payload in OpenAI's order: messages, then the other parameters by name."""
     messages = payload.get("messages")
     if messages is None:
         raise missing("messages")
-    check_messages("messages", messages)
-    for name, check in CHECKS.items():
+    if checks is Checks.ROUTING:
+        object_rows(messages, "messages")
+    else:
+        check_messages("messages", messages, strict=checks is Checks.OPENAI)
+    for name, check in PARAMETER_CHECKS[checks].items():
         value = payload.get(name)
         if value is not None:
             check(name, value)
-    if payload.get("top_logprobs") and not payload.get("logprobs"):
+    if checks is Checks.OPENAI and payload.get("top_logprobs") and not payload.get("logprobs"):
         raise invalid(LOGPROBS_OFF, "top_logprobs", None)
 
 
 def wants_usage(payload: JSONObject) -> bool:
     options = payload.get("stream_options")
-    return bool(options and options.get("include_usage"))
+    return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
 # The AI SDK's messages.

@@ -16,7 +16,7 @@ from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import looks_like_responses, parse_responses
 from rewrap.api.responses.stored import StoredResponses
 from rewrap.ids import owner_id
-from rewrap.types import ChatRequest, Deltas, Rendering, ResponseInfo
+from rewrap.types import ChatRequest, Checks, ChecksOf, Deltas, Rendering, ResponseInfo
 
 Stream = Callable[[ChatRequest, ResponseInfo], Deltas]
 
@@ -55,6 +55,7 @@ class ChatSurface:
     """POST /v1/chat/completions. Editors send Responses requests there, too."""
 
     default_model: str
+    checks: ChecksOf
     late_instructions: str
 
     async def parse(self, incoming: Incoming) -> Turn:
@@ -63,8 +64,15 @@ class ChatSurface:
         if looks_like_responses(payload):
             payload, _ = parse_responses(payload, late_instructions=self.late_instructions)
             body = b""
-        model = incoming.path_model or model_of(payload, self.default_model)
-        request = chat_request(payload, model, incoming.client_headers, body=body, relay=True)
+        model = model_of(payload, self.default_model, incoming.path_model)
+        request = chat_request(
+            payload,
+            model,
+            incoming.client_headers,
+            body=body,
+            relay=True,
+            checks=self.checks(model),
+        )
         return Turn(request, ChatRendering)
 
 
@@ -73,11 +81,18 @@ class AskSurface:
     """POST /ask: plain text."""
 
     default_model: str
+    checks: ChecksOf
 
     async def parse(self, incoming: Incoming) -> Turn:
         payload, unsupported = parse_ask(parse_object(incoming.body))
         model = model_of(payload, self.default_model)
-        request = chat_request(payload, model, incoming.client_headers, unsupported=unsupported)
+        request = chat_request(
+            payload,
+            model,
+            incoming.client_headers,
+            unsupported=unsupported,
+            checks=self.checks(model),
+        )
         return Turn(request, TextRendering)
 
 
@@ -86,6 +101,7 @@ class ResponsesSurface:
     """POST /v1/responses. Chat requests are understood there, too."""
 
     default_model: str
+    checks: ChecksOf
     stored: StoredResponses
     late_instructions: str
     reasoning_as_summary: bool
@@ -113,13 +129,14 @@ class ResponsesSurface:
             late_instructions=self.late_instructions,
             reasoning_as_summary=self.reasoning_as_summary,
         )
-        model = incoming.path_model or model_of(chat, self.default_model)
+        model = model_of(chat, self.default_model, incoming.path_model)
         request = chat_request(
             chat,
             model,
             incoming.client_headers,
             unsupported=translation.dropped,
             api="responses",
+            checks=self.checks(model),
         )
         turn = Turn(request, partial(ResponseEvents, translation))
 
@@ -137,14 +154,17 @@ class CompletionSurface:
     """POST /v1/completions: each prompt becomes a chat."""
 
     default_model: str
-    mock: bool  # the backend can echo and fill in
+    checks: ChecksOf
 
     async def parse(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)
-        plan = parse_completion(payload, mock=self.mock)
-        model = incoming.path_model or model_of(payload, self.default_model)
+        model = model_of(payload, self.default_model, incoming.path_model)
+        checks = self.checks(model)
+        # Only the mock, which stands in for OpenAI, can echo and fill in.
+        plan = parse_completion(payload, mock=checks is Checks.OPENAI)
+        headers = incoming.client_headers
         requests = [
-            chat_request(chat, model, incoming.client_headers, api="completions")
+            chat_request(chat, model, headers, api="completions", checks=checks)
             for chat in plan.payloads
         ]
 

@@ -22,6 +22,7 @@ from rewrap.types import (
     APIError,
     Backend,
     ChatRequest,
+    Checks,
     Delta,
     Deltas,
     JSONObject,
@@ -56,6 +57,9 @@ class Mock:
         self.reply_bytes = reply_bytes
         self.script = script or Script()
         self.others: Mapping[str, Backend] = {}  # backends that a rule may pass a request on to
+
+    def checks(self, model: str) -> Checks:
+        return Checks.OPENAI
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model)]

@@ -269,5 +269,5 @@ def ask_failure(error: APIError) -> JSONObject:
         "role": "assistant",
         "content": error.message,
         "error": error.type,
-        "details": error.code or error.param,
+        "details": error.code or error.param or error.message,
     }

@@ -57,10 +57,40 @@ class ModelList:
         return cards
 
 
+# Members of an answer that have the list, and members of a row that have the name.
+LISTS = ("data", "models", "model_list", "items", "results", "result")
+NAMES = ("id", "model", "name", "model_id", "model_name")
+
+
 def model_cards(value: object) -> list[JSONObject]:
-    """The cards in an upstream's answer. Raises ValueError."""
-    rows = value.get("data") if isinstance(value, dict) else None
-    if not isinstance(rows, list):
-        raise ValueError("no list")
-    objects = [row for row in rows if isinstance(row, dict)]
-    return [model_card(**row) for row in objects if isinstance(row.get("id"), str)]
+    """The cards in an upstream's answer. Raises ValueError.
+
+    Answers have many forms: OpenAI's `{"data": [{"id"}]}`, Ollama's `{"models": [{"model", "name"}]}`,
+    a bare list, and lists of strings.
+    """
+    cards = [card for row in model_rows(value) if (card := card_of(row))]
+    return list({card["id"]: card for card in cards}.values())
+
+
+def model_rows(value: object) -> list[object]:
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict):
+        for name in LISTS:
+            rows = value.get(name)
+            if isinstance(rows, list):
+                return rows
+    raise ValueError("no list of models")
+
+
+def card_of(row: object) -> JSONObject | None:
+    """The card of one row; None if it has no name."""
+    if isinstance(row, str):
+        return model_card(row) if row else None
+    if not isinstance(row, dict):
+        return None
+    for name in NAMES:
+        id = row.get(name)
+        if isinstance(id, str) and id:
+            return model_card(**(row | {"id": id}))
+    return None

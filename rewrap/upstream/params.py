@@ -53,5 +53,7 @@ class Params:
         return result, dropped
 
     def with_role(self, message: JSONObject) -> JSONObject:
-        role = message["role"]
-        return {**message, "role": self.roles.get(role, role)}
+        role = message.get("role")
+        if not isinstance(role, str) or role not in self.roles:
+            return message
+        return message | {"role": self.roles[role]}

@@ -17,9 +17,11 @@ from rewrap.types import (
     APIError,
     Backend,
     ChatRequest,
+    Checks,
     Deltas,
     JSONObject,
     ResponseInfo,
+    checks_of,
     model_card,
     no_such_model,
 )
@@ -81,6 +83,16 @@ class ModelRouter:
             place = f" at {safe_address(url)}" if url else ""
             rows.append(f"{row.backend.name}{place} for {', '.join(row.patterns)}")
         return "; ".join(rows)
+
+    def checks(self, model: str) -> Checks:
+        """The closest checks of the backends that may answer."""
+        picked = self.pick(model)
+        if picked is None:
+            return Checks.ROUTING
+        found = checks_of(picked)(model)
+        for backend in self.fallbacks[picked.name]:
+            found = found.or_closer(checks_of(backend)(model))
+        return found
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """The names in the file, and those names of each backend's list that it serves. Raises APIError if there are none."""
