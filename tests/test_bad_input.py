@@ -48,9 +48,23 @@ POSTS = (CHAT, ASK, AZURE, ONE)
 Headers = list[tuple[bytes, bytes]]
 
 
+SHAPES = ["ollama", "tgi", "rasa", "dify", "cohere", "anthropic", "gemini", "llama.cpp"]
+UPSTREAMS: dict[str, dict[str, Any]] = {
+    "relay": {"openai_api_base": "http://upstream.internal/v1"},
+    "any URL": {"chat_url": "http://upstream.internal/chat"},
+    **{name: {"chat_url": "http://upstream.internal/chat", "chat_shape": name} for name in SHAPES},
+}
+
+
 @cache
-def app() -> Rewrap:
-    return create_app(Settings(store_url="sqlite://", log_level="error"))
+def app(upstream: str = "") -> Rewrap:
+    """The app with the mock, or in front of an upstream that answers everything with a text."""
+    settings = Settings(store_url="sqlite://", log_level="error", **UPSTREAMS.get(upstream, {}))
+    return create_app(settings, transport=httpx.MockTransport(hello))
+
+
+def hello(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, json={"reply": "Hello"})
 
 
 @cache
@@ -84,12 +98,19 @@ def tracebacks() -> Iterator[Tracebacks]:
     logging.getLogger().addHandler(handler)
     yield handler
     logging.getLogger().removeHandler(handler)
-    loop().run_until_complete(app().gateway.store.close())
+    for upstream in ("", *UPSTREAMS):
+        loop().run_until_complete(app(upstream).gateway.store.close())
     loop().close()
     assert handler.found == []
 
 
-def ask(method: str, target: str, body: bytes = b"", headers: Headers | None = None) -> Answer:
+def ask(
+    method: str,
+    target: str,
+    body: bytes = b"",
+    headers: Headers | None = None,
+    upstream: str = "",
+) -> Answer:
     """The app's answer to one request, which a server would have given it so (ASGI); the target is percent-encoded."""
     path, _, query = target.partition("?")
     scope = {
@@ -106,10 +127,10 @@ def ask(method: str, target: str, body: bytes = b"", headers: Headers | None = N
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 8000),
     }
-    return loop().run_until_complete(answered(scope, body))
+    return loop().run_until_complete(answered(app(upstream), scope, body))
 
 
-async def answered(scope: dict[str, Any], body: bytes) -> Answer:
+async def answered(app: Rewrap, scope: dict[str, Any], body: bytes) -> Answer:
     sent: list[Any] = []
     parts: list[Any] = [{"type": "http.request", "body": body}]
 
@@ -121,7 +142,7 @@ async def answered(scope: dict[str, Any], body: bytes) -> Answer:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await app()(scope, receive, send)
+    await app(scope, receive, send)
     text = b"".join(message.get("body", b"") for message in sent[1:])
     return Answer(sent[0]["status"], dict(sent[0]["headers"]), text, not sent[-1].get("more_body"))
 
@@ -268,6 +289,19 @@ def tries(share: float = 1.0) -> Any:
 @given(st.sampled_from(POSTS), bodies() | st.binary(max_size=40))
 def test_no_body_breaks_the_server(path: str, body: bytes) -> None:
     assert complaints(ask("POST", path, body), path) == ""
+
+
+@pytest.mark.parametrize("upstream", list(UPSTREAMS))
+def test_no_body_breaks_the_server_in_front_of_an_upstream(upstream: str) -> None:
+    """The answer of the upstream may have no reply: that is its error, not one of the server."""
+
+    @tries(0.25)
+    @given(st.sampled_from([CHAT, ASK, "/v1/responses", "/v1/completions"]), bodies())
+    def one(path: str, body: bytes) -> None:
+        answer = ask("POST", path, body, upstream=upstream)
+        assert answer.status < 500 or b'"upstream_error"' in answer.body
+
+    one()
 
 
 RIGHT_PART = st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}) | st.fixed_dictionaries(
