@@ -458,8 +458,9 @@ async def test_a_chat_that_continues_has_to_exist_and_keeps_its_metadata(url: st
             completion = {"id": id, "created": 9, "model": "m2"} | members
             await store.put(completion, prompts(*texts), owner="ann", title="t2", continues=True)
 
-        with pytest.raises(LookupError):
-            await go_on("c", "lost")
+        for members in ({}, {"metadata": {"x": "1"}}):
+            with pytest.raises(LookupError):
+                await go_on("c", "lost", **members)
         assert await store.get("ann", "c") is None
         await store.put(chat("c", x="1"), prompts("one"), owner="ann", title="t")
         await go_on("c", "two", metadata=None)
@@ -1141,6 +1142,7 @@ async def test_documents_of_the_first_version_in_mongodb_keep_their_content(
         assert documents(await store.list("ann", metadata={"x": "1"})) == before
         changed = await store.update("ann", "c0", {"x": "2"})
         assert changed
+        assert changed.count(b'"metadata"') == 1
         assert orjson.loads(changed) == before[0] | {"metadata": {"x": "2"}}
         for id, value in (("c0", "2"), ("c1", "1")):
             completion = {"id": id, "created": 9, "model": "m2"}

@@ -28,7 +28,9 @@ ROUTING_MEMBERS = {
 # An escaped letter or underscore, which hides a name. No JSON library writes one.
 ESCAPED_LETTER = re.compile(rb"\\u00(?:5f|6|7)", re.IGNORECASE)
 ESCAPE = b"\\u00"
-END_BYTES = 1_024
+SPACED = b'": '
+SMALL = 2_048  # bytes
+END_BYTES = 512
 MAX_PARSED_AGAIN = 2**18  # bytes
 
 
@@ -38,7 +40,7 @@ def check_unique(body: bytes, payload: JSONObject) -> None:
     Of a body of more than 2 kB only the ends are searched, where clients put these members: to
     search all of it takes as long as to parse it. A router does not pass such a body on as it is.
     """
-    if len(body) > 2 * END_BYTES:
+    if len(body) > SMALL:
         searched = body[:END_BYTES] + body[-END_BYTES:]
     elif is_compact(body, payload):
         return
@@ -53,6 +55,8 @@ def is_compact(body: bytes, payload: JSONObject) -> bool:
 
     Then no member occurs twice. The search costs 1.5 µs for a body of 1 kB.
     """
+    if SPACED in body[:32]:
+        return False
     try:
         return orjson.dumps(payload) == body
     except TypeError:  # orjson writes 254 levels
