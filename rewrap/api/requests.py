@@ -5,8 +5,7 @@ Every parser raises APIError in OpenAI's words. `null` counts as absent. Unknown
 
 from collections.abc import Mapping, Sequence
 
-import orjson
-
+from rewrap import large_json
 from rewrap.api.checks import (
     CHECKS,
     check_messages,
@@ -30,8 +29,8 @@ VISIBLE_PARTS = frozenset(["text", "step-start"])
 def parse_object(body: bytes) -> JSONObject:
     """The JSON object of a body."""
     try:
-        payload = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        payload = large_json.loads(body)
+    except ValueError:
         raise APIError(400, NOT_JSON) from None
     if type(payload) is not dict:
         name = type_name(payload)

@@ -16,6 +16,7 @@ from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import looks_like_responses, parse_responses
 from rewrap.api.responses.stored import StoredResponses
 from rewrap.ids import owner_id
+from rewrap.threads import apart
 from rewrap.types import ChatRequest, Deltas, Rendering, ResponseInfo
 
 Stream = Callable[[ChatRequest, ResponseInfo], Deltas]
@@ -31,6 +32,11 @@ class Turn:
     record: Callable[[Deltas, Rendering], Deltas] | None = None
     # Makes one reply of several chats.
     join: Callable[[ResponseInfo, Stream], Deltas] | None = None
+
+    @property
+    def holds_request(self) -> bool:
+        """Whether the request is needed until the end of the answer."""
+        return self.record is not None or self.join is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,9 @@ class ChatSurface:
     late_instructions: str
 
     async def parse(self, incoming: Incoming) -> Turn:
+        return await apart(self.turn, incoming)
+
+    def turn(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)
         body = incoming.body
         if looks_like_responses(payload):
@@ -75,6 +84,9 @@ class AskSurface:
     default_model: str
 
     async def parse(self, incoming: Incoming) -> Turn:
+        return await apart(self.turn, incoming)
+
+    def turn(self, incoming: Incoming) -> Turn:
         payload, unsupported = parse_ask(parse_object(incoming.body))
         model = model_of(payload, self.default_model)
         request = chat_request(payload, model, incoming.client_headers, unsupported=unsupported)
@@ -92,7 +104,7 @@ class ResponsesSurface:
 
     async def is_own(self, incoming: Incoming) -> bool:
         """Whether only this server can answer: a chat body, or one that goes on from here."""
-        payload = parse_object(incoming.body)
+        payload = await apart(parse_object, incoming.body)
         previous = payload.get("previous_response_id")
         if looks_like_chat(payload):
             return True
@@ -101,12 +113,13 @@ class ResponsesSurface:
         return await self.stored.has(owner_id(incoming.identity), previous)
 
     async def parse(self, incoming: Incoming) -> Turn:
-        payload = parse_object(incoming.body)
+        payload = await apart(parse_object, incoming.body)
         if looks_like_chat(payload):
-            payload = from_chat_shape(payload)
+            payload = await apart(from_chat_shape, payload)
         owner = owner_id(incoming.identity)
         history = await self.stored.history(owner, payload)
-        chat, translation = parse_responses(
+        chat, translation = await apart(
+            parse_responses,
             payload,
             history.items,
             find_item=history.referenced.get,
@@ -114,7 +127,8 @@ class ResponsesSurface:
             reasoning_as_summary=self.reasoning_as_summary,
         )
         model = incoming.path_model or model_of(chat, self.default_model)
-        request = chat_request(
+        request = await apart(
+            chat_request,
             chat,
             model,
             incoming.client_headers,
@@ -140,6 +154,9 @@ class CompletionSurface:
     mock: bool  # the backend can echo and fill in
 
     async def parse(self, incoming: Incoming) -> Turn:
+        return await apart(self.turn, incoming)
+
+    def turn(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)
         plan = parse_completion(payload, mock=self.mock)
         model = incoming.path_model or model_of(payload, self.default_model)

@@ -1,6 +1,6 @@
 """Several backends as one: the model's name picks a backend, and fallbacks stand in if it fails.
 
-Imports types alone.
+Imports types and leaf files.
 """
 
 import logging
@@ -11,7 +11,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
+from rewrap import large_json
+from rewrap.large_json import LARGE_BYTES
+from rewrap.memory import reserved
 from rewrap.redaction import safe_address
+from rewrap.threads import apart
 from rewrap.types import (
     NO_HEADERS,
     APIError,
@@ -111,7 +115,10 @@ class ModelRouter:
         if picked is None:
             raise no_such_model(request.model)
         backends = [picked, *self.fallbacks[picked.name]]
+        kept: ChatRequest | None = None
         for backend in backends:
+            if kept is not None:
+                request = await apart(unpacked, kept)
             info.backend = backend.name
             info.headers = []
             info.usage = None
@@ -119,22 +126,40 @@ class ModelRouter:
                 request = replace(
                     request, client_headers=NO_HEADERS
                 )  # they are for the first provider
-            async with aclosing(backend.stream(request, info)) as deltas:
+            reply = backend.stream(request, info)
+            kept = None if backend is backends[-1] else packed(request)
+            del request
+            async with aclosing(reply) as deltas:
                 try:
                     first = await anext(deltas, None)
                 except APIError as error:
-                    if backend is backends[-1] or not can_fall_back(error):
+                    if kept is None or not can_fall_back(error):
                         raise
                     log.warning(
                         "backend %s failed (%s): next is a fallback", backend.name, error.reason
                     )
                     continue
-                del request
+                del kept
                 if first is not None:
                     yield first
                 async for delta in deltas:
                     yield delta
                 return
+
+
+def packed(request: ChatRequest) -> ChatRequest:
+    """A request for a fallback. Of a large one the bytes alone are kept: its decoded form takes many times their memory."""
+    if reserved() <= LARGE_BYTES or not request.body:
+        return request
+    return replace(request, messages=[], payload={})
+
+
+def unpacked(request: ChatRequest) -> ChatRequest:
+    if request.payload:
+        return request
+    payload = large_json.loads(request.body)
+    assert isinstance(payload, dict)  # it was decoded before
+    return replace(request, messages=payload["messages"], payload=payload)
 
 
 def can_fall_back(error: APIError) -> bool:
