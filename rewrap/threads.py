@@ -21,6 +21,7 @@ from rewrap.types import dumps
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MEDIUM_BYTES = 2**16  # a smaller request takes less than 0.2 ms
 LARGE_THREADS = 2
 FUNCTION_THREADS = 64
 
@@ -104,17 +105,56 @@ class ThreadPool:
             del job  # an idle thread holds no request
 
 
+class Turns(threading.local):
+    """Lets the medium-sized requests of a thread's event loop work one at a time: others have their turn in between."""
+
+    def __init__(self) -> None:
+        self.busy = False
+        self.waiters: deque[asyncio.Future[None]] = deque()
+
+    async def take(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function when it is its turn, first come, first served."""
+        if self.busy:
+            waiter = asyncio.get_running_loop().create_future()
+            self.waiters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.done() and not waiter.cancelled():
+                    self.pass_on()  # it had its turn, and cannot use it
+                raise
+        self.busy = True
+        try:
+            result = function(*args, **kwargs)
+            await asyncio.sleep(0)
+            return result
+        finally:
+            self.pass_on()
+
+    def pass_on(self) -> None:
+        while self.waiters:
+            waiter = self.waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self.busy = False
+
+
+TURNS = Turns()
 LARGE = ThreadPool(LARGE_THREADS, "large request")
 FUNCTIONS = ThreadPool(FUNCTION_THREADS, "function")
 
 
 async def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function; in a thread if the request of this task has reserved more than LARGE_BYTES.
+    """Call a function so that it holds up no other request, by what the request of this task has reserved.
 
-    A small request pays 0.2 µs for it. A large one would hold up all others.
+    A small request calls at once, and pays 0.2 µs for the question. A medium one waits for its turn. A large one has a thread.
     """
-    if reserved() <= LARGE_BYTES:
+    size = reserved()
+    if size <= MEDIUM_BYTES:
         return function(*args, **kwargs)
+    if size <= LARGE_BYTES:
+        return await TURNS.take(function, *args, **kwargs)
     return await LARGE.run(function, *args, **kwargs)
 
 

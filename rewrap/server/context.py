@@ -158,7 +158,7 @@ class RequestContext:
                 reserve_body(size - counted)
                 counted = size
             more = message.get("more_body", False)
-        return b"".join(parts)
+        return await apart(b"".join, parts)
 
     async def next_message(self) -> Message:
         message = await self.receive()
