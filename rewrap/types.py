@@ -137,6 +137,7 @@ class ChatRequest:
     stored: bool = False  # the reply is stored here, under an id of this server
     api: str = "chat"  # the surface: chat, ask, responses or completions
     session: str = ""  # names the conversation for an upstream that keeps one
+    owner: str = ""  # of the client, where a session has to be its own
     unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
 
 

@@ -83,7 +83,9 @@ class Recorder:
         stored = self.stores(recording.request.payload)
         # An upstream may repeat its ids: a stored chat has an id of this server, and its bytes are not relayed.
         session = info.id if stored else ""
-        recording.request = replace(recording.request, relay=False, stored=stored, session=session)
+        recording.request = replace(
+            recording.request, relay=False, stored=stored, session=session, owner=owner
+        )
         if stored:
             dumps(recording.request.payload)  # refuse now what cannot be stored later
         if self.before:

@@ -15,6 +15,7 @@ from rewrap.api.checks import (
     missing,
     type_name,
 )
+from rewrap.ids import names_session, owner_id
 from rewrap.types import APIError, ChatRequest, JSONObject
 
 NOT_JSON = (
@@ -49,9 +50,14 @@ def chat_request(
     relay: bool = False,
     unsupported: Sequence[str] = (),
     api: str = "chat",
+    identity: str = "",
 ) -> ChatRequest:
-    """A checked request. `body` has the bytes of `payload`, if they may go to an upstream as they are."""
+    """A checked request. `body` has the bytes of `payload`, if they may go to an upstream as they are.
+
+    `identity` is that of the authenticated client.
+    """
     check_chat(payload, model)
+    owner = owner_id(identity) if identity and names_session(payload) else ""
     return ChatRequest(
         model,
         payload["messages"],
@@ -63,6 +69,7 @@ def chat_request(
         client_headers=client_headers,
         unsupported=tuple(unsupported),
         api=api,
+        owner=owner,
     )
 
 

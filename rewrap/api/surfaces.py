@@ -73,7 +73,14 @@ class ChatSurface:
             payload, _ = parse_responses(payload, late_instructions=self.late_instructions)
             body = b""
         model = incoming.path_model or model_of(payload, self.default_model)
-        request = chat_request(payload, model, incoming.client_headers, body=body, relay=True)
+        request = chat_request(
+            payload,
+            model,
+            incoming.client_headers,
+            body=body,
+            relay=True,
+            identity=incoming.identity,
+        )
         return Turn(request, ChatRendering)
 
 
@@ -89,7 +96,13 @@ class AskSurface:
     def turn(self, incoming: Incoming) -> Turn:
         payload, unsupported = parse_ask(parse_object(incoming.body))
         model = model_of(payload, self.default_model)
-        request = chat_request(payload, model, incoming.client_headers, unsupported=unsupported)
+        request = chat_request(
+            payload,
+            model,
+            incoming.client_headers,
+            unsupported=unsupported,
+            identity=incoming.identity,
+        )
         return Turn(request, TextRendering)
 
 
@@ -134,6 +147,7 @@ class ResponsesSurface:
             incoming.client_headers,
             unsupported=translation.dropped,
             api="responses",
+            identity=incoming.identity,
         )
         turn = Turn(request, partial(ResponseEvents, translation))
 

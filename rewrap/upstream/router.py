@@ -3,6 +3,7 @@
 Imports types and leaf files.
 """
 
+import json
 import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -31,6 +32,8 @@ from rewrap.types import (
 log = logging.getLogger("rewrap")
 
 GLOB = re.compile(r"[*?]")
+MODEL = b'"model"'
+ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,7 @@ class ModelRouter:
         picked = self.pick(request.model)
         if picked is None:
             raise no_such_model(request.model)
+        await apart(check_one_model, request.body)
         backends = [picked, *self.fallbacks[picked.name]]
         kept: ChatRequest | None = None
         for backend in backends:
@@ -145,6 +149,20 @@ class ModelRouter:
                 async for delta in deltas:
                     yield delta
                 return
+
+
+def check_one_model(body: bytes) -> None:
+    """Raises APIError 400 if a body has two members `model`: the upstream might take the other one."""
+    first = body.find(MODEL)
+    if body.find(MODEL, first + 1) < 0 and ESCAPED_LETTER.search(body) is None:
+        return
+    # Escapes may spell the name as well, and it may stand deeper: decode it once more, names alone.
+    try:
+        names = json.loads(body, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+    except RecursionError:
+        raise APIError(400, "The request is nested too deeply.") from None
+    if names.count("model") > 1:
+        raise APIError(400, "The member 'model' occurs twice in the request.", param="model")
 
 
 def packed(request: ChatRequest) -> ChatRequest:
