@@ -19,6 +19,7 @@ from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
 from rewrap.mock.backend import Mock, connect_mocks, mock_script
 from rewrap.redaction import safe_address, secrets_in
+from rewrap.threads import apart, encoded
 from rewrap.types import (
     CLIENT_HEADERS,
     APIError,
@@ -32,11 +33,10 @@ from rewrap.types import (
     ResponseInfo,
     Shape,
     UpstreamRejection,
-    dumps,
     model_card,
     prompt_size,
 )
-from rewrap.upstream.answers import Answer, WholeReply, read_rejection, read_whole
+from rewrap.upstream.answers import Answer, Prepared, WholeReply, read_rejection, read_whole
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
 from rewrap.upstream.deltas import DeltaNormalizer, take_identity
@@ -151,7 +151,7 @@ class ChatURL:
         return [model_card(self.model or self.name)]
 
     def body(self, request: ChatRequest) -> bytes:
-        return dumps(self.shape.payload(request))
+        return encoded(self.shape.payload(request))
 
     def dropped(self, request: ChatRequest) -> list[str]:
         """The parts of a request that have no place. Raises APIError 400 if they change its meaning."""
@@ -175,54 +175,68 @@ class ChatURL:
         }
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
-        info.prompt_bytes = prompt_size(request.messages)
-        async with self.answer(request, info) as answer:
-            del request
+        prepared = await apart(self.prepare, request, info)
+        del request  # while the upstream works, the bytes for it are kept alone
+        async with self.answer(prepared, info) as answer:
+            del prepared
             async with aclosing(self.read(answer, info)) as deltas:
                 async for delta in deltas:
                     yield delta
 
+    def prepare(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
+        """The request to send. Raises APIError."""
+        if not request.relay or not self.transparent:
+            info.prompt_bytes = prompt_size(request.messages)
+        adapted, dropped = self.params.applied(request)
+        dropped = [*request.unsupported, *dropped, *self.dropped(adapted)]
+        return Prepared(
+            self.shape.url(self.url, adapted),
+            self.headers_from(request.client_headers),
+            self.body(adapted),
+            dropped,
+            stream=request.stream,
+            relay=request.relay,
+            stored=request.stored,
+            choices=request.payload.get("n") or 1,
+        )
+
     @asynccontextmanager
-    async def answer(self, request: ChatRequest, info: ResponseInfo) -> AsyncIterator[Answer]:
+    async def answer(self, prepared: Prepared, info: ResponseInfo) -> AsyncIterator[Answer]:
         """Send the request and yield a good answer, which is closed with the block.
 
         Failures inside the block become an APIError.
         """
-        adapted, dropped = self.params.applied(request)
-        dropped = [*request.unsupported, *dropped, *self.dropped(adapted)]
-        body = self.body(adapted)
-        headers = self.headers_from(request.client_headers)
+        headers = prepared.headers
         reply = None
         try:
-            url = self.shape.url(self.url, adapted)
-            target = self.target(url, adapted.stream)
+            target = self.target(prepared.url, prepared.stream)
             now = running_loop().time()
             # Fallbacks share the time of the first backend: they do not multiply it.
             info.deadline = info.deadline or now + self.limits.request
             total = min(now + self.limits.total, info.deadline)
             # The head of an answer in one piece comes when it is done.
-            deadline = min(now + self.limits.first_byte, total) if request.stream else total
-            reply = await self.client.ask(target, headers, body, deadline)
-            if moved := slash_redirect(url, reply.status, reply.headers):
+            deadline = min(now + self.limits.first_byte, total) if prepared.stream else total
+            reply = await self.client.ask(target, headers, prepared.body, deadline)
+            if moved := slash_redirect(prepared.url, reply.status, reply.headers):
                 await reply.aclose()
-                target = self.target(moved, adapted.stream)
-                reply = await self.client.ask(target, headers, body, deadline)
+                target = self.target(moved, prepared.stream)
+                reply = await self.client.ask(target, headers, prepared.body, deadline)
             if not 200 <= reply.status < 300:
                 raise await read_rejection(reply, self.shape)
             info.headers += forwardable_headers(reply.headers)
-            if dropped:
-                info.headers.append((b"x-dropped-params", header_list(dropped)))
+            if prepared.dropped:
+                info.headers.append((b"x-dropped-params", header_list(prepared.dropped)))
             answer = Answer(
                 reply,
                 self.limits,
                 self.failure_status,
                 deadline=total,
-                stream=request.stream,
-                relay=request.relay,
-                stored=request.stored,
-                choices=request.payload.get("n") or 1,
+                stream=prepared.stream,
+                relay=prepared.relay,
+                stored=prepared.stored,
+                choices=prepared.choices,
             )
-            del request, adapted, body
+            del prepared
             yield answer
         except UpstreamRejection as rejection:
             raise self.rejection_error(rejection, headers) from None
@@ -331,19 +345,19 @@ class OpenAI(ChatURL):
         # A stored chat is stored here only. A second copy upstream would stay there after its deletion here.
         local = ("store", "metadata") if request.stored else ()
         members = {name: value for name, value in payload.items() if name not in local}
-        return dumps(members | {"model": request.model, "messages": request.messages})
+        return encoded(members | {"model": request.model, "messages": request.messages})
 
     def dropped(self, request: ChatRequest) -> list[str]:
         return []
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         """The upstream's own bytes if the rendering takes them: a JSON answer whole, a stream in whole events."""
-        if not request.relay:
-            info.prompt_bytes = prompt_size(request.messages)
         alias = ModelAlias(request.model) if self.params.model else None
         info.accepted = False  # its own head says so
-        async with self.answer(request, info) as answer:
-            del request
+        prepared = await apart(self.prepare, request, info)
+        del request
+        async with self.answer(prepared, info) as answer:
+            del prepared
             info.accepted = True
             if not answer.relay or answer.stream != answer.is_event_stream():
                 async with aclosing(self.read(answer, info)) as deltas:
@@ -351,7 +365,7 @@ class OpenAI(ChatURL):
                         yield delta
                 return
             if not answer.stream:
-                body, info.usage = checked_completion(await answer.whole())
+                body, info.usage = await apart(checked_completion, await answer.whole())
                 yield Delta(raw=alias(body) if alias else body)
                 return
             relay = RelayStream(
@@ -426,14 +440,7 @@ def build_backend(settings: Settings, client: Client) -> Backend:
 
     USE_MOCK_API comes first, then CONFIG, CHAT_URL and OPENAI_API_BASE. With none of them the mock answers.
     """
-    limits = Limits(
-        first_byte=settings.first_byte_timeout_seconds,
-        stall=settings.stall_timeout_seconds,
-        total=settings.total_timeout_seconds,
-        request=settings.total_timeout_seconds,
-        reply_bytes=settings.max_reply_bytes,
-        event_bytes=settings.max_event_bytes,
-    )
+    limits = settings.limits()
     common = Common(client, limits, settings)
     mock = configured_mock(settings)
     if settings.use_mock_api:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from functools import partial
 
 import httpx
@@ -33,9 +33,9 @@ from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
 from rewrap.ids import owner_id, random_hex
+from rewrap.memory import default_budget
 from rewrap.mock.backend import Mock
 from rewrap.mock.routes import MockRoutes
-from rewrap.mock.script import has_mock_header
 from rewrap.redaction import loggable
 from rewrap.server import passing
 from rewrap.server.app import EdgeApp
@@ -45,8 +45,9 @@ from rewrap.server.edge import JSON_TYPE, EdgeOptions
 from rewrap.server.hosts import is_loopback
 from rewrap.server.limits import Gate, RateLimit, count
 from rewrap.server.serve import serve_app
-from rewrap.server.streaming import send_stream
+from rewrap.server.streaming import gathered, send_stream
 from rewrap.storage import open_store
+from rewrap.threads import apart
 from rewrap.types import (
     NO_HEADERS,
     APIError,
@@ -111,6 +112,7 @@ class Gateway:
             store_by_default=settings.store_by_default,
             reply_bytes=settings.max_reply_bytes,
             too_large=bad_gateway(TOO_LARGE, "too large", settings.upstream_failure_status),
+            hook_seconds=settings.total_timeout_seconds,
         )
         self.mock = next((row for row in self.backends if isinstance(row, Mock)), None)
         self.passing = PassThrough(
@@ -120,9 +122,6 @@ class Gateway:
             settings.max_connections,
             settings.connect_timeout_seconds,
         )
-        # A mock that never waits need not watch for its client's leaving: 10 µs of 110.
-        scripted = settings.mock_rules or settings.mock_fault_rate or settings.mock_words_per_second
-        self.waits = not isinstance(backend, Mock) or bool(scripted)
         keys = [row.key for row in self.backends if isinstance(row, ChatURL)]
         self.secrets = settings.secrets() + [key for key in keys if len(key) > 3]
 
@@ -218,25 +217,31 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, read and parse a request, and answer it."""
         context: RequestContext = scope["context"]
+        identity = await self.gateway.admit(context)
+        self.gateway.gate.check()  # before the body, which may be large
+        # No caller holds the body or the request: a long stream need not keep the conversation.
+        await self.gated(context, await self.read(context, identity))
+
+    async def read(self, context: RequestContext, identity: str) -> Incoming:
         gateway = self.gateway
-        identity = await gateway.admit(context)
-        gateway.gate.check()  # before the body, which may be large
         body = await context.body(gateway.settings.max_body_bytes)
-        with gateway.gate:  # after the body, which may arrive slowly
-            if gateway.debug:
-                log.debug("%s %s", context.id, loggable(body, gateway.secrets))
-            headers = gateway.client_headers(context)
-            path_model = scope["path_params"].get("model", "")
-            incoming = Incoming(body, headers, path_model, identity)
-            del body
-            await self.serve(context, incoming)
+        if gateway.debug:
+            log.debug("%s %s", context.id, loggable(body, gateway.secrets))
+        path_model = context.scope["path_params"].get("model", "")
+        return Incoming(body, gateway.client_headers(context), path_model, identity)
+
+    async def gated(self, context: RequestContext, incoming: Incoming) -> None:
+        """Serve in one of MAX_CONCURRENT_REQUESTS places. A body that arrives slowly has taken none."""
+        with self.gateway.gate, context.watch():
+            serving = self.serve(context, incoming)
+            del incoming
+            await serving
 
     async def serve(self, context: RequestContext, incoming: Incoming) -> None:
-        # The answer alone holds the request: a long stream need not keep the conversation.
-        turn = await self.surface.parse(incoming)
         identity = incoming.identity
+        parsing = self.surface.parse(incoming)
         del incoming
-        await self.answer(context, turn, identity)
+        await self.answer(context, await parsing, identity)
 
     async def answer(self, context: RequestContext, turn: Turn, identity: str) -> None:
         gateway = self.gateway
@@ -258,22 +263,19 @@ class Endpoint:
             )
         if turn.record is not None:
             deltas = turn.record(deltas, rendering)
-        waits = gateway.waits or has_mock_header(request.client_headers)
-        watch = context.watch() if waits else nullcontext()
+        context.holds_request = gateway.recorder.concerns(request) or turn.holds_request
         if request.stream:
             del request, turn
             ping_seconds = gateway.settings.sse_ping_seconds
-            await send_stream(context, rendering, deltas, watch, ping_seconds)
+            await send_stream(context, rendering, deltas, ping_seconds)
             return
         del request, turn
-        with watch:
-            async with aclosing(deltas):
-                found = [delta async for delta in deltas]
+        found = await gathered(deltas)
         context.use(info.wrap_send)
         if len(found) == 1 and found[0].raw:
             body = found[0].raw
         else:
-            body = orjson.dumps(rendering.document(found))
+            body = await apart(lambda: orjson.dumps(rendering.document(found)))
         await context.respond(200, JSON_TYPE + info.headers, body)
 
 
@@ -295,7 +297,9 @@ class ResponsesEndpoint(Endpoint):
             answer = self.native.new_response(request)
             if answer is not None and await passing.passed_on(context, request, answer):
                 return
-        await super().serve(context, incoming)
+        serving = super().serve(context, incoming)
+        del incoming
+        await serving
 
 
 class Rewrap(EdgeApp):
@@ -309,6 +313,8 @@ class Rewrap(EdgeApp):
             invalid_request_status=settings.invalid_request_status,
             not_found_page=partial(not_found_page, theme=THEME),
             forwarded_hops=settings.forwarded_hops if settings.forwarded_allow_ips == "*" else 0,
+            max_memory_bytes=settings.max_memory_bytes or default_budget(settings.workers),
+            max_concurrent_requests=settings.max_concurrent_requests,
         )
         super().__init__(routes, options, gateway)
         self.settings = settings
@@ -339,7 +345,7 @@ def create_app(
     if backend is None:
         backend = build_backend(settings, Client(transport, timeout))
     elif callable(backend):
-        backend = CallableBackend(backend)
+        backend = CallableBackend(backend, settings.limits())
     gateway = Gateway(settings, backend, transport)
     return Rewrap(settings, gateway, routes(gateway))
 

@@ -4,9 +4,9 @@
 
 A function whose name starts with `before` is called as `before(chat)` with a HookedChat. It may change the messages or
 replace them. A function whose name starts with `after` is called as `after(chat, completion)` with the finished completion (a
-dict). Its changes reach a client that waits for JSON; a stream is already sent. Plain functions run in the event loop, so a
-function that waits should be `async`. Return values are ignored, and exceptions are not caught here. Hooks run one after
-another, in the order of the setting. Imports types alone.
+dict). Its changes reach a client that waits for JSON; a stream is already sent. Plain functions run in threads, several chats at
+the same time. Return values are ignored, and exceptions are not caught here. The hooks of a chat run one after another, in the
+order of the setting. Imports types and leaf files.
 """
 
 import importlib
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from rewrap.threads import FUNCTIONS
 from rewrap.types import ChatRequest, JSONObject
 
 Hook = Callable[..., object]
@@ -74,8 +75,11 @@ def load(module: str, name: str) -> Hook:
 
 
 async def run_hooks(hooks: Iterable[Hook], *args: object) -> None:
-    """Call each hook with the same arguments, and wait for those that are async."""
+    """Call each hook with the same arguments: async ones in the event loop, plain ones in a thread."""
     for hook in hooks:
-        result = hook(*args)
+        if inspect.iscoroutinefunction(hook):
+            await hook(*args)
+            continue
+        result = await FUNCTIONS.run(hook, *args)
         if inspect.isawaitable(result):
             await result

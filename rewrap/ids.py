@@ -1,7 +1,9 @@
-"""Ids of requests, completions and owners. Imports nothing of the project."""
+"""Ids of requests, completions, owners and sessions. Imports nothing of the project."""
 
+import hmac
 import os
 import secrets
+from collections.abc import Mapping
 from hashlib import sha256
 
 BATCH = 256
@@ -31,3 +33,21 @@ def owner_id(identity: str) -> str:
     if kind not in ("key", "open"):
         return identity
     return f"{kind}:{sha256(key.encode('latin-1')).hexdigest()[:32]}"
+
+
+SESSION_NAMES = ("session_id", "conversation_id", "session", "user")  # the best first
+
+
+def names_session(payload: Mapping[str, object]) -> bool:
+    """Whether a client names its session."""
+    return any(payload.get(name) for name in SESSION_NAMES)
+
+
+def session_name(owner: str, name: str) -> str:
+    """The name of an owner's session for an upstream: another owner's session of that name has another one.
+
+    Without an owner it stays as it is: then the name alone tells clients apart.
+    """
+    if not owner:
+        return name
+    return hmac.digest(owner.encode(), name.encode(errors="surrogatepass"), "sha256").hex()[:SIZE]

@@ -138,6 +138,7 @@ class ChatRequest:
     stored: bool = False  # the reply is stored here, under an id of this server
     api: str = "chat"  # the surface: chat, ask, responses or completions
     session: str = ""  # names the conversation for an upstream that keeps one
+    owner: str = ""  # of the client, where a session has to be its own
     unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
 
 
@@ -395,11 +396,17 @@ def text_of(content: object) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
+SIZED_CHARACTERS = 2**18
+
+
 def size_of(text: str) -> int:
     """The bytes of UTF-8 in a text."""
     if text.isascii():
         return len(text)
-    return len(text.encode())
+    if len(text) <= SIZED_CHARACTERS:
+        return len(text.encode())
+    starts = range(0, len(text), SIZED_CHARACTERS)  # in steps: each holds up all threads
+    return sum([len(text[start : start + SIZED_CHARACTERS].encode()) for start in starts])
 
 
 def prompt_size(messages: list[JSONObject]) -> int:
@@ -418,6 +425,7 @@ def estimated_tokens(size: int) -> int:
 WORD = re.compile(r"\s*\S+\s*|\s+")
 GAP = re.compile(r"(?<=\s)(?=\S)")
 PORTION_CHARACTERS = 4096
+SEARCHED_CHARACTERS = 2**16
 
 
 def words(text: str) -> list[str]:
@@ -429,12 +437,19 @@ def portions(text: str, size: int = PORTION_CHARACTERS) -> Iterator[str]:
     """Split between words into pieces of about `size` characters, which one send to a client may hold."""
     start = 0
     while len(text) - start > size:
-        gap = GAP.search(text, start + size)
-        if gap is None:
-            break
-        yield text[start : gap.start()]
-        start = gap.start()
+        gap = next_gap(text, start + size)
+        yield text[start:gap]
+        start = gap
     yield text[start:]
+
+
+def next_gap(text: str, start: int) -> int:
+    """The start of the next word, or the end. Searched in steps: each holds up all threads."""
+    for step in range(start, len(text), SEARCHED_CHARACTERS):
+        gap = GAP.search(text, step, step + SEARCHED_CHARACTERS)
+        if gap is not None:
+            return gap.start()
+    return len(text)
 
 
 def in_portions(delta: Delta) -> Iterator[Delta]:

@@ -184,6 +184,8 @@ async def test_the_reply_is_found_in_pieces_of_any_size(name: str, size: int, st
         ("", ["<?xml version='1.0'?>"]),
         (HTML, ["<b>You are not logged in</b>"]),
         (TEXT, ["\n", "  "]),
+        (f"{TEXT}; charset=x-nothing", ["Grüße"]),
+        (f"{TEXT}; charset=hex", ["4772"]),
         (JSON, ['{"choices":[{"message":{"content":[1,null]}}]}']),
         (JSON, ['{"error":{"message":"no"},"choices":[{"index":0,"message":{"content":""}}]}']),
         (JSON, ['{"reply":' + "[" * 600 + "]" * 600 + "}"]),

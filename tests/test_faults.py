@@ -20,7 +20,21 @@ import httpx
 import pytest
 from commands import COUNTED, Command, running
 from serving import ASKED, ROOT
-from upstreams import BIG, DONE, FAULTS, GOOD, LEAK, TEXT, Request, Upstream, around, bomb
+from upstreams import (
+    BIG,
+    DONE,
+    FAULTS,
+    GOOD,
+    JSON,
+    LEAK,
+    TEXT,
+    Request,
+    Upstream,
+    around,
+    bomb,
+    send,
+    whole,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +44,7 @@ FORMS = ["whole", "stream", "ask"]
 KEY = "sk-canary-key-of-the-server-71b2"
 OWN = "canary-header-of-the-server-93fe"
 CLIENTS = "sk-canary-key-of-the-client-c0de"
+REFUSAL = b'{"error": {"message": "No such model or path.", "type": "invalid_request_error"}}'
 LIMITS = {
     "FIRST_BYTE_TIMEOUT_SECONDS": "0.9",
     "STALL_TIMEOUT_SECONDS": "0.6",
@@ -243,7 +258,11 @@ class Case:
 
 
 async def by_model(request: Request, reader: Any, writer: Any) -> None:
-    await FAULTS[request.asked["model"]](request, reader, writer)
+    model = request.asked.get("model", "")
+    if request.method != "POST" or model not in FAULTS:  # the relay passes such requests on
+        await send(writer, whole(JSON, REFUSAL, status=404))
+        return
+    await FAULTS[model](request, reader, writer)
 
 
 @asynccontextmanager

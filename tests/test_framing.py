@@ -115,13 +115,18 @@ DECODERS: dict[str, Callable[[], Any]] = {
 }
 
 
+def grows_linearly(make: Callable[[int], Any], work: Callable[[Any], object]) -> bool:
+    """In one of three tries: other processes disturb the measurement."""
+    return any(growth(make, work, SIZE) < LINEAR for _ in range(3))
+
+
 @pytest.mark.parametrize("unit", [b"a", b"\n", b"\r", b"data: x\n", b": c\n\n", b"data:x\n\n"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_decoding_is_linear_in_the_answer(name: str, unit: bytes) -> None:
     def work(data: bytes) -> object:
         return events(DECODERS[name](), data, 1)
 
-    assert growth(lambda size: unit * (size // len(unit)), work, SIZE) < LINEAR
+    assert grows_linearly(lambda size: unit * (size // len(unit)), work)
 
 
 @pytest.mark.parametrize(
@@ -144,4 +149,4 @@ def test_detection_is_linear_in_the_start_of_the_answer(
     def parts(size: int) -> list[bytes]:
         return [*pieces(start + unit * (size // len(unit)), 1), b'{"a": 1}']
 
-    assert growth(parts, lambda data: asyncio.run(detect(type, data)), SIZE) < LINEAR
+    assert grows_linearly(parts, lambda data: asyncio.run(detect(type, data)))

@@ -13,7 +13,7 @@ EVIL = "https://evil.example"
 
 
 def http(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, trust_env=False)
+    return httpx.Client(base_url=url, trust_env=False, timeout=30)
 
 
 def posted(client: httpx.Client, **headers: str) -> int:

@@ -38,7 +38,7 @@ def check_unique(body: bytes, payload: JSONObject) -> None:
     """Raises APIError 400. `payload` is the object in `body`.
 
     Of a body of more than 2 kB only the ends are searched, where clients put these members: to
-    search all of it takes as long as to parse it. A router does not pass such a body on as it is.
+    search all of it takes as long as to parse it. A router searches all of it for a second model.
     """
     if len(body) > SMALL:
         searched = body[:END_BYTES] + body[-END_BYTES:]

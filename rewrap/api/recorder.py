@@ -3,16 +3,16 @@
 All other chats pass by: they are neither parsed nor gathered. Does not know HTTP.
 """
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-
-import orjson
 
 from rewrap.api.chat import completion
 from rewrap.api.checks import check_depth, check_metadata
 from rewrap.api.stored import StoredCompletions, new_after_hooks
 from rewrap.hooks import Hook, HookedChat, run_hooks
+from rewrap.memory import delta_size, reserve
 from rewrap.types import (
     APIError,
     Backend,
@@ -23,8 +23,6 @@ from rewrap.types import (
     ResponseInfo,
     prompt_size,
 )
-
-DELTA_BYTES = 100  # about the memory of an empty Delta
 
 
 @dataclass(slots=True)
@@ -48,6 +46,7 @@ class Recorder:
         store_by_default: bool,
         reply_bytes: int,
         too_large: APIError,
+        hook_seconds: float = 600.0,
     ) -> None:
         self.before = before
         self.after = after
@@ -55,6 +54,7 @@ class Recorder:
         self.store_by_default = store_by_default
         self.reply_bytes = reply_bytes
         self.too_large = too_large
+        self.hook_seconds = hook_seconds
 
     def concerns(self, request: ChatRequest) -> bool:
         """Whether a hook or the store has to see this chat."""
@@ -83,7 +83,9 @@ class Recorder:
         stored = self.stores(recording.request.payload)
         # An upstream may repeat its ids: a stored chat has an id of this server, and its bytes are not relayed.
         session = info.id if stored else ""
-        recording.request = replace(recording.request, relay=False, stored=stored, session=session)
+        recording.request = replace(
+            recording.request, relay=False, stored=stored, session=session, owner=owner
+        )
         if stored:
             check_stored(recording.request.payload)
         if self.before:
@@ -117,7 +119,7 @@ class Recorder:
         """Let the hooks change the request."""
         earlier = list(recording.request.messages)
         chat = HookedChat.of(recording.request)
-        await run_hooks(self.before, chat)
+        await self.run_hooks(self.before, chat)
         if recording.new_messages is not None:
             new = recording.new_messages
             recording.new_messages = new_after_hooks(earlier, new, chat.messages)
@@ -129,20 +131,31 @@ class Recorder:
             body=b"",
         )
 
+    async def run_hooks(self, hooks: Sequence[Hook], *args: object) -> None:
+        """Raises APIError 504 if they take too long."""
+        try:
+            async with asyncio.timeout(self.hook_seconds):
+                await run_hooks(hooks, *args)
+        except TimeoutError:
+            message = "A hook of this server did not answer in time."
+            raise APIError(504, message, type="server_error", reason="hook") from None
+
     async def record(self, recording: Recording, info: ResponseInfo, deltas: Deltas) -> Deltas:
         """The same Deltas. Before their end the hooks see the completion, and the store has it."""
         gathered: list[Delta] = []
         remaining = self.reply_bytes
         async with aclosing(deltas):
             async for delta in deltas:
-                remaining -= memory_of(delta)
+                size = delta_size(delta)
+                remaining -= size
                 if remaining < 0:
                     raise self.too_large
+                reserve(size)
                 gathered.append(delta)
                 yield delta
         info.completion = completion(info, gathered)
         if self.after:
-            await run_hooks(self.after, HookedChat.of(recording.request), info.completion)
+            await self.run_hooks(self.after, HookedChat.of(recording.request), info.completion)
         if recording.request.stored:
             await self.stored.put(
                 recording.request,
@@ -158,11 +171,3 @@ def check_stored(payload: JSONObject) -> None:
     check_depth(payload)
     if payload.get("metadata") is not None:
         check_metadata("metadata", payload["metadata"])
-
-
-def memory_of(delta: Delta) -> int:
-    """About the bytes of memory that a Delta takes."""
-    size = DELTA_BYTES + len(delta.content)
-    if delta.fields or delta.logprobs:
-        size += len(orjson.dumps([delta.fields, delta.logprobs]))
-    return size

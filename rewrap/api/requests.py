@@ -5,8 +5,7 @@ Every parser raises APIError in OpenAI's words. `null` counts as absent. Unknown
 
 from collections.abc import Mapping, Sequence
 
-import orjson
-
+from rewrap import large_json
 from rewrap.api.checks import (
     PARAMETER_CHECKS,
     check_messages,
@@ -18,6 +17,7 @@ from rewrap.api.checks import (
     type_name,
 )
 from rewrap.api.duplicates import check_unique
+from rewrap.ids import names_session, owner_id
 from rewrap.types import APIError, ChatRequest, Checks, JSONObject
 
 NOT_JSON = (
@@ -32,8 +32,8 @@ VISIBLE_PARTS = frozenset(["text", "step-start"])
 def parse_object(body: bytes) -> JSONObject:
     """The JSON object of a body."""
     try:
-        payload = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        payload = large_json.loads(body)
+    except ValueError:
         raise APIError(400, NOT_JSON) from None
     if type(payload) is not dict:
         name = type_name(payload)
@@ -54,12 +54,14 @@ def chat_request(
     unsupported: Sequence[str] = (),
     api: str = "chat",
     checks: Checks = Checks.OPENAI,
+    identity: str = "",
 ) -> ChatRequest:
     """A checked request. `body` has the bytes of `payload`, if they may go to an upstream as they are.
 
-    Raises APIError. `model` is checked by `model_of`.
+    `identity` is that of the authenticated client. `model` is checked by `model_of`. Raises APIError.
     """
     check_chat(payload, checks)
+    owner = owner_id(identity) if identity and names_session(payload) else ""
     return ChatRequest(
         model,
         payload["messages"],
@@ -71,6 +73,7 @@ def chat_request(
         client_headers=client_headers,
         unsupported=tuple(unsupported),
         api=api,
+        owner=owner,
     )
 
 

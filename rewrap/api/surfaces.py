@@ -16,6 +16,7 @@ from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import looks_like_responses, parse_responses
 from rewrap.api.responses.stored import StoredResponses
 from rewrap.ids import owner_id
+from rewrap.threads import apart
 from rewrap.types import ChatRequest, Checks, ChecksOf, Deltas, Rendering, ResponseInfo
 
 Stream = Callable[[ChatRequest, ResponseInfo], Deltas]
@@ -31,6 +32,11 @@ class Turn:
     record: Callable[[Deltas, Rendering], Deltas] | None = None
     # Makes one reply of several chats.
     join: Callable[[ResponseInfo, Stream], Deltas] | None = None
+
+    @property
+    def holds_request(self) -> bool:
+        """Whether the request is needed until the end of the answer."""
+        return self.record is not None or self.join is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,9 @@ class ChatSurface:
     late_instructions: str
 
     async def parse(self, incoming: Incoming) -> Turn:
+        return await apart(self.turn, incoming)
+
+    def turn(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)
         body = incoming.body
         if looks_like_responses(payload):
@@ -72,6 +81,7 @@ class ChatSurface:
             body=body,
             relay=True,
             checks=self.checks(model),
+            identity=incoming.identity,
         )
         return Turn(request, ChatRendering)
 
@@ -84,6 +94,9 @@ class AskSurface:
     checks: ChecksOf
 
     async def parse(self, incoming: Incoming) -> Turn:
+        return await apart(self.turn, incoming)
+
+    def turn(self, incoming: Incoming) -> Turn:
         payload, unsupported = parse_ask(parse_object(incoming.body))
         model = model_of(payload, self.default_model)
         request = chat_request(
@@ -92,6 +105,7 @@ class AskSurface:
             incoming.client_headers,
             unsupported=unsupported,
             checks=self.checks(model),
+            identity=incoming.identity,
         )
         return Turn(request, TextRendering)
 
@@ -108,7 +122,7 @@ class ResponsesSurface:
 
     async def is_own(self, incoming: Incoming) -> bool:
         """Whether only this server can answer: a chat body, or one that goes on from here."""
-        payload = parse_object(incoming.body)
+        payload = await apart(parse_object, incoming.body)
         previous = payload.get("previous_response_id")
         if looks_like_chat(payload):
             return True
@@ -117,12 +131,13 @@ class ResponsesSurface:
         return await self.stored.has(owner_id(incoming.identity), previous)
 
     async def parse(self, incoming: Incoming) -> Turn:
-        payload = parse_object(incoming.body)
+        payload = await apart(parse_object, incoming.body)
         if looks_like_chat(payload):
-            payload = from_chat_shape(payload)
+            payload = await apart(from_chat_shape, payload)
         owner = owner_id(incoming.identity)
         history = await self.stored.history(owner, payload)
-        chat, translation = parse_responses(
+        chat, translation = await apart(
+            parse_responses,
             payload,
             history.items,
             find_item=history.referenced.get,
@@ -130,13 +145,15 @@ class ResponsesSurface:
             reasoning_as_summary=self.reasoning_as_summary,
         )
         model = model_of(chat, self.default_model, incoming.path_model)
-        request = chat_request(
+        request = await apart(
+            chat_request,
             chat,
             model,
             incoming.client_headers,
             unsupported=translation.dropped,
             api="responses",
             checks=self.checks(model),
+            identity=incoming.identity,
         )
         turn = Turn(request, partial(ResponseEvents, translation))
 
@@ -157,6 +174,9 @@ class CompletionSurface:
     checks: ChecksOf
 
     async def parse(self, incoming: Incoming) -> Turn:
+        return await apart(self.turn, incoming)
+
+    def turn(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)
         model = model_of(payload, self.default_model, incoming.path_model)
         checks = self.checks(model)

@@ -11,6 +11,7 @@ import httpx
 import orjson
 
 from rewrap.config.near_misses import nearest_setting
+from rewrap.types import Limits
 from rewrap.urls import check_url, is_header
 
 OPENAI_BASE = "https://api.openai.com/v1"
@@ -139,6 +140,17 @@ class Settings:
                 raise ValueError(
                     f"{name.upper()} is the address of this server itself: name another one, or set PORT"
                 )
+
+    def limits(self) -> Limits:
+        """The bounds of an upstream's answer."""
+        return Limits(
+            first_byte=self.first_byte_timeout_seconds,
+            stall=self.stall_timeout_seconds,
+            total=self.total_timeout_seconds,
+            request=self.total_timeout_seconds,
+            reply_bytes=self.max_reply_bytes,
+            event_bytes=self.max_event_bytes,
+        )
 
     def secrets(self) -> list[str]:
         """The texts that no log may contain."""

@@ -18,6 +18,7 @@ from rewrap.mock.pace import NO_PACE, broken_off, paced
 from rewrap.mock.reply import is_plain
 from rewrap.mock.rules import RuleSet
 from rewrap.mock.script import Script, scripted
+from rewrap.threads import apart
 from rewrap.types import (
     APIError,
     Backend,
@@ -65,7 +66,7 @@ class Mock:
         return [model_card(self.model)]
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
-        plan = self.script.plan(request, info)
+        plan = await apart(self.script.plan, request, info)
         info.headers += plan.headers
         if plan.faults:
             info.wrap_send = partial(FaultySend, plan.faults)
@@ -76,7 +77,7 @@ class Mock:
                     yield delta
             return
         if answer is None and is_plain(request):
-            deltas = as_stream(self.echoed(request, info))
+            deltas = as_stream(iter(await apart(list, self.echoed(request, info))))
         else:
             deltas = as_stream(scripted(answer, request, info))
         pace = plan.pace

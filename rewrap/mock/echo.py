@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from rewrap.types import PORTION_CHARACTERS, ChatRequest, JSONObject, text_of
+from rewrap.types import PORTION_CHARACTERS, ChatRequest, JSONObject, portions, text_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,10 @@ def cut(text: str, payload: JSONObject) -> Echo:
         if stop:
             text = text.split(stop, 1)[0]
     limit = payload.get("max_completion_tokens") or payload.get("max_tokens") or -1
+    if limit < 0:
+        return Echo(text, count_words(text), "stop")
     parts = text.split(None, limit)
-    if limit < 0 or len(parts) <= limit:
+    if len(parts) <= limit:
         return Echo(text, len(parts), "stop")
     return Echo(text[: -len(parts[-1])], limit, "length")
 
@@ -62,7 +64,7 @@ def prompt_words(request: ChatRequest) -> int:
 def count_words(text: str) -> int:
     if len(text) < PORTION_CHARACTERS:
         return count_words_cached(text)
-    return len(text.split())
+    return sum([len(portion.split()) for portion in portions(text)])  # the words of one at a time
 
 
 @lru_cache(256)

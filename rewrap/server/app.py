@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 
 from rewrap import __version__
 from rewrap.server.edge import EdgeMiddleware, EdgeOptions
+from rewrap.server.loop_lag import LoopLag
 from rewrap.server.signals import graceful
 
 log = logging.getLogger("rewrap")
@@ -39,6 +40,7 @@ class EdgeApp(Starlette):
         self.announced = False  # the line at the start is logged
         self.notes: list[str] = []  # about the settings, for the start
         self.edge = EdgeMiddleware(self.router, options)
+        self.loop_lag = LoopLag()
 
     def build_middleware_stack(self) -> ASGIApp:
         return self.edge
@@ -60,5 +62,6 @@ class EdgeApp(Starlette):
             logging.getLogger("uvicorn.access").disabled = True
         async with self.resources.opened():
             async with graceful(self.edge.drain, self.edge.options.grace_seconds):
-                yield
+                with self.loop_lag:
+                    yield
             self.edge.access_log.flush()

@@ -44,14 +44,16 @@ class Authenticator:
     def identify(self, context: RequestContext) -> str | APIError:
         """The identity of a request: "user:NAME", "key:KEY", "open:KEY" or ""; an APIError 401 for a wrong key.
 
-        On an open server a key still tells its owner from others: it may be for the upstream.
+        On an open server any credential still tells its owner from others: it may be for the upstream.
         """
-        scheme, _, token = context.header(b"authorization").partition(" ")
+        authorization = context.header(b"authorization")
+        scheme, _, token = authorization.partition(" ")
         # Blanks of HTTP alone: the last byte of a key in UTF-8 may be a blank of Latin-1.
         key = token.strip(" \t") if scheme.lower() == "bearer" else ""
         key = key or context.header(b"api-key")  # Azure's clients
         if self.open:
-            return f"open:{key}" if key else ""
+            credential = key or authorization  # Basic, or any other scheme
+            return f"open:{credential}" if credential else ""
         if not key:
             return APIError(401, NO_KEY, headers=BEARER, reason="no key")
         presented = key.encode("latin-1")

@@ -6,20 +6,38 @@ Does not know routes, keys or chats. Imports types and leaf files.
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 
 from starlette.types import Message, Receive, Scope, Send
 
 from rewrap.ids import random_hex
+from rewrap.large_json import LARGE_BYTES, MAX_VALUES, count_values
+from rewrap.memory import decoded_size, reserve_body
+from rewrap.server.bodies import check_encoding, inflated, too_large, too_many_values
+from rewrap.threads import apart
 from rewrap.types import APIError, Headers, ResponseInfo
 
 API_VERSION = b"2020-10-01"  # of OpenAI's API: the only one so far
 LOG_CHARACTERS = 200  # of a path or a model
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
+BODY_HEADERS = (b"content-length", b"transfer-encoding")
+CONNECTION = "rewrap.connection"  # of a scope: the ClientConnection
+NO_GATE: AbstractContextManager[None] = nullcontext()
 
 
 class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
+
+
+class ClientConnection:
+    """A connection as its requests see it. This project's HTTP protocol keeps it up to date."""
+
+    __slots__ = ("lost", "on_lost")
+
+    def __init__(self) -> None:
+        self.lost = False
+        self.on_lost: Callable[[], None] | None = None  # called when the client has left
 
 
 class RequestContext:
@@ -31,10 +49,13 @@ class RequestContext:
     __slots__ = (
         "active_watch",
         "admitted",
+        "body_gate",
         "ending",
         "error",
         "extra_headers",
         "first_byte",
+        "has_body",
+        "holds_request",
         "id",
         "info",
         "key",
@@ -72,6 +93,10 @@ class RequestContext:
         self.left = False
         self.ending = False
         self.active_watch: DisconnectWatch | None = None
+        self.body_gate = NO_GATE
+        self.holds_request = True  # the parsed request is kept until the end of the answer
+        # Whether a body is still to come: then its receiver notices that the client leaves.
+        self.has_body = any(name in self.request_headers for name in BODY_HEADERS)
 
     # The request.
 
@@ -84,24 +109,62 @@ class RequestContext:
         return str(client[0]) if client else ""
 
     async def body(self, max_bytes: int) -> bytes:
-        """The request's body. Raises APIError if it is too large, ClientLeft if it breaks off."""
+        """The whole body, without its compression. Its memory counts for the request of this task.
+
+        Raises APIError 413, 415, 503; ClientLeft if it breaks off.
+        """
+        encoding = self.header(b"content-encoding").lower()
+        compressed = check_encoding(encoding)
         length = self.header(b"content-length")
-        if length.isdecimal() and int(length) > max_bytes:
+        declared = int(length) if length.isdecimal() else 0
+        if declared > max_bytes:
             raise too_large(max_bytes)
-        parts: list[bytes] = []
-        size = 0
+        reserve_body(declared)
+        first = await self.next_message()
+        body: bytes = first.get("body", b"")
+        if first.get("more_body", False):
+            with self.body_gate:
+                body = await self.rest_of_body(body, max_bytes, declared)
+        elif len(body) > max_bytes:
+            raise too_large(max_bytes)
+        self.has_body = False
+        if compressed:
+            body = await inflated(body, encoding, max_bytes)
+        if len(body) > LARGE_BYTES:
+            await self.reserve_decoded(body)
+        return body
+
+    async def reserve_decoded(self, body: bytes) -> None:
+        """Reserve the memory of a body's JSON, beside the body. Raises APIError 413, 503."""
+        found = await apart(count_values, body)
+        if found.values > MAX_VALUES:
+            raise too_many_values()
+        reserve_body(decoded_size(body, found))
+
+    async def rest_of_body(self, first: bytes, max_bytes: int, declared: int) -> bytes:
+        """A body that comes in parts. `declared` bytes of it are reserved already."""
+        parts = [first]
+        size = len(first)
+        counted = declared
         more = True
         while more:
-            message = await self.receive()
-            if message["type"] == "http.disconnect":
-                raise ClientLeft
+            message = await self.next_message()
             part = message.get("body", b"")
             parts.append(part)
             size += len(part)
             if size > max_bytes:
                 raise too_large(max_bytes)
+            if size > counted:  # in chunks: its length is not known
+                reserve_body(size - counted)
+                counted = size
             more = message.get("more_body", False)
-        return b"".join(parts)  # one part is returned as it is
+        return await apart(b"".join, parts)
+
+    async def next_message(self) -> Message:
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientLeft
+        return message
 
     # The client's leaving.
 
@@ -194,20 +257,34 @@ class RequestContext:
 
 
 class DisconnectWatch:
-    """A `with` block: while it runs, the client's leaving cancels the current task."""
+    """A `with` block: while it runs, the client's leaving cancels the current task.
 
-    __slots__ = ("context", "task", "work")
+    This project's own HTTP protocol calls back, which costs 0.5 µs. With other servers, and while a body is still to come, a task
+    waits for the disconnect message (6 µs).
+    """
+
+    __slots__ = ("connection", "context", "task", "work")
 
     def __init__(self, context: RequestContext) -> None:
         self.context = context
         self.work: asyncio.Task[object] | None = None
         self.task: asyncio.Task[None] | None = None
+        self.connection: ClientConnection | None = None
 
     def __enter__(self) -> None:
-        loop = self.context.loop
-        self.work = asyncio.current_task(loop)
-        self.task = loop.create_task(self.wait())
-        self.context.active_watch = self
+        context = self.context
+        if context.active_watch is not None:  # the block around this one watches already
+            return
+        self.work = asyncio.current_task(context.loop)
+        context.active_watch = self
+        connection: ClientConnection | None = context.scope.get(CONNECTION)
+        if connection is None or context.has_body:
+            self.task = context.loop.create_task(self.wait())
+            return
+        self.connection = connection
+        connection.on_lost = self.client_left
+        if connection.lost:
+            self.client_left()
 
     def __exit__(
         self,
@@ -215,14 +292,21 @@ class DisconnectWatch:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self.context.active_watch is not self:
+            return
         self.context.active_watch = None
-        if self.task is not None:
+        if self.connection is not None:
+            self.connection.on_lost = None
+        elif self.task is not None:
             self.task.cancel()
 
     async def wait(self) -> None:
-        context = self.context
-        while (await context.receive())["type"] != "http.disconnect":
+        while (await self.context.receive())["type"] != "http.disconnect":
             pass
+        self.client_left()
+
+    def client_left(self) -> None:
+        context = self.context
         if context.active_watch is self and not context.ending:
             context.left = True
             self.cancel_work()
@@ -230,11 +314,6 @@ class DisconnectWatch:
     def cancel_work(self) -> None:
         if self.work is not None:
             self.work.cancel()
-
-
-def too_large(max_bytes: int) -> APIError:
-    message = f"The request is too large: this server takes {max_bytes} bytes at most."
-    return APIError(413, message)
 
 
 def stopping() -> APIError:

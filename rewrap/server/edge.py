@@ -19,9 +19,11 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap.eventloop import running_loop
+from rewrap.memory import MemoryBudget
 from rewrap.server.access_log import AccessLog
 from rewrap.server.context import ClientLeft, RequestContext, printable, stopping
 from rewrap.server.hosts import NORMAL, HostCheck, forwarded_address, normal_path
+from rewrap.server.limits import Gate
 from rewrap.server.origins import OriginPolicy
 from rewrap.types import APIError, CutConnection, Headers, JSONObject
 
@@ -54,6 +56,8 @@ class EdgeOptions:
     invalid_request_status: int = 400
     not_found_page: NotFoundPage | None = None
     forwarded_hops: int = 0  # proxies in front, if all addresses are trusted; 0: the server knows
+    max_memory_bytes: int = 2**63
+    max_concurrent_requests: int = 0  # bounds the bodies that arrive in several parts
 
 
 class EdgeMiddleware:
@@ -74,6 +78,8 @@ class EdgeMiddleware:
             for route in routes
             if route.methods == {"POST"} and "{" not in route.path
         }
+        self.memory = MemoryBudget(options.max_memory_bytes)
+        self.body_gate = Gate(options.max_concurrent_requests)
         self.origins = OriginPolicy(self.guarded, options.allow_origins)
 
     async def drain(self) -> None:
@@ -98,6 +104,7 @@ class EdgeMiddleware:
             return
         scope = dict(scope)  # a copy: uvicorn's own log names the path as it came
         context = RequestContext(scope, receive, send, running_loop())
+        context.body_gate = self.body_gate
         scope["context"] = context
         path = scope["path"]
         scope["original_path"] = path
@@ -142,11 +149,12 @@ class EdgeMiddleware:
                 raise APIError(403, message, reason="foreign Host")
             self.origins.check(scope, context.request_headers)
             endpoint = self.fast_routes.get(scope["path"]) if scope["method"] == "POST" else None
-            if endpoint is not None:
-                scope["path_params"] = {}
-                await endpoint(scope, receive, send)
-            else:
-                await self.router(scope, receive, send)
+            with self.memory.reservation():
+                if endpoint is not None:
+                    scope["path_params"] = {}
+                    await endpoint(scope, receive, send)
+                else:
+                    await self.router(scope, receive, send)
         except asyncio.CancelledError:
             await self.answer_cancelled(context)
         except ClientLeft:

@@ -195,6 +195,7 @@ async def upload(context: RequestContext, stack: ExitStack) -> AsyncGenerator[by
             raise ClientLeft
         more = message.get("more_body", False)
         if not more:
+            context.has_body = False
             stack.enter_context(context.watch())
         part = message.get("body", b"")
         if part:

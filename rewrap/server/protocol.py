@@ -26,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from rewrap.server.context import CONNECTION, ClientConnection
 from rewrap.server.signals import UNSENT_SECONDS
 
 log = logging.getLogger("rewrap")
@@ -133,12 +134,22 @@ class Protocol(HttpToolsProtocol):
     """
 
     # In an instance dictionary beside uvicorn's attributes, these would cost 2 kB a connection.
-    __slots__ = ("heard", "overhead", "refused", "running", "slow_head", "timer", "unsent")
+    __slots__ = (
+        "client_connection",
+        "heard",
+        "overhead",
+        "refused",
+        "running",
+        "slow_head",
+        "timer",
+        "unsent",
+    )
     PATIENCE_SECONDS = 60.0
 
     def connection_made(self, transport: Any) -> None:
         coalescing: Any = HeadCoalescingTransport(transport, self.loop)
         super().connection_made(coalescing)
+        self.client_connection = ClientConnection()
         self.overhead = 0  # bytes in a row that are not a body
         self.refused = False
         self.heard = False  # bytes came since the last check
@@ -151,9 +162,12 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.timer.cancel()
         super().connection_lost(exc)
+        self.client_connection.lost = True
         if self.running is not None and not self.running.response_complete:
             self.running.disconnected = True
             self.running.message_event.set()
+            if self.client_connection.on_lost is not None:
+                self.client_connection.on_lost()
 
     # From the parser.
 
@@ -212,10 +226,15 @@ class Protocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             super().on_message_complete()
             self.cycle.more_body = False  # uvicorn skips this after an early answer
+            if not self.pipeline:
+                # A large body paused the reading, and the end of the connection would not be noticed.
+                self.flow.resume_reading()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         if cycle.scope["http_version"] < "1.1":
             cycle.__class__ = UnchunkedCycle
+        scope: dict[str, object] = cycle.scope  # type: ignore[assignment]  # an extension of ours
+        scope[CONNECTION] = self.client_connection
         self.running = cycle
         super()._start_asgi_task(cycle, app)
 

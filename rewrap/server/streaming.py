@@ -1,18 +1,18 @@
 """Streams of Deltas to the client, in a rendering's form. Does not know routes or backends."""
 
 import asyncio
-from contextlib import AbstractContextManager, aclosing
+from contextlib import aclosing
 
+from rewrap.memory import delta_size, release, reserve
 from rewrap.server.context import RequestContext
 from rewrap.server.heartbeat import Heartbeat
-from rewrap.types import APIError, CutConnection, Deltas, Rendering
+from rewrap.types import APIError, CutConnection, Delta, Deltas, Rendering
 
 
 async def send_stream(
     context: RequestContext,
     rendering: Rendering,
     deltas: Deltas,
-    watch: AbstractContextManager[None],
     ping_seconds: float,
 ) -> None:
     """Send Deltas as they come.
@@ -21,7 +21,7 @@ async def send_stream(
     """
     heartbeat = Heartbeat(context, rendering, rendering.headers, ping_seconds)
     async with aclosing(deltas):  # a client that leaves closes the upstream, too
-        with watch, heartbeat:
+        with heartbeat:
             try:
                 await send_deltas(context, rendering, deltas)
                 end = rendering.end()
@@ -40,6 +40,8 @@ async def send_stream(
 
 async def send_deltas(context: RequestContext, rendering: Rendering, deltas: Deltas) -> None:
     first = await anext(deltas, None)
+    if not context.holds_request:
+        release()
     if not context.status:
         assert context.info is not None
         context.use(context.info.wrap_send)
@@ -52,6 +54,16 @@ async def send_deltas(context: RequestContext, rendering: Rendering, deltas: Del
         if body:
             context.sends += 1
             await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+async def gathered(deltas: Deltas) -> list[Delta]:
+    """All Deltas of a reply, within the budget of memory. Raises APIError 503."""
+    found: list[Delta] = []
+    async with aclosing(deltas):
+        async for delta in deltas:
+            reserve(delta_size(delta))
+            found.append(delta)
+    return found
 
 
 def last_bytes(context: RequestContext, rendering: Rendering, exc: BaseException) -> bytes | None:

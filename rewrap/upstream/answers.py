@@ -10,6 +10,8 @@ import httpx
 import orjson
 
 from rewrap.eventloop import running_loop
+from rewrap.memory import reserve
+from rewrap.threads import apart
 from rewrap.types import APIError, Limits, Reply, Shape, UpstreamRejection
 from rewrap.upstream import lenient
 from rewrap.upstream.errors import (
@@ -31,6 +33,20 @@ from rewrap.upstream.framing import (
 
 ERROR_SECONDS = 5.0  # to read the body of an error
 ERROR_LIMITS = Limits(reply_bytes=65_536)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as it goes to the upstream, and the facts that its answer needs."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+    dropped: list[str]  # client parameters that have no place in it
+    stream: bool
+    relay: bool
+    stored: bool
+    choices: int
 
 
 @dataclass(slots=True)
@@ -95,7 +111,7 @@ class Answer:
         body = await self.whole(first)
         if encoding != "utf-8":
             body = body.decode(encoding, "replace").encode()
-        return parsed(body, text=kind != "json")
+        return await apart(parsed, body, text=kind != "json")
 
     def next_deadline(self) -> float:
         """The loop time by which the next bytes have to come."""
@@ -137,6 +153,7 @@ async def read_whole(
         data = await reply.read()
         if not data:
             return b"".join(parts)
+        reserve(len(data))
         parts.append(data)
         size += len(data)
 

@@ -1,18 +1,17 @@
 """Conversations in the forms that upstreams want: prompt, history, pairs of turns, one text.
 
-Pure functions on the messages of a ChatRequest. Imports types alone.
+Pure functions on the messages of a ChatRequest. Imports types and leaf files.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
+from rewrap.ids import SESSION_NAMES, session_name
 from rewrap.types import ChatRequest, JSONObject, text_of
 from rewrap.upstream.messages import SYSTEM_ROLES, role_of
 
 Turn = tuple[str, str]  # role, text
-
-SESSION_NAMES = ("session_id", "conversation_id", "session", "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +103,15 @@ def pairs_of(history: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
 
 def session_of(request: ChatRequest) -> object:
     """The client's name of the session, or else the stored chat that goes on; None without
-    either.
+    either. Owners share no session, whatever they name it.
     """
     known = {"session": request.session or None, **request.payload}
     for name in SESSION_NAMES:
-        if known.get(name):
-            return known[name]
+        value = known.get(name)
+        if value and request.owner:
+            return session_name(request.owner, str(value))
+        if value:
+            return value
     return None
 
 

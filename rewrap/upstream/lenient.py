@@ -1,10 +1,12 @@
-"""JSON of upstreams, with the mistakes that some of them make. Imports nothing of the project."""
+"""JSON of upstreams, with the mistakes that some of them make. Imports one leaf file."""
 
 import json
 import math
 import re
 
 import orjson
+
+from rewrap import large_json
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -16,8 +18,8 @@ def loads(data: bytes | str, *, keep_halves: bool = False) -> object:
     `keep_halves` keeps lone surrogates: in a stream, the other half may be in the next event.
     """
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
+        return large_json.loads(data) if isinstance(data, bytes) else orjson.loads(data)
+    except ValueError:
         if isinstance(data, bytes):
             data = data.decode()
         try:

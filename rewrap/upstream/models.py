@@ -3,10 +3,19 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from typing import NamedTuple
 
 from rewrap.types import APIError, JSONObject, model_card
 
 Ask = Callable[[dict[str, str]], Awaitable[list[JSONObject]]]
+
+
+class KeptList(NamedTuple):
+    """A client's own list, until a time on the monotonic clock."""
+
+    cards: list[JSONObject]
+    until: float
 
 
 class ModelList:
@@ -18,6 +27,7 @@ class ModelList:
 
     KEPT_SECONDS = 60.0
     FAILED_SECONDS = 5.0
+    KEPT_LISTS = 100  # of clients with keys of their own
 
     def __init__(self, ask: Ask, default: list[JSONObject]) -> None:
         """`ask` takes credentials and gives the cards; [] if the upstream has no list. It raises APIError."""
@@ -26,19 +36,33 @@ class ModelList:
         self.listed: list[JSONObject] = []
         self.listing: asyncio.Task[list[JSONObject]] | None = None
         self.again_at = 0.0  # on the monotonic clock
+        self.own_lists: dict[bytes, KeptList] = {}  # by the hash of the credentials
 
     async def cards(self, credentials: dict[str, str]) -> list[JSONObject]:
         """The cards, by the client's own credentials if there are any. Raises APIError."""
+        if credentials:
+            return await self.own(credentials)
         if self.listed and time.monotonic() < self.again_at:
             return self.listed
         try:
-            # A client's own list is not for the next client.
-            found = await (self.ask(credentials) if credentials else self.shared())
+            found = await self.shared()
         except APIError:
             if not self.listed and not self.default:
                 raise
             found = []
         return found or self.listed or self.default
+
+    async def own(self, credentials: dict[str, str]) -> list[JSONObject]:
+        """A client's own list, kept apart from all others: another key may see other models."""
+        key = sha256(repr(sorted(credentials.items())).encode()).digest()
+        kept = self.own_lists.get(key)
+        if kept is not None and time.monotonic() < kept.until:
+            return kept.cards
+        cards = await self.ask(credentials) or self.default
+        self.own_lists[key] = KeptList(cards, time.monotonic() + self.KEPT_SECONDS)
+        if len(self.own_lists) > self.KEPT_LISTS:
+            del self.own_lists[next(iter(self.own_lists))]
+        return cards
 
     async def shared(self) -> list[JSONObject]:
         again = time.monotonic() >= self.again_at

@@ -9,6 +9,7 @@ from codecs import BOM_UTF8
 
 import orjson
 
+from rewrap import large_json
 from rewrap.types import JSONObject, UpstreamRejection
 from rewrap.upstream import lenient
 from rewrap.upstream.errors import CUT_SHORT, NO_REPLY, TOO_LARGE, bad_gateway, rejection_in_success
@@ -203,8 +204,8 @@ def checked_completion(body: bytes) -> tuple[bytes, JSONObject | None]:
     """
     body = body.removeprefix(BOM_UTF8)
     try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        value = large_json.loads(body)
+    except ValueError:
         value = lenient.loads(body)
         body = orjson.dumps(value)
     if not isinstance(value, dict):

@@ -1,8 +1,9 @@
 """Several backends as one: the model's name picks a backend, and fallbacks stand in if it fails.
 
-Imports types alone.
+Imports types and leaf files.
 """
 
+import json
 import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
@@ -11,7 +12,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
+from rewrap import large_json
+from rewrap.large_json import LARGE_BYTES
+from rewrap.memory import reserved
 from rewrap.redaction import safe_address
+from rewrap.threads import apart
 from rewrap.types import (
     NO_HEADERS,
     APIError,
@@ -29,6 +34,8 @@ from rewrap.types import (
 log = logging.getLogger("rewrap")
 
 GLOB = re.compile(r"[*?]")
+MODEL = b'"model"'
+ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +129,12 @@ class ModelRouter:
         picked = self.pick(request.model)
         if picked is None:
             raise no_such_model(request.model)
+        await apart(check_one_model, request.body)
         backends = [picked, *self.fallbacks[picked.name]]
-        # The bytes may have a second model, which the upstream could read instead.
-        request = replace(request, body=b"")
+        kept: ChatRequest | None = None
         for backend in backends:
+            if kept is not None:
+                request = await apart(unpacked, kept)
             info.backend = backend.name
             info.headers = []
             info.usage = None
@@ -133,22 +142,54 @@ class ModelRouter:
                 request = replace(
                     request, client_headers=NO_HEADERS
                 )  # they are for the first provider
-            async with aclosing(backend.stream(request, info)) as deltas:
+            reply = backend.stream(request, info)
+            kept = None if backend is backends[-1] else packed(request)
+            del request
+            async with aclosing(reply) as deltas:
                 try:
                     first = await anext(deltas, None)
                 except APIError as error:
-                    if backend is backends[-1] or not can_fall_back(error):
+                    if kept is None or not can_fall_back(error):
                         raise
                     log.warning(
                         "backend %s failed (%s): next is a fallback", backend.name, error.reason
                     )
                     continue
-                del request
+                del kept
                 if first is not None:
                     yield first
                 async for delta in deltas:
                     yield delta
                 return
+
+
+def check_one_model(body: bytes) -> None:
+    """Raises APIError 400 if a body has two members `model`: the upstream might take the other one."""
+    first = body.find(MODEL)
+    if body.find(MODEL, first + 1) < 0 and ESCAPED_LETTER.search(body) is None:
+        return
+    # Escapes may spell the name as well, and it may stand deeper: decode it once more, names alone.
+    try:
+        names = json.loads(body, object_pairs_hook=lambda pairs: [name for name, _ in pairs])
+    except RecursionError:
+        raise APIError(400, "The request is nested too deeply.") from None
+    if names.count("model") > 1:
+        raise APIError(400, "The member 'model' occurs twice in the request.", param="model")
+
+
+def packed(request: ChatRequest) -> ChatRequest:
+    """A request for a fallback. Of a large one the bytes alone are kept: its decoded form takes many times their memory."""
+    if reserved() <= LARGE_BYTES or not request.body:
+        return request
+    return replace(request, messages=[], payload={})
+
+
+def unpacked(request: ChatRequest) -> ChatRequest:
+    if request.payload:
+        return request
+    payload = large_json.loads(request.body)
+    assert isinstance(payload, dict)  # it was decoded before
+    return replace(request, messages=payload["messages"], payload=payload)
 
 
 def can_fall_back(error: APIError) -> bool:

@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from rewrap.ids import SESSION_NAMES
 from rewrap.types import APIError, ChatRequest, Delta, Reader, UpstreamRejection
-from rewrap.upstream.conversation import SESSION_NAMES, conversation_of, session_of, session_or_new
+from rewrap.upstream.conversation import conversation_of, session_of, session_or_new
 from rewrap.upstream.forms import FORMS
 from rewrap.upstream.mapped_reader import FRAMINGS, MODES, MappedReader, StreamPaths
 from rewrap.upstream.messages import part_types

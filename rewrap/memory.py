@@ -1,0 +1,159 @@
+"""One budget of memory for everything that clients and upstreams send at the same time.
+
+Bodies that arrive or wait, requests that an upstream works on, and replies that are gathered count against it. A request that
+does not fit is refused before it is read. Code that does not know the request reserves by `reserve`. Imports types and leaf files.
+"""
+
+import os
+from contextvars import ContextVar, Token
+from pathlib import Path
+
+import orjson
+
+from rewrap.large_json import Count
+from rewrap.types import APIError, Delta
+
+SHARE = 4  # one part of so many of the memory of the container or machine
+UNKNOWN_MEMORY = 4 * 2**30  # of a system that does not report its memory
+CGROUP_FILES = (
+    "/sys/fs/cgroup/memory.max",  # version 2
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # version 1
+)
+
+# The memory of decoded JSON, at most. CPython 3.11: an empty list and its place take 72 bytes, an object with one member 240.
+VALUE_BYTES = 80
+OBJECT_BYTES = 240
+DELTA_BYTES = 100  # without its texts
+
+
+class MemoryBudget:
+    """At most `maximum` bytes, reserved by requests."""
+
+    def __init__(self, maximum: int) -> None:
+        self.maximum = maximum
+        self.used = 0
+
+    def reservation(self) -> "Reservation":
+        return Reservation(self)
+
+
+class Reservation:
+    """The memory of one request: a `with` block, at whose end all of it is given back."""
+
+    __slots__ = ("budget", "size", "token")
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self.budget = budget
+        self.size = 0
+        self.token: Token[Reservation | None] | None = None
+
+    def __enter__(self) -> "Reservation":
+        self.token = CURRENT.set(self)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.token is not None:
+            CURRENT.reset(self.token)
+        self.release()
+
+    def grow(self, size: int) -> None:
+        """Reserve `size` more bytes. Raises APIError 503 if they do not fit now."""
+        budget = self.budget
+        if budget.used + size > budget.maximum:
+            raise no_memory()
+        budget.used += size
+        self.size += size
+
+    def release(self) -> None:
+        self.budget.used -= self.size
+        self.size = 0
+
+
+CURRENT: ContextVar[Reservation | None] = ContextVar("reservation", default=None)
+
+
+def reserve(size: int) -> None:
+    """Reserve memory for the request of this task. Raises APIError 503 if it does not fit now."""
+    current = CURRENT.get()
+    if current is not None:
+        current.grow(size)
+
+
+def reserve_body(size: int) -> None:
+    """The same for a part of a request's body. Raises APIError 413 if the request can never fit."""
+    current = CURRENT.get()
+    if current is None:
+        return
+    if current.size + size > current.budget.maximum:
+        raise too_large()
+    current.grow(size)
+
+
+def release() -> None:
+    """Give back what the request of this task has reserved: nobody holds it any more."""
+    current = CURRENT.get()
+    if current is not None:
+        current.release()
+
+
+def reserved() -> int:
+    """The bytes that the request of this task has reserved."""
+    current = CURRENT.get()
+    return current.size if current is not None else 0
+
+
+def decoded_size(body: bytes, count: Count) -> int:
+    """The most memory that the JSON in a body takes when it is decoded, about: 30 MB of `[]` take 800 MB."""
+    # A text takes four bytes for each character if one of them needs four.
+    width = 1 if body.isascii() and b"\\u" not in body else 4
+    return width * len(body) + VALUE_BYTES * count.values + OBJECT_BYTES * count.objects
+
+
+def delta_size(delta: Delta) -> int:
+    """The memory that a Delta takes, about."""
+    size = DELTA_BYTES + len(delta.content) + len(delta.raw)
+    if delta.fields or delta.logprobs:
+        size += len(orjson.dumps([delta.fields, delta.logprobs]))
+    return size
+
+
+def default_budget(workers: int) -> int:
+    """The budget of each worker: together a quarter of what the container or the machine has."""
+    return available_memory() // SHARE // workers
+
+
+def available_memory() -> int:
+    """The memory of this container, or of the machine if that has less."""
+    limits = [limit for limit in map(cgroup_limit, CGROUP_FILES) if limit]
+    return min([machine_memory(), *limits])
+
+
+def cgroup_limit(path: str) -> int:
+    """The limit in a file of the kernel; 0 if there is none."""
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdecimal() else 0
+
+
+def machine_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return UNKNOWN_MEMORY
+
+
+def no_memory() -> APIError:
+    return APIError(
+        503,
+        "The server is busy: its memory for requests is full at this moment.",
+        type="server_error",
+        headers=[(b"retry-after", b"1")],
+        reason="no memory",
+    )
+
+
+def too_large() -> APIError:
+    message = "The request needs more memory than this server has for all requests."
+    return APIError(413, message, reason="more than MAX_MEMORY_BYTES")
