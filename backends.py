@@ -30,6 +30,7 @@ from rewrap.types import (
     Deltas,
     JSONObject,
     Limits,
+    Outgoing,
     ResponseInfo,
     Shape,
     UpstreamRejection,
@@ -57,9 +58,11 @@ from rewrap.upstream.params import Params
 from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion
 from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
+from rewrap.upstream.tables import check_constant
 from rewrap.upstream.unsupported import check_supported
 
 log = logging.getLogger("rewrap")
+EXAMPLE = ChatRequest("m", [], {"user": "u"}, session="s")  # to check the URL of a backend
 
 
 # Any chat URL.
@@ -116,8 +119,9 @@ class ChatURL:
         self.responses = responses
         self.embed = embedder_of(self)
         shape.check(url)
+        check_constant(self.own_headers)
         for stream in (False, True):  # an unusable address or header stops the start
-            self.target(shape.url(url, replace(EXAMPLE, stream=stream)), stream)
+            self.target(shape.prepare(url, replace(EXAMPLE, stream=stream)).url, stream)
 
     def target(self, url: str, stream: bool) -> object:
         """The constant part of requests to a URL: made once."""
@@ -127,10 +131,13 @@ class ChatURL:
         accept = "application/json, */*"
         if stream:
             accept = f"text/event-stream, {accept}"
-        headers = {"content-type": "application/json", "accept": accept}
-        headers |= self.shape.headers(self.key, stream)
-        target = self.client.target("POST", url, self.agent() | headers | self.own_headers)
-        if len(self.targets) < 256:  # a URL may contain the model, which the client chooses
+        headers = self.agent() | {"accept": accept}
+        if self.shape.content_type:
+            headers["content-type"] = self.shape.content_type
+        headers |= self.shape.headers(self.key, stream) | self.own_headers
+        target = self.client.target(self.shape.method, url, headers)
+        # A URL may contain the model, which the client chooses, or a prompt.
+        if len(self.targets) < 256 and len(url) < 512:
             self.targets[url, stream] = target
         return target
 
@@ -150,8 +157,8 @@ class ChatURL:
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         return [model_card(self.model or self.name)]
 
-    def body(self, request: ChatRequest) -> bytes:
-        return encoded(self.shape.payload(request))
+    def outgoing(self, request: ChatRequest) -> Outgoing:
+        return self.shape.prepare(self.url, request)
 
     def dropped(self, request: ChatRequest) -> list[str]:
         """The parts of a request that have no place. Raises APIError 400 if they change its meaning."""
@@ -189,15 +196,17 @@ class ChatURL:
             info.prompt_bytes = prompt_size(request.messages)
         adapted, dropped = self.params.applied(request)
         dropped = [*request.unsupported, *dropped, *self.dropped(adapted)]
+        outgoing = self.outgoing(adapted)
         return Prepared(
-            self.shape.url(self.url, adapted),
-            self.headers_from(request.client_headers),
-            self.body(adapted),
+            outgoing.url,
+            self.headers_from(request.client_headers) | outgoing.headers,
+            outgoing.body,
             dropped,
             stream=request.stream,
             relay=request.relay,
             stored=request.stored,
             choices=request.payload.get("n") or 1,
+            chat=self.shape.chat(adapted),
         )
 
     @asynccontextmanager
@@ -235,6 +244,7 @@ class ChatURL:
                 relay=prepared.relay,
                 stored=prepared.stored,
                 choices=prepared.choices,
+                chat=prepared.chat,
             )
             del prepared
             yield answer
@@ -256,10 +266,13 @@ class ChatURL:
         if isinstance(opened, WholeReply):
             if not answer.stored:
                 take_identity(opened.value, info)
-            for delta in chain(normalized(self.shape.answer(opened.value)), normalized.end()):
+            found = self.shape.answer(opened.value, answer.chat)
+            if answer.chat is not None:
+                answer.chat.close()
+            for delta in chain(normalized(found), normalized.end()):
                 yield delta
             return
-        reader = self.shape.reader()
+        reader = self.shape.reader(answer.chat)
         async with aclosing(answer.events(opened)) as events:
             async for name, event in events:
                 for delta in normalized(reader(name, event)):
@@ -271,6 +284,8 @@ class ChatURL:
             raise bad_gateway(CUT_SHORT, "cut short", self.failure_status)
         if not normalized.started and not reader.finish:
             raise bad_gateway(NO_REPLY, "empty stream", self.failure_status)
+        if answer.chat is not None:
+            answer.chat.close()
         for delta in normalized.end(reader.finish):
             yield delta
 
@@ -286,9 +301,6 @@ class ChatURL:
         reason = reason_of(rejection, self.secrets)
         log.info("backend %s: the upstream answered %d: %r", self.name, rejection.status, reason)
         return error
-
-
-EXAMPLE = ChatRequest("m", [], {"user": "u"})
 
 
 # An OpenAI-compatible upstream.
@@ -313,6 +325,7 @@ class OpenAI(ChatURL):
         name: str = "openai",
         **options: object,
     ) -> None:
+        shape.check(api_base)
         address = httpx.URL(api_base)
         base = address.path.rstrip("/").removesuffix("/chat/completions")
         url = str(address.copy_with(path=f"{base}/chat/completions"))
@@ -337,15 +350,16 @@ class OpenAI(ChatURL):
         headers["user-agent"] = f"{agent} {USER_AGENT}" if agent else USER_AGENT
         return headers
 
-    def body(self, request: ChatRequest) -> bytes:
+    def outgoing(self, request: ChatRequest) -> Outgoing:
         """The client's own bytes where nothing was changed."""
         payload = request.payload
         if request.body and request.model == payload.get("model") and not request.stored:
-            return request.body
+            return Outgoing(self.url, {}, request.body)
         # A stored chat is stored here only. A second copy upstream would stay there after its deletion here.
         local = ("store", "metadata") if request.stored else ()
         members = {name: value for name, value in payload.items() if name not in local}
-        return encoded(members | {"model": request.model, "messages": request.messages})
+        members |= {"model": request.model, "messages": request.messages}
+        return Outgoing(self.url, {}, encoded(members))
 
     def dropped(self, request: ChatRequest) -> list[str]:
         return []
@@ -465,9 +479,7 @@ def build_backend(settings: Settings, client: Client) -> Backend:
             headers=settings.chat_headers,
             model=settings.openai_model,
         )
-    for name in ("chat_shape", "chat_key", "chat_headers"):
-        if getattr(settings, name):
-            raise ValueError(f"{name.upper()} is set, and CHAT_URL is not")
+    settings.check_no_chat_options()
     if settings.openai_api_base:
         return checked_backend(
             OpenAI,
@@ -522,12 +534,6 @@ def table_backend(table: BackendTable, common: Common, path: str) -> Backend:
         shape = shape_from(table.mapping, f"{place}: mapping")
     elif table.shape:
         shape = shape_named(table.shape, f"{place}: shape")
-    limits = replace(
-        common.limits,
-        first_byte=table.first_byte_timeout_seconds or common.limits.first_byte,
-        stall=table.stall_timeout_seconds or common.limits.stall,
-        total=table.total_timeout_seconds or common.limits.total,
-    )
     return checked_backend(
         OpenAI if table.kind == "openai" else ChatURL,
         place,
@@ -538,6 +544,6 @@ def table_backend(table: BackendTable, common: Common, path: str) -> Backend:
         key=table.key,
         headers=table.headers,
         params=Params(**table.params, model=table.model),
-        limits=limits,
+        limits=table.limits(common.limits),
         responses=table.responses or common.settings.responses,
     )

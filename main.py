@@ -186,15 +186,11 @@ class Gateway:
         with context.watch():
             return await self.backend.models(NO_HEADERS)
 
-    def auth_summary(self) -> str:
-        if self.auth.open:
-            return "open: no key is needed"
-        return "with a key"
-
     def summary(self) -> str:
         """The backends and the keys, for the line at the start."""
         backend = getattr(self.backend, "summary", f"{self.backend.name} answers")
-        return f"{backend}; {self.auth_summary()}"
+        keys = "open: no key is needed" if self.auth.open else "with a key"
+        return f"{backend}; {keys}"
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -366,11 +362,10 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     intake = passing.Intake(gateway.admit, gateway.auth.upstream_headers, settings.max_body_bytes)
     response_routes = ResponseRoutes(responses, gateway.owner, gateway.body).routes()
     embeddings = LocalEmbeddings(gateway.backend_of, model)
-    completions = surfaces.CompletionSurface(chat_model, checks)
     endpoints: dict[str, ASGIApp] = {
         "/chat/completions": Endpoint(gateway, surfaces.ChatSurface(chat_model, checks, late)),
         "/responses": ResponsesEndpoint(gateway, response_surface, native),
-        "/completions": Endpoint(gateway, completions),
+        "/completions": Endpoint(gateway, surfaces.CompletionSurface(chat_model, checks)),
         "/embeddings": passing.UpstreamOrLocal(
             intake, "/embeddings", gateway.passing.find, embeddings
         ),
@@ -384,11 +379,11 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     info = InfoRoutes(gateway.models, gateway.public_models, gateway.backend_of, names, THEME)
     azure = "/openai/deployments/{model}"
     rest: list[BaseRoute] = []
-    mock = gateway.mock
-    control = MockRoutes(mock.script, gateway.owner, gateway.body).routes() if mock else []
+    if gateway.mock:
+        rest = MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()
     if settings.pass_through and gateway.passing.providers:
         pass_through = passing.PassThroughEndpoint(intake, gateway.passing.by_model)
-        rest = [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]
+        rest += [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]
     return [
         *[Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()],
         *[Route(azure + path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()],
@@ -397,7 +392,6 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         *stored.routes(),
         *page_routes(settings.docs_assets_url, THEME, info.health),
         *info.routes(),
-        *control,
         *docs_routes(document(__version__), assets=settings.docs_assets_url, theme=THEME),
         *rest,
     ]

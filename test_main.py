@@ -2321,7 +2321,7 @@ GOOD_URLS = [
 ]
 GOOD_URLS += [
     "http://user:p@ss:word@bot/",
-    "http://bot/{model}?k={v}#f",
+    "http://bot/%7Bmodel%7D?k=%7Bv%7D#f",
     "http://127.0.0.1:/",
     "http://[fe80::1%lo]/",
 ]

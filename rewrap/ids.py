@@ -3,7 +3,7 @@
 import hmac
 import os
 import secrets
-from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
 
 BATCH = 256
@@ -27,6 +27,7 @@ if hasattr(os, "register_at_fork"):  # two processes must not share a batch
     os.register_at_fork(after_in_child=pool.clear)
 
 
+@lru_cache(1024)  # 0.1 µs instead of 1.5
 def owner_id(identity: str) -> str:
     """The owner of stored completions for an identity. The store sees no key."""
     kind, _, key = identity.partition(":")
@@ -36,11 +37,6 @@ def owner_id(identity: str) -> str:
 
 
 SESSION_NAMES = ("session_id", "conversation_id", "session", "user")  # the best first
-
-
-def names_session(payload: Mapping[str, object]) -> bool:
-    """Whether a client names its session."""
-    return any(payload.get(name) for name in SESSION_NAMES)
 
 
 def session_name(owner: str, name: str) -> str:

@@ -138,7 +138,7 @@ class ChatRequest:
     stored: bool = False  # the reply is stored here, under an id of this server
     api: str = "chat"  # the surface: chat, ask, responses or completions
     session: str = ""  # names the conversation for an upstream that keeps one
-    owner: str = ""  # of the client, where a session has to be its own
+    owner: str = ""  # of the client: its stored chats and its sessions are its own
     unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
 
 
@@ -302,30 +302,51 @@ class Reader(Protocol):
         """The Deltas of one event. Raises UpstreamRejection; ValueError if it is not an event of a reply."""
 
 
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One request to an endpoint, beside its constant headers."""
+
+    url: str
+    headers: dict[str, str]
+    body: bytes
+
+
+class ChatSession(Protocol):
+    """The session that an endpoint assigns to one chat, while a reply of it is read."""
+
+    def observe(self, value: object, text: str) -> None:
+        """Note an answer, or an event of it, and the text that it adds to the reply."""
+
+    def close(self) -> None:
+        """Keep the session for the next turn of the chat."""
+
+
 class Shape(Protocol):
-    """How an endpoint is spoken to: where the prompt goes, and where the text of the reply is."""
+    """How an endpoint is asked, and where its answers have the reply."""
 
     framing: str  # json, sse, ndjson or text; auto: found out from the answer
+    method: str
+    content_type: str  # of the body; "" without one
 
     def check(self, url: str) -> None:
         """Raises ValueError if no request can be sent to `url`."""
 
-    def url(self, url: str, request: ChatRequest) -> str:
-        """The URL of one request."""
-
     def headers(self, key: str, stream: bool) -> dict[str, str]:
-        """The headers of a request, with the key where the product wants it."""
+        """The constant headers of all requests, with the key in the product's place."""
 
-    def payload(self, request: ChatRequest) -> object:
-        """The JSON to send. Raises APIError."""
+    def prepare(self, url: str, request: ChatRequest) -> Outgoing:
+        """One request. Raises APIError."""
 
     def dropped(self, request: ChatRequest) -> list[str]:
-        """Client parameters that the payload leaves out."""
+        """The parts of a request that are not sent."""
 
-    def answer(self, value: object) -> list[Delta]:
+    def chat(self, request: ChatRequest) -> ChatSession | None:
+        """The session of a request's chat, if the endpoint assigns one."""
+
+    def answer(self, value: object, chat: ChatSession | None = None) -> list[Delta]:
         """The Deltas of a whole JSON answer. Raises UpstreamRejection; ValueError if there is no reply."""
 
-    def reader(self) -> Reader:
+    def reader(self, chat: ChatSession | None = None) -> Reader:
         """A reader for one streamed reply."""
 
     def rejection(self, status: int, value: object) -> UpstreamRejection:

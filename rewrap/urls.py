@@ -8,6 +8,7 @@ import httpx
 HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(?:%[\w.-]+)?")
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+WEBSOCKET = "a WebSocket URL needs a function backend: see examples/websocket_backend.py"
 
 
 def check_url(url: str, where: str) -> None:
@@ -15,6 +16,8 @@ def check_url(url: str, where: str) -> None:
 
     The message does not repeat the URL, which may contain a key.
     """
+    if url.lower().startswith(("ws://", "wss://")):
+        raise ValueError(f"{where}: {WEBSOCKET}")
     if not is_url(url):
         raise ValueError(
             f"{where} must begin with http:// or https:// and name a host, with a port from 1 to"

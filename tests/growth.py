@@ -46,6 +46,21 @@ async def growth_of(work: Callable[[int], Awaitable[object]], size: int) -> floa
     return min(ratios)
 
 
+def growth_between(
+    small: Callable[[], object], large: Callable[[], object], limit: float = LINEAR
+) -> float:
+    """The cost of the large work divided by that of the small one, whose sizes the caller chose."""
+    ratios = []
+    with no_collection():
+        for _ in range(ATTEMPTS):
+            smalls = [seconds(small) for _ in range(RUNS)]
+            larges = [seconds(large) for _ in range(RUNS)]
+            ratios.append(min(larges) / min(smalls))
+            if ratios[-1] < limit:
+                break
+    return min(ratios)
+
+
 @contextmanager
 def no_collection() -> Iterator[None]:
     gc.collect()

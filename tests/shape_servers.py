@@ -679,9 +679,8 @@ class ShapeServer:
             headers = {
                 k.lower(): v.strip() for k, _, v in (line.partition(":") for line in rest if line)
             }
-            body = json.loads(
-                await reader.readexactly(int(headers.get("content-length", 0))) or b"null"
-            )
+            data = await reader.readexactly(int(headers.get("content-length", 0)))
+            body = json.loads(data) if data[:1] in (b"{", b"[") else data.decode()
             target = start.split(" ")[1]
             self.requests.append((target, headers, body))
             await self.reply(writer, start.split(" ")[0], target, headers, body)

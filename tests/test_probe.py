@@ -311,7 +311,8 @@ def test_what_was_sent_is_no_reply_when_it_comes_back(
     said: dict[str, str], portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def echo(request: Request, reader: Any, writer: Any) -> None:
-        back = {"method": request.method, "received": request.json(), "raw": request.body.decode()}
+        received = request.json() if request.body.startswith(b"{") else {}
+        back = {"method": request.method, "received": received, "raw": request.body.decode()}
         await send(writer, whole(JSON, dumps(back | said).encode()))
 
     with portal.wrap_async_context_manager(Upstream(echo)) as up:
@@ -476,7 +477,7 @@ def test_each_answer_is_reported_once_and_the_most_telling_first(
     portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def answer(request: Request) -> tuple[int, object]:
-        body = request.json()
+        body = request.json() if request.body.startswith(b"{") else {}
         if "inputs" in body:
             return 422, {"oops": "x" * 5000}
         if "question" in body:
@@ -512,7 +513,7 @@ def test_an_address_where_nobody_listens_is_asked_once(capsys: pytest.CaptureFix
     [
         (401, [], 2, "The URL wants a key", "CHAT_KEY=YOUR-KEY"),
         (403, [], 2, "The URL wants a key", "CHAT_KEY=YOUR-KEY"),
-        (401, ["--key", "sk-wrong"], len(WIRES) + 2, "No reply in", "CHAT_KEY=YOUR-KEY"),
+        (401, ["--key", "sk-wrong"], len(WIRES) + 4, "No reply in", "CHAT_KEY=YOUR-KEY"),
         (429, [], 1, "The URL limits the rate", "CHAT_URL="),
     ],
 )
@@ -534,12 +535,12 @@ def test_the_search_stops_where_more_requests_are_of_no_use(
         assert line in told.split("Into .env:")[1]
 
 
-def test_an_address_that_is_not_there_is_asked_twice(
+def test_an_address_that_is_not_there_is_asked_three_times(
     portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with portal.wrap_async_context_manager(Upstream(says(404, b'{"detail": "Not Found"}'))) as up:
         assert probe(f"{up.url}/x") == 1
-        assert len(up.requests) == 2
+        assert len(up.requests) == 3
     assert "Nothing answers at this path: give the path of the API.\n" in capsys.readouterr().out
 
 
@@ -559,7 +560,7 @@ def test_a_redirect_is_shown_and_not_followed(
     redirect = says(307, b"", "location: /elsewhere?token=abcdef")
     with portal.wrap_async_context_manager(Upstream(redirect)) as up:
         assert probe(f"{up.url}/x") == 1
-        assert {request.path for request in up.requests} == {"/x"}
+        assert {request.path.partition("?")[0] for request in up.requests} == {"/x"}
     assert "\n  307 application/json to /elsewhere?token=***" in capsys.readouterr().out
 
 
@@ -935,7 +936,45 @@ def redact() -> None:
     assert chat.messages == [{"role": "user", "content": "I am [e-mail]"}]
 
 
-EXAMPLES = {"own_backend.py": own_backend, "backends.toml": backends_toml, "redact.py": redact}
+def websocket_backend() -> None:
+    from websockets.asyncio.server import ServerConnection, serve
+
+    from examples.websocket_backend import app
+
+    received: list[dict[str, Any]] = []
+
+    async def upstream(socket: ServerConnection) -> None:
+        received.append(json.loads(await socket.recv()))
+        for event in ({"text": "Hello "}, {"text": "there"}, {"done": True}):
+            await socket.send(json.dumps(event))
+
+    async def ask(stream: bool) -> str:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            asked = ASKED | {"stream": stream}
+            return (await client.post("/v1/chat/completions", json=asked)).text
+
+    async def replies(monkeypatch: pytest.MonkeyPatch) -> None:
+        async with serve(upstream, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            monkeypatch.setenv("WS_URL", f"ws://127.0.0.1:{port}")
+            assert '"content":"Hello there"' in await ask(False)
+            streamed = await ask(True)
+            assert '"content":"there"' in streamed
+            assert streamed.endswith("data: [DONE]\n\n")
+        assert '"type":"upstream_error"' in await ask(False)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        asyncio.run(replies(monkeypatch))
+    assert [message["prompt"] for message in received] == ["Hello"] * 2
+
+
+EXAMPLES = {
+    "own_backend.py": own_backend,
+    "backends.toml": backends_toml,
+    "redact.py": redact,
+    "websocket_backend.py": websocket_backend,
+}
 
 
 @pytest.mark.parametrize(

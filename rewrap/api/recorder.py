@@ -83,9 +83,7 @@ class Recorder:
         stored = self.stores(recording.request.payload)
         # An upstream may repeat its ids: a stored chat has an id of this server, and its bytes are not relayed.
         session = info.id if stored else ""
-        recording.request = replace(
-            recording.request, relay=False, stored=stored, session=session, owner=owner
-        )
+        recording.request = replace(recording.request, relay=False, stored=stored, session=session)
         if stored:
             check_stored(recording.request.payload)
         if self.before:

@@ -17,7 +17,7 @@ from rewrap.api.checks import (
     type_name,
 )
 from rewrap.api.duplicates import check_unique
-from rewrap.ids import names_session, owner_id
+from rewrap.ids import owner_id
 from rewrap.types import APIError, ChatRequest, Checks, JSONObject
 
 NOT_JSON = (
@@ -61,7 +61,6 @@ def chat_request(
     `identity` is that of the authenticated client. `model` is checked by `model_of`. Raises APIError.
     """
     check_chat(payload, checks)
-    owner = owner_id(identity) if identity and names_session(payload) else ""
     return ChatRequest(
         model,
         payload["messages"],
@@ -73,7 +72,7 @@ def chat_request(
         client_headers=client_headers,
         unsupported=tuple(unsupported),
         api=api,
-        owner=owner,
+        owner=owner_id(identity) if identity else "",
     )
 
 

@@ -182,9 +182,15 @@ class CompletionSurface:
         checks = self.checks(model)
         # Only the mock, which stands in for OpenAI, can echo and fill in.
         plan = parse_completion(payload, mock=checks is Checks.OPENAI)
-        headers = incoming.client_headers
         requests = [
-            chat_request(chat, model, headers, api="completions", checks=checks)
+            chat_request(
+                chat,
+                model,
+                incoming.client_headers,
+                api="completions",
+                checks=checks,
+                identity=incoming.identity,
+            )
             for chat in plan.payloads
         ]
 

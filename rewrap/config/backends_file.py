@@ -17,13 +17,13 @@ only types, and the checks of URLs and headers.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_origin, get_type_hints
 
 import orjson
 
-from rewrap.types import JSONObject
+from rewrap.types import JSONObject, Limits
 from rewrap.urls import check_url, is_header
 
 KINDS = ("openai", "chat", "mock")
@@ -66,6 +66,15 @@ class BackendTable:
     first_byte_timeout_seconds: float = 0.0  # 0: the setting of that name
     stall_timeout_seconds: float = 0.0
     total_timeout_seconds: float = 0.0
+
+    def limits(self, common: Limits) -> Limits:
+        """The bounds of this backend's answers: its own times in place of those of all."""
+        return replace(
+            common,
+            first_byte=self.first_byte_timeout_seconds or common.first_byte,
+            stall=self.stall_timeout_seconds or common.stall,
+            total=self.total_timeout_seconds or common.total,
+        )
 
 
 FIELD_TYPES: dict[str, type] = {

@@ -141,8 +141,14 @@ class Settings:
                     f"{name.upper()} is the address of this server itself: name another one, or set PORT"
                 )
 
+    def check_no_chat_options(self) -> None:
+        """Raises ValueError if an option of a chat URL is set. There is none."""
+        for name in ("chat_shape", "chat_key", "chat_headers"):
+            if getattr(self, name):
+                raise ValueError(f"{name.upper()} is set, and CHAT_URL is not")
+
     def limits(self) -> Limits:
-        """The bounds of an upstream's answer."""
+        """The bounds of an upstream's answers."""
         return Limits(
             first_byte=self.first_byte_timeout_seconds,
             stall=self.stall_timeout_seconds,

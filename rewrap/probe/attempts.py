@@ -96,7 +96,7 @@ class Attempt:
 
     def target(self, model: str) -> str:
         """The method and the URL of its request. Raises ValueError."""
-        url = self.shape().url(self.url, ChatRequest(model, [], {"user": "rewrap"}))
+        url = self.shape().prepare(self.url, ChatRequest(model, [], {"user": "rewrap"})).url
         return f"{self.table.get('method', 'POST')} {url}"
 
     def title(self) -> str:

@@ -12,7 +12,7 @@ import orjson
 from rewrap.eventloop import running_loop
 from rewrap.memory import reserve
 from rewrap.threads import apart
-from rewrap.types import APIError, Limits, Reply, Shape, UpstreamRejection
+from rewrap.types import APIError, ChatSession, Limits, Reply, Shape, UpstreamRejection
 from rewrap.upstream import lenient
 from rewrap.upstream.errors import (
     TOO_LARGE,
@@ -47,6 +47,7 @@ class Prepared:
     relay: bool
     stored: bool
     choices: int
+    chat: ChatSession | None  # where the upstream assigns a session
 
 
 @dataclass(slots=True)
@@ -79,6 +80,7 @@ class Answer:
     relay: bool  # the client can take the upstream's own bytes
     stored: bool
     choices: int
+    chat: ChatSession | None = None
 
     def is_event_stream(self) -> bool:
         kind = self.reply.headers.get(b"content-type", b"")

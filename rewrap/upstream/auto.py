@@ -5,13 +5,24 @@ Takes ChatRequests, JSON values and events; gives payloads and Deltas. Does no I
 
 import re
 
-from rewrap.types import ChatRequest, Delta, JSONObject, Reader, UpstreamRejection, text_of
+from rewrap.types import (
+    ChatRequest,
+    ChatSession,
+    Delta,
+    JSONObject,
+    Outgoing,
+    Reader,
+    UpstreamRejection,
+    dumps,
+    text_of,
+)
 from rewrap.upstream import lenient
-from rewrap.upstream.completions import completion_deltas, completion_usage
+from rewrap.upstream.completions import completion_deltas, completion_usage, implied_reason
 from rewrap.upstream.errors import error_in
 from rewrap.upstream.failures import failure_in
 from rewrap.upstream.framing import TEXT
-from rewrap.upstream.messages import part_types, with_system_role
+from rewrap.upstream.members import list_member, text_member
+from rewrap.upstream.messages import part_types
 from rewrap.upstream.reply_search import (
     KNOWN_NAMES,
     extra_fields,
@@ -19,6 +30,7 @@ from rewrap.upstream.reply_search import (
     nonempty_reply,
     streamed_number,
 )
+from rewrap.upstream.tables import PLACEHOLDER, ShapeError
 
 USED_HERE = frozenset(["completion_id", "messages", "model"])
 STORED_HERE = frozenset(["store", "metadata"])
@@ -36,43 +48,50 @@ class AutoShape:
     """
 
     framing = "auto"
+    method = "POST"
+    content_type = "application/json"
 
     def check(self, url: str) -> None:
-        pass
+        match = PLACEHOLDER.search(url)
+        if match is not None:
+            raise ShapeError(
+                f"no value for {match[0]} in the URL: it needs CHAT_SHAPE or a mapping"
+            )
 
-    def url(self, url: str, request: ChatRequest) -> str:
-        return url
+    def prepare(self, url: str, request: ChatRequest) -> Outgoing:
+        return Outgoing(url, {}, dumps(self.payload(request)))
 
     def headers(self, key: str, stream: bool) -> dict[str, str]:
-        return {"authorization": f"Bearer {key}"} if key else {}
+        if not key:
+            return {}
+        return {"authorization": f"Bearer {key}"}
+
+    def chat(self, request: ChatRequest) -> None:
+        """An unknown URL has no sessions."""
 
     def payload(self, request: ChatRequest) -> object:
         """`{"model", "messages":
 
         [{"role", "content": "a string"}], ...}` and the client's other parameters.
         """
-        local = USED_HERE | STORED_HERE if request.stored else USED_HERE
+        local = USED_HERE
+        if request.stored:
+            local = USED_HERE | STORED_HERE
         payload = {
             name: value
             for name, value in request.payload.items()
             if value is not None and name not in local
         }
-        messages = [
-            {**message, "content": text_of(message.get("content"))}
-            for message in with_system_role(request.messages)
-        ]
+        messages = [flat_message(message) for message in request.messages]
         return payload | {"model": request.model, "messages": messages}
 
     def dropped(self, request: ChatRequest) -> list[str]:
         return [f"messages.{type}" for type in sorted(part_types(request.messages))]
 
-    def answer(self, value: object) -> list[Delta]:
+    def answer(self, value: object, chat: ChatSession | None = None) -> list[Delta]:
         if isinstance(value, dict):
-            has_choices = isinstance(value.get("choices"), list) and value["choices"]
-            failure = None if has_choices and not value.get("error") else failure_in(value)
-            if failure is not None:
-                raise failure
-            if has_choices:
+            check_failure(value)
+            if list_member(value, "choices"):
                 return completion_deltas(value, whole=True)
         text = find_reply(value)
         if text is None:
@@ -80,11 +99,11 @@ class AutoShape:
         if not text and isinstance(value, dict):
             text = nonempty_reply(value)
         fields = extra_fields(value)
-        reason = "tool_calls" if fields and "tool_calls" in fields else "stop"
+        reason = implied_reason(fields or {})
         usage = completion_usage(value)
         return [Delta(text, reason, whole=True, fields=fields, usage=usage)]
 
-    def reader(self) -> Reader:
+    def reader(self, chat: ChatSession | None = None) -> Reader:
         return AutoReader()
 
     def rejection(self, status: int, value: object) -> UpstreamRejection:
@@ -121,8 +140,9 @@ class AutoReader:
 
     def check_not_cut(self, data: bytes) -> None:
         """Raises ValueError for JSON that is cut short."""
-        cut = CUT_OBJECT if self.bare is None else CUT_JSON
-        if not self.bare and cut.match(data):
+        if self.bare:
+            return
+        if CUT_OBJECT.match(data) or (self.bare is False and CUT_JSON.match(data)):
             raise ValueError("an event is not JSON")
 
     def text_deltas(self, name: str, value: object, data: bytes) -> list[Delta]:
@@ -142,15 +162,12 @@ class AutoReader:
         return [Delta(data.decode("utf-8", "replace"))]
 
     def object_deltas(self, name: str, value: JSONObject) -> list[Delta]:
-        has_choices = isinstance(value.get("choices"), list)
-        failure = None if has_choices and not value.get("error") else failure_in(value)
-        if failure is None and name == "error":
-            failure = UpstreamRejection(0, error=error_in(value))
-        if failure is not None:
-            raise failure
+        check_failure(value)
+        if name == "error":
+            raise UpstreamRejection(0, error=error_in(value))
         if self.bare is None:
             self.bare = False
-        if has_choices:
+        if isinstance(value.get("choices"), list):
             self.complete = False
             deltas = completion_deltas(value, whole=False)
         else:
@@ -160,15 +177,31 @@ class AutoReader:
         return deltas
 
 
+def flat_message(message: JSONObject) -> JSONObject:
+    """The message with a string as its content, and a role that every endpoint knows."""
+    flat = {**message, "content": text_of(message.get("content"))}
+    if flat.get("role") == "developer":
+        flat["role"] = "system"
+    return flat
+
+
+def check_failure(value: JSONObject) -> None:
+    """Raises UpstreamRejection for a failure with status 200. Choices without an error are none."""
+    if isinstance(value.get("choices"), list) and not value.get("error"):
+        return
+    failure = failure_in(value)
+    if failure is not None:
+        raise failure
+
+
 def unknown_delta(value: JSONObject) -> Delta:
     """The Delta of an event of unknown form."""
     text = find_reply(value)
     if text is None:
         text = streamed_number(value)
-    finish_reason = value.get("finish_reason")
     return Delta(
         text or "",
-        finish_reason if isinstance(finish_reason, str) else None,
+        text_member(value, "finish_reason") or None,
         fields=extra_fields(value),
         usage=completion_usage(value),
     )

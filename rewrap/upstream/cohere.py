@@ -85,4 +85,6 @@ def thinking(request: ChatRequest) -> object:
     effort = request.payload.get("reasoning_effort")
     if effort is None:
         return None
-    return {"type": "disabled" if effort == "none" else "enabled"}
+    if effort == "none":
+        return {"type": "disabled"}
+    return {"type": "enabled"}

@@ -4,6 +4,7 @@ Imports types alone.
 """
 
 from rewrap.types import Delta, JSONObject, text_of, usage
+from rewrap.upstream.members import object_member, text_member
 from rewrap.upstream.reply_search import figures_in, number_as_text, with_both_names
 
 EMPTY: tuple[object, ...] = (None, [], "")
@@ -35,43 +36,53 @@ def choice_delta(choice: JSONObject, position: int, figures: JSONObject, *, whol
     if "delta" in choice:
         content = number_as_text(content)
     check_content(content)
-    fields = {
-        name: member
-        for name, member in message.items()
-        if name not in ("role", "content") and member not in EMPTY
-    }
-    fields |= figures
+    fields = other_members(message) | figures
     finish_reason = choice.get("finish_reason")
     if whole:
         if content is None and not fields and not finish_reason:
             raise ValueError("no reply")
-        if not (isinstance(finish_reason, str) and finish_reason):
-            finish_reason = "tool_calls" if "tool_calls" in fields else "stop"
-    index = choice.get("index", position)
+        finish_reason = text_member(choice, "finish_reason") or implied_reason(fields)
+    index = choice.get("index")
+    if not isinstance(index, int):
+        index = position
     return Delta(
         text_of(content),
         finish_reason,
-        index if isinstance(index, int) else position,
+        index,
         whole=whole,
         fields=with_both_names(fields),
         logprobs=choice.get("logprobs"),
     )
 
 
+def other_members(message: JSONObject) -> JSONObject:
+    """The members beside role and content that are not empty."""
+    return {
+        name: member
+        for name, member in message.items()
+        if name not in ("role", "content") and member not in EMPTY
+    }
+
+
+def implied_reason(fields: JSONObject) -> str:
+    """The reason of an answer without one."""
+    if "tool_calls" in fields:
+        return "tool_calls"
+    return "stop"
+
+
 def check_content(content: object) -> None:
     """Raises ValueError for a content that is neither a text nor a list of parts."""
-    parts = content if isinstance(content, list) else [content]
-    if not all(isinstance(part, (str, dict, type(None))) for part in parts):
-        raise ValueError("content is no text")
-    if isinstance(content, dict) or (isinstance(content, list) and None in content):
-        raise ValueError("content is no text")
+    if content is None or isinstance(content, str):
+        return
+    if isinstance(content, list) and all(isinstance(part, (str, dict)) for part in content):
+        return
+    raise ValueError("content is no text")
 
 
 def completion_usage(value: object) -> JSONObject | None:
     """OpenAI's `usage` in an answer, if it counts both sides."""
-    counts = value.get("usage") if isinstance(value, dict) else None
-    if not isinstance(counts, dict):
-        return None
+    counts = object_member(value, "usage")
     prompt = counts.get("prompt_tokens")
     completion = counts.get("completion_tokens")
     if not isinstance(prompt, int) or not isinstance(completion, int):

@@ -101,21 +101,19 @@ def pairs_of(history: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
     return pairs, pending
 
 
-def session_of(request: ChatRequest) -> object:
+def session_of(request: ChatRequest) -> str | None:
     """The client's name of the session, or else the stored chat that goes on; None without
     either. Owners share no session, whatever they name it.
     """
     known = {"session": request.session or None, **request.payload}
     for name in SESSION_NAMES:
         value = known.get(name)
-        if value and request.owner:
-            return session_name(request.owner, str(value))
         if value:
-            return value
+            return session_name(request.owner, str(value))
     return None
 
 
-def session_or_new(request: ChatRequest) -> object:
+def session_or_new(request: ChatRequest) -> str:
     """The session of a request.
 
     A chat without a name gets one of its own, so that strangers never share one.

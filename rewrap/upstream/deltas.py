@@ -37,16 +37,7 @@ class DeltaNormalizer:
     def __call__(self, deltas: Iterable[Delta]) -> Iterator[Delta]:
         """Raises ValueError for a Delta that JSON cannot hold, or a tool call that is none."""
         for delta in deltas:
-            if delta.usage:
-                self.info.usage = delta.usage
-            if delta.content and not delta.content.isascii():
-                delta.content = self.joined(delta.index, "content", delta.content)
-            if delta.fields or delta.logprobs or delta.usage:
-                self.normalize_members(delta)
-            if delta.finish_reason:
-                self.started.add(delta.index)
-                self.reasons[delta.index] = delta.finish_reason
-                delta.finish_reason = None
+            self.normalize(delta)
             if not (delta.content or delta.fields or delta.logprobs):
                 continue
             self.started.add(delta.index)
@@ -55,16 +46,29 @@ class DeltaNormalizer:
             else:
                 yield delta
 
+    def normalize(self, delta: Delta) -> None:
+        """Note the usage and the reason to end, and bring the members into one form."""
+        if delta.usage:
+            self.info.usage = delta.usage
+        if delta.content and not delta.content.isascii():
+            delta.content = self.joined(delta.index, "content", delta.content)
+        if delta.fields or delta.logprobs or delta.usage:
+            self.normalize_members(delta)
+        if delta.finish_reason:
+            self.started.add(delta.index)
+            self.reasons[delta.index] = delta.finish_reason
+            delta.finish_reason = None
+
     def end(self, reason: str = "") -> Iterator[Delta]:
         """The last Deltas of each choice. `reason`: of the choices without one of their own."""
         for index, name in list(self.halves):
-            text = self.joined(index, name, "", last=True)
-            yield Delta(text, index=index) if name == "content" else reasoning_delta(text, index)
+            yield self.last_half(index, name)
         for index in sorted(self.started or {0}):
             calls = self.tool_calls.end(index)
             if calls:
                 yield Delta(index=index, fields={"tool_calls": calls})
-            yield Delta(finish_reason=self.reasons.get(index) or reason or "stop", index=index)
+            own_reason = self.reasons.get(index)
+            yield Delta(finish_reason=own_reason or reason or "stop", index=index)
 
     def normalize_members(self, delta: Delta) -> None:
         fields = delta.fields or {}
@@ -73,12 +77,17 @@ class DeltaNormalizer:
         reasoning = fields.get("reasoning")
         if isinstance(reasoning, str) and not reasoning.isascii():
             text = self.joined(delta.index, "reasoning", reasoning)
-            fields = {name: value for name, value in fields.items() if name not in REASONING_NAMES}
-            if text:
-                fields |= dict.fromkeys(REASONING_NAMES, text)
+            fields = with_reasoning(fields, text)
         delta.fields = fields or None
         if not can_be_written(delta):
             repair(delta)
+
+    def last_half(self, index: int, name: str) -> Delta:
+        """The Delta of a half that nothing follows."""
+        text = self.joined(index, name, "", last=True)
+        if name == "content":
+            return Delta(text, index=index)
+        return Delta(index=index, fields=with_reasoning({}, text))
 
     def joined(self, index: int, name: str, text: str, *, last: bool = False) -> str:
         """The text after an earlier half of a character; without a half at its end, unless `last`."""
@@ -91,9 +100,12 @@ class DeltaNormalizer:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def reasoning_delta(text: str, index: int) -> Delta:
-    fields: JSONObject = dict.fromkeys(REASONING_NAMES, text)
-    return Delta(index=index, fields=fields)
+def with_reasoning(fields: JSONObject, text: str) -> JSONObject:
+    """The fields with another reasoning, under both of its names."""
+    others = {name: value for name, value in fields.items() if name not in REASONING_NAMES}
+    if not text:
+        return others
+    return others | dict.fromkeys(REASONING_NAMES, text)
 
 
 def can_be_written(delta: Delta) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rewrap.types import ChatRequest
 from rewrap.upstream import anthropic, cohere, gemini, ollama, prompts
+from rewrap.upstream.members import list_member
 from rewrap.upstream.messages import (
     CarriesPart,
     chosen_function,
@@ -62,8 +63,9 @@ def lost_choice(known: Collection[str], *, function: bool) -> Lost:
         choice = request.payload.get("tool_choice")
         if function and chosen_function(choice):
             return []
-        taken = choice is None or (isinstance(choice, str) and choice in known)
-        return [] if taken else ["tool_choice"]
+        if choice is None or (isinstance(choice, str) and choice in known):
+            return []
+        return ["tool_choice"]
 
     return lost
 
@@ -72,16 +74,19 @@ def lost_format(*known: str) -> Lost:
     """Reports a `response_format` of a type beside `known`."""
 
     def lost(request: ChatRequest) -> list[str]:
-        return [] if format_type(request.payload) in ("", "text", *known) else ["response_format"]
+        if format_type(request.payload) in ("", "text", *known):
+            return []
+        return ["response_format"]
 
     return lost
 
 
 def lost_tools(request: ChatRequest) -> list[str]:
     """Reports tools that are no functions."""
-    tools = request.payload.get("tools")
-    sent = len(tools) if isinstance(tools, list) else 0
-    return ["tools"] if sent > len(offered_functions(request.payload)) else []
+    tools = list_member(request.payload, "tools")
+    if len(tools) == len(offered_functions(request.payload)):
+        return []
+    return ["tools"]
 
 
 def has_image_data(part: dict[str, object]) -> bool:

@@ -139,7 +139,9 @@ def tools(request: ChatRequest) -> list[JSONObject] | None:
             name = "parametersJsonSchema" if simple is None else "parameters"
             declaration[name] = simple or parameters
         declarations.append(declaration)
-    return [{"functionDeclarations": declarations}] if declarations else None
+    if not declarations:
+        return None
+    return [{"functionDeclarations": declarations}]
 
 
 def tool_config(request: ChatRequest) -> JSONObject | None:
@@ -166,13 +168,17 @@ def response_type(request: ChatRequest) -> str | None:
 
 def response_schema(request: ChatRequest) -> JSONObject | None:
     schema = schema_of(request.payload)
-    return simple_schema(schema) if schema is not None else None
+    if schema is None:
+        return None
+    return simple_schema(schema)
 
 
 def response_json_schema(request: ChatRequest) -> JSONObject | None:
     """The schema, if `response_schema` cannot hold it."""
     schema = schema_of(request.payload)
-    return schema if schema is not None and simple_schema(schema) is None else None
+    if schema is None or simple_schema(schema) is not None:
+        return None
+    return schema
 
 
 def simple_schema(schema: JSONObject, depth: int = 50) -> JSONObject | None:
@@ -199,10 +205,14 @@ def simple_member(name: str, value: object, depth: int) -> object:
         return simple_schema(value, depth)
     if name == "properties" and isinstance(value, dict):
         inner = {key: simple_schema(member, depth) for key, member in value.items()}
-        return None if None in inner.values() else inner
+        if None in inner.values():
+            return None
+        return inner
     if name == "anyOf" and isinstance(value, list):
         schemas = [simple_schema(member, depth) for member in value]
-        return None if None in schemas else schemas
+        if None in schemas:
+            return None
+        return schemas
     return value
 
 

@@ -1,6 +1,6 @@
 """The reader of a mapped shape's streams. Takes events, gives Deltas; does no I/O."""
 
-from rewrap.types import Delta, JSONObject, UpstreamRejection
+from rewrap.types import ChatSession, Delta, JSONObject, UpstreamRejection
 from rewrap.upstream import lenient
 from rewrap.upstream.framing import TEXT
 from rewrap.upstream.paths import Condition, Path, parse_condition, parse_paths, text_at
@@ -37,10 +37,13 @@ class MappedReader:
     and in no Delta.
     """
 
-    def __init__(self, paths: StreamPaths, framing: str, mode: str) -> None:
+    def __init__(
+        self, paths: StreamPaths, framing: str, mode: str, chat: ChatSession | None = None
+    ) -> None:
         self.paths = paths
         self.framing = framing
         self.mode = mode
+        self.chat = chat
         self.text_given = False
         self.longest = ""  # in the mode `last`: the text so far
         self.usage: JSONObject = {}
@@ -57,15 +60,24 @@ class MappedReader:
         paths = self.paths
         text = data.decode("utf-8", "replace")
         if self.framing == "text" or (name == TEXT and () in paths.reply):
+            self.observe(text, text)
             return [Delta(text)]
         value = event_value(text)
         rejection = paths.failure(name, value)
         if rejection is not None:
             raise rejection
-        self.done = value == DONE or (paths.done is not None and paths.done(name, value))
-        last = self.done or (paths.ends is not None and paths.ends(name, value))
-        kept = value != DONE and (paths.keep is None or paths.keep(name, value))
-        return [self.delta(value, kept=kept, last=last)]
+        self.done = value == DONE or holds(paths.done, name, value)
+        last = self.done or holds(paths.ends, name, value)
+        kept = value != DONE
+        if paths.keep is not None:
+            kept = kept and paths.keep(name, value)
+        delta = self.delta(value, kept=kept, last=last)
+        self.observe(value, delta.content)
+        return [delta]
+
+    def observe(self, value: object, text: str) -> None:
+        if self.chat is not None:
+            self.chat.observe(value, text)
 
     def delta(self, value: object, *, kept: bool, last: bool) -> Delta:
         """The Delta of one event. `kept`: it may have text. `last`: the stream may end after it."""
@@ -114,10 +126,16 @@ class MappedReader:
         return text
 
 
+def holds(condition: Condition | None, name: str, value: object) -> bool:
+    return condition is not None and condition(name, value)
+
+
 def event_value(text: str) -> object:
     """An object, a list or a string; a text that is none, such as a bare 42, stays as it is."""
     try:
         value = lenient.loads(text, keep_halves=True)
     except ValueError:
         return text
-    return value if isinstance(value, dict | list | str) else text
+    if isinstance(value, dict | list | str):
+        return value
+    return text

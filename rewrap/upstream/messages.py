@@ -1,6 +1,6 @@
 """The members of OpenAI's messages that a translation needs: parts, images, files and tool calls.
 
-Pure functions. Whatever a client sends is read without an error; parts of no known form are left
+Pure functions. A message of any form is read without an error; parts of an unknown form are left
 out. Imports types alone. Source: OpenAI's reference of chat completions.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import orjson
 
 from rewrap.types import JSONObject, text_of
+from rewrap.upstream.members import list_member, object_member, text_member
 
 SYSTEM_ROLES = ("system", "developer")
 TOOL_ROLES = ("tool", "function")
@@ -26,7 +27,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call in a message of the assistant. `signature` is Gemini's, if it came back."""
+    """One call in a message of the assistant. `signature` is Gemini's, if the client sent it back."""
 
     id: str
     name: str
@@ -35,27 +36,34 @@ class ToolCall:
 
     @property
     def arguments_object(self) -> JSONObject:
-        """The arguments as an object. A text that is none stands under `arguments`."""
+        """The arguments as an object. Models also write texts that are none: see `arguments`."""
         if not self.arguments.strip():
             return {}
         try:
             value = orjson.loads(self.arguments)
         except ValueError:
             value = self.arguments
-        return value if isinstance(value, dict) else {"arguments": value}
+        if isinstance(value, dict):
+            return value
+        return {"arguments": value}
+
+
+# Messages.
+
+
+def role_of(message: JSONObject) -> str:
+    return text_member(message, "role") or "user"
 
 
 def with_system_role(messages: Sequence[JSONObject]) -> list[JSONObject]:
     """The messages with `system` in place of `developer`, a role that only OpenAI's API knows."""
-    return [
-        {**message, "role": "system"} if message.get("role") == "developer" else message
-        for message in messages
-    ]
+    return [system_message(message) for message in messages]
 
 
-def role_of(message: JSONObject) -> str:
-    role = message.get("role")
-    return role if isinstance(role, str) else "user"
+def system_message(message: JSONObject) -> JSONObject:
+    if message.get("role") != "developer":
+        return message
+    return {**message, "role": "system"}
 
 
 def dialog_of(messages: Sequence[JSONObject]) -> list[JSONObject]:
@@ -63,42 +71,59 @@ def dialog_of(messages: Sequence[JSONObject]) -> list[JSONObject]:
     dialog = [message for message in messages if role_of(message) not in SYSTEM_ROLES]
     if dialog or not messages:
         return dialog
-    return [{"role": "user", "content": system_text(messages)}]
+    texts = [text_of(message.get("content")) for message in messages]
+    return [{"role": "user", "content": "\n\n".join(texts)}]
 
 
-def system_text(messages: Sequence[JSONObject]) -> str:
-    texts = [
-        text_of(message.get("content")) for message in messages if role_of(message) in SYSTEM_ROLES
-    ]
-    return "\n\n".join(texts)
+# Parts of contents.
 
 
 def parts_of(message: JSONObject) -> list[JSONObject]:
     """The content as a list of parts, without empty texts."""
     content = message.get("content")
     items = content if isinstance(content, list) else [content]
-    parts: list[JSONObject] = []
-    for item in items:
-        part = {"type": "text", "text": item} if isinstance(item, str) else item
-        if not isinstance(part, dict):
-            continue
-        text = part.get("text")
-        if not isinstance(text, str) or text.strip():
-            parts.append(part)
-    return parts
+    parts = [as_part(item) for item in items]
+    return [part for part in parts if part and not is_blank(part)]
+
+
+def as_part(item: object) -> JSONObject:
+    if isinstance(item, str):
+        return {"type": "text", "text": item}
+    if isinstance(item, dict):
+        return item
+    return {}
+
+
+def is_blank(part: JSONObject) -> bool:
+    return is_text(part) and not part["text"].strip()
 
 
 def is_text(part: JSONObject) -> bool:
     return isinstance(part.get("text"), str)
 
 
+def content_parts(messages: Sequence[JSONObject]) -> Iterator[JSONObject]:
+    """The parts of all contents that are lists."""
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, list):
+            yield from (part for part in content if isinstance(part, dict))
+
+
+def part_types(messages: Sequence[JSONObject]) -> set[str]:
+    """The types of content parts that are no texts."""
+    return {str(part.get("type")) for part in content_parts(messages) if not is_text(part)}
+
+
+# Images, files and audio.
+
+
 def image_url_of(part: JSONObject) -> str:
     """The URL in `{"type": "image_url", "image_url": {"url"}}`; "" in any other part."""
     if part.get("type") != "image_url":
         return ""
-    image = part.get("image_url")
-    url = image.get("url") if isinstance(image, dict) else image
-    return url if isinstance(url, str) else ""
+    # Some clients send the URL itself.
+    return text_member(part, "image_url") or text_member(part.get("image_url"), "url")
 
 
 def image_data_of(part: JSONObject) -> Data | None:
@@ -107,18 +132,20 @@ def image_data_of(part: JSONObject) -> Data | None:
 
 
 def file_data_of(part: JSONObject) -> Data | None:
-    """The file in `{"type": "file", "file": {"file_data"}}`, if it is sent along."""
-    file = part.get("file") if part.get("type") == "file" else None
-    data = file.get("file_data") if isinstance(file, dict) else None
-    return data_of(data) if isinstance(data, str) else None
+    """The file in `{"type": "file", "file": {"file_data"}}`, if it is in the request."""
+    if part.get("type") != "file":
+        return None
+    return data_of(text_member(part.get("file"), "file_data"))
 
 
 def audio_data_of(part: JSONObject) -> Data | None:
     """The audio in `{"type": "input_audio", "input_audio": {"data", "format"}}`."""
-    audio = part.get("input_audio") if part.get("type") == "input_audio" else None
-    if not isinstance(audio, dict) or not isinstance(audio.get("data"), str):
+    audio = object_member(part, "input_audio")
+    data = text_member(audio, "data")
+    if part.get("type") != "input_audio" or not data:
         return None
-    return Data(f"audio/{audio.get('format', 'wav')}", audio["data"])
+    format = text_member(audio, "format") or "wav"
+    return Data(f"audio/{format}", data)
 
 
 def data_of(url: str) -> Data | None:
@@ -130,93 +157,67 @@ def data_of(url: str) -> Data | None:
     return Data(media_type or "text/plain", base64)
 
 
+# Tools.
+
+
 def tool_calls_of(message: JSONObject) -> list[ToolCall]:
-    calls = message.get("tool_calls")
-    found: list[ToolCall] = []
-    for call in calls if isinstance(calls, list) else []:
-        function = call.get("function") if isinstance(call, dict) else None
-        if not isinstance(function, dict):
-            continue
-        arguments = function.get("arguments")
-        if not isinstance(arguments, str):
-            arguments = orjson.dumps(arguments or {}).decode()
-        id = call.get("id")
-        name = function.get("name")
-        found.append(
-            ToolCall(
-                id if isinstance(id, str) else "",
-                name if isinstance(name, str) else "",
-                arguments,
-                signature_of(call),
-            )
-        )
-    return found
+    calls = list_member(message, "tool_calls")
+    return [tool_call(call) for call in calls if object_member(call, "function")]
 
 
-def signature_of(call: JSONObject) -> str:
-    """`extra_content.google.thought_signature`, as Google's OpenAI API has it."""
-    extra = call.get("extra_content")
-    google = extra.get("google") if isinstance(extra, dict) else None
-    signature = google.get("thought_signature") if isinstance(google, dict) else None
-    return signature if isinstance(signature, str) else ""
+def tool_call(call: object) -> ToolCall:
+    function = object_member(call, "function")
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        arguments = orjson.dumps(arguments or {}).decode()
+    # Google's own OpenAI API has the signature here.
+    google = object_member(object_member(call, "extra_content"), "google")
+    return ToolCall(
+        text_member(call, "id"),
+        text_member(function, "name"),
+        arguments,
+        text_member(google, "thought_signature"),
+    )
 
 
 def tool_names(messages: Sequence[JSONObject]) -> dict[str, str]:
     """The names of all tools that were called, by the id of the call."""
-    return {
-        call.id: call.name
-        for message in messages
-        if isinstance(message.get("tool_calls"), list)
-        for call in tool_calls_of(message)
-    }
+    names: dict[str, str] = {}
+    for message in messages:
+        for call in list_member(message, "tool_calls"):
+            names[text_member(call, "id")] = text_member(object_member(call, "function"), "name")
+    return names
 
 
 def tool_name_of(message: JSONObject, names: dict[str, str]) -> str:
     """The name of the tool whose result a message is."""
-    name = message.get("name")
-    if isinstance(name, str) and name:
-        return name
-    return names.get(str(message.get("tool_call_id")), "")
+    name = text_member(message, "name")
+    return name or names.get(text_member(message, "tool_call_id"), "")
 
 
 def offered_functions(payload: JSONObject) -> list[JSONObject]:
     """The `function` objects of the tools; tools of other types are left out."""
-    tools = payload.get("tools")
-    if not isinstance(tools, list):
-        return []
-    functions = [tool.get("function") for tool in tools if isinstance(tool, dict)]
-    return [function for function in functions if isinstance(function, dict)]
+    tools = list_member(payload, "tools")
+    return [function for tool in tools if (function := object_member(tool, "function"))]
 
 
 def chosen_function(tool_choice: object) -> str:
     """The name in `{"type": "function", "function": {"name"}}`; "" for any other choice."""
-    function = tool_choice.get("function") if isinstance(tool_choice, dict) else None
-    name = function.get("name") if isinstance(function, dict) else None
-    return name if isinstance(name, str) else ""
+    return text_member(object_member(tool_choice, "function"), "name")
+
+
+# Formats of the reply.
 
 
 def format_type(payload: JSONObject) -> str:
     """The type of the `response_format`: text, json_object, json_schema ...; "" without one."""
-    response_format = payload.get("response_format")
-    type = response_format.get("type") if isinstance(response_format, dict) else None
-    return type if isinstance(type, str) else ""
+    return text_member(object_member(payload, "response_format"), "type")
 
 
 def schema_of(payload: JSONObject) -> JSONObject | None:
     """The JSON schema of the `response_format`, if it has one."""
-    response_format = payload.get("response_format")
-    wrapper = response_format.get("json_schema") if isinstance(response_format, dict) else None
-    schema = wrapper.get("schema") if isinstance(wrapper, dict) else None
-    return schema if isinstance(schema, dict) else None
-
-
-def content_parts(messages: Sequence[JSONObject]) -> Iterator[JSONObject]:
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, list):
-            yield from (part for part in content if isinstance(part, dict))
-
-
-def part_types(messages: Sequence[JSONObject]) -> set[str]:
-    """The types of content parts that are no texts."""
-    return {str(part.get("type")) for part in content_parts(messages) if not is_text(part)}
+    wrapper = object_member(object_member(payload, "response_format"), "json_schema")
+    schema = wrapper.get("schema")
+    if isinstance(schema, dict):
+        return schema
+    return None

@@ -26,8 +26,9 @@ class Each:
         if not self.name:
             return True
         found = member(item, self.name)
-        fits = bool(found) if self.value is None else found == self.value
-        return fits != self.negated
+        if self.value is None:
+            return bool(found) != self.negated
+        return (found == self.value) != self.negated
 
 
 Path = tuple[str | int | Each, ...]
@@ -79,7 +80,9 @@ def step_of(match: re.Match[str]) -> str | int | Each:
         return match["name"]
     if match["index"]:
         return int(match["index"])
-    value = None if match["value"] is None else json_value(match["value"])
+    value: object = None
+    if match["value"] is not None:
+        value = json_value(match["value"])
     return Each(match["filter"], bool(match["negated"]), value)
 
 
@@ -102,7 +105,9 @@ def find_in_items(value: object, each: Each, rest: Path) -> list[object] | None:
         return None
     found: list[object] = []
     for item in value:
-        inner = find(item, rest) if each.accepts(item) else None
+        if not each.accepts(item):
+            continue
+        inner = find(item, rest)
         if nested and isinstance(inner, list):
             found += inner
         elif inner is not None:
@@ -112,7 +117,9 @@ def find_in_items(value: object, each: Each, rest: Path) -> list[object] | None:
 
 def member(value: object, step: str | int) -> object:
     if isinstance(step, str):
-        return value.get(step) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            return value.get(step)
+        return None
     if isinstance(value, list) and -len(value) <= step < len(value):
         return value[step]
     return None

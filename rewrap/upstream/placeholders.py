@@ -63,7 +63,9 @@ class ConversationForms:
         if "history" in names:
             values["history"] = self.written(talk.history)
         if "conversation" in names:
-            system = "" if "system" in names else talk.system
+            system = talk.system
+            if "system" in names:  # it has a place of its own
+                system = ""
             values["conversation"] = transcript(system, talk.dialog)
         if "turns" in names:
             pairs, pending = pairs_of(talk.history)
@@ -109,8 +111,7 @@ def parameter_values(fields: Mapping[str, object]) -> JSONObject:
     values = dict(fields)
     for names in ALIASES:
         given = [values[name] for name in names if values.get(name) is not None]
-        for name in names:
-            values[name] = given[0] if given else None
+        values |= dict.fromkeys(names, next(iter(given), None))
     if isinstance(values.get("stop"), str):
         values["stop"] = [values["stop"]]
     return values

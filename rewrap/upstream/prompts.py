@@ -25,12 +25,13 @@ ANY_OBJECT: JSONObject = {"type": "object"}
 def prompt_with(request: ChatRequest, mark: Callable[[JSONObject], str]) -> str:
     """The conversation as one text; `mark` stands for each part that is no text."""
 
-    def text(message: JSONObject) -> str:
-        parts = parts_of(message)
-        texts = [part["text"] if is_text(part) else mark(part) for part in parts]
+    def text_in(message: JSONObject) -> str:
+        texts: list[str] = []
+        for part in parts_of(message):
+            texts.append(part["text"] if is_text(part) else mark(part))
         return "\n".join([text for text in texts if text])
 
-    talk = conversation_of(request.messages, text)
+    talk = conversation_of(request.messages, text_in)
     return transcript(talk.system, talk.dialog)
 
 
@@ -39,7 +40,9 @@ def tgi_inputs(request: ChatRequest) -> str:
 
     def mark(part: JSONObject) -> str:
         url = image_url_of(part)
-        return f"![]({url})" if url else ""
+        if not url:
+            return ""
+        return f"![]({url})"
 
     return prompt_with(request, mark)
 
@@ -50,7 +53,9 @@ def tgi_grammar(request: ChatRequest) -> JSONObject | None:
     if format_type(request.payload) == "regex" and isinstance(response_format, dict):
         return {"type": "regex", "value": response_format.get("pattern")}
     schema = json_schema(request)
-    return {"type": "json", "value": schema} if schema is not None else None
+    if schema is None:
+        return None
+    return {"type": "json", "value": schema}
 
 
 def llama_prompt(request: ChatRequest) -> object:
@@ -59,8 +64,13 @@ def llama_prompt(request: ChatRequest) -> object:
     data = [image.base64 for image in found if image is not None]
     if not data:
         return prompt_with(request, lambda part: "")
-    text = prompt_with(request, lambda part: MEDIA_MARK if image_data_of(part) else "")
-    return {"prompt_string": text, "multimodal_data": data}
+
+    def mark(part: JSONObject) -> str:
+        if image_data_of(part) is None:
+            return ""
+        return MEDIA_MARK
+
+    return {"prompt_string": prompt_with(request, mark), "multimodal_data": data}
 
 
 def json_schema(request: ChatRequest) -> JSONObject | None:

@@ -155,21 +155,20 @@ class ReplyPaths:
         to end.
         """
         fields: JSONObject = {}
-        reasoning = text_at(data, self.reasoning) if with_reasoning else ""
-        if reasoning:  # clients read one name or the other
-            fields = {"reasoning_content": reasoning, "reasoning": reasoning}
+        if with_reasoning:
+            reasoning = text_at(data, self.reasoning)
+            if reasoning:  # clients read one name or the other
+                fields = {"reasoning_content": reasoning, "reasoning": reasoning}
         tool_calls = self.tool_calls.find("", data)
         if tool_calls:
             fields["tool_calls"] = tool_calls
         if isinstance(data, dict):
             fields |= {name: data[name] for name in FIGURES if data.get(name)}
+        delta = Delta(text, fields=fields or None, usage=with_total(usage) or None)
         logprobs = first(data, self.logprobs)
-        return Delta(
-            text,
-            fields=fields or None,
-            logprobs=logprobs if isinstance(logprobs, dict) else None,
-            usage=with_total(usage) or None,
-        )
+        if isinstance(logprobs, dict):
+            delta.logprobs = logprobs
+        return delta
 
 
 class CallPaths:

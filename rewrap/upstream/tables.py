@@ -1,5 +1,6 @@
 """Checks of the tables that describe shapes. Imports the checks of headers alone."""
 
+import re
 from collections.abc import Mapping
 
 from rewrap.urls import is_header
@@ -9,15 +10,16 @@ Table = Mapping[str, object]
 # Paths; all settings of an answer; those of a stream; those of a shape.
 PATHS = {"reply", "reasoning", "tool_calls", "logprobs", "finish", "usage", "error", "status"}
 ANSWER = PATHS | {"statuses", "fails", "join", "reasons"}
+REQUEST = {"path", "headers", "request", "query", "form"}
 EVENTS = {"framing", "keep", "mode", "done", "ends", "final"}
-STREAM = ANSWER | EVENTS | {"path", "headers", "request"}
+STREAM = ANSWER | EVENTS | REQUEST
 CONVERSATION = {"message", "roles", "turn"}
-SHAPE = ANSWER | CONVERSATION | {"about", "like", "path", "key", "headers", "request", "omit"}
-SHAPE |= {"stream"}
+SHAPE = ANSWER | CONVERSATION | REQUEST
+SHAPE |= {"about", "like", "method", "key", "omit", "session", "stream"}
 COUNTS = {"prompt", "completion", "total", "cached", "reasoning"}
 CALLS = {"each", "when", "id", "name", "arguments", "signature"}
 
-TEXTS = {"about", "like", "path", "key", "join"}
+TEXTS = {"about", "like", "method", "path", "key", "join"}
 TABLES: dict[str, type] = {
     "headers": str,
     "roles": str,
@@ -26,7 +28,13 @@ TABLES: dict[str, type] = {
     "message": object,
     "turn": object,
     "omit": object,
+    "query": object,
+    "form": object,
+    "session": object,
 }
+# Settings whose texts have no placeholders.
+PLAIN = {"key", "join", "roles", "statuses", "reasons", "omit", "session"}
+PLACEHOLDER = re.compile(r"\{\w[\w.]*(?:\|[^{}]*)?\}")
 CONTENTS = {str: " of strings", int: " of integers", object: ""}
 
 
@@ -57,6 +65,11 @@ def checked_table(table: object, known: set[str], where: str) -> Table:
 
 
 def check_setting(name: str, value: object, where: str) -> None:
+    """Raises ShapeError for a value of the wrong type, or for a placeholder that is not filled."""
+    if name in PLAIN:
+        match = PLACEHOLDER.search(str(value))
+        if match is not None:
+            raise ShapeError(f"{where}{name}: no value is filled in for {match[0]} here")
     if name in TEXTS and not isinstance(value, str):
         raise ShapeError(f"{where}{name}: a string is expected, not {value!r}")
     kind = TABLES.get(name)
@@ -86,3 +99,13 @@ def merged(below: object, above: object) -> object:
         return above
     members = {name: merged(below.get(name), value) for name, value in above.items()}
     return {**below, **members}
+
+
+def check_constant(headers: Mapping[str, str]) -> None:
+    """Raises ValueError for a placeholder: only the headers of a mapping may have one."""
+    for name, text in headers.items():
+        match = PLACEHOLDER.search(text)
+        if match is not None:
+            raise ValueError(
+                f"headers: {name}: no value for {match[0]}: use the headers of a mapping"
+            )

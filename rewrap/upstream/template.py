@@ -104,7 +104,9 @@ class Template:
 def value_filler(name: str, default: object) -> Filler:
     def fill(values: Values) -> object:
         value = values.get(name)
-        return default if value is None else value
+        if value is None:
+            return default
+        return value
 
     return fill
 
@@ -113,7 +115,9 @@ def object_filler(members: Mapping[str, Filler]) -> Filler:
     def fill(values: Values) -> object:
         filled = {name: filler(values) for name, filler in members.items()}
         present = {name: value for name, value in filled.items() if value is not ABSENT}
-        return present if present or not members else ABSENT
+        if not present and members:
+            return ABSENT
+        return present
 
     return fill
 
@@ -127,7 +131,9 @@ def spread_filler(members: Mapping[str, Filler], spread: Filler) -> Filler:
         more = spread(values)
         if not isinstance(more, Mapping):
             return filled
-        return {**filled, **more} if isinstance(filled, Mapping) else dict(more)
+        if not isinstance(filled, Mapping):
+            return dict(more)
+        return {**filled, **more}
 
     return fill
 
@@ -136,7 +142,9 @@ def array_filler(items: list[Filler]) -> Filler:
     def fill(values: Values) -> object:
         filled = [filler(values) for filler in items]
         present = [value for value in filled if value is not ABSENT]
-        return present if present or not items else ABSENT
+        if not present and items:
+            return ABSENT
+        return present
 
     return fill
 

@@ -6,6 +6,7 @@ from uuid import uuid4
 import orjson
 
 from rewrap.types import JSONObject
+from rewrap.upstream.members import object_member, text_member
 
 MAXIMUM_INDEX = 1000
 KNOWN_MEMBERS = frozenset(["id", "index", "type", "function"])
@@ -36,14 +37,14 @@ class ToolCallNormalizer:
             return []
         return [
             {"index": index, "function": {"arguments": "{}"}}
-            for index, call in enumerate(calls.calls)
+            for index, call in sorted(calls.calls.items())
             if call.type == "function" and not call.has_arguments
         ]
 
 
 @dataclass(slots=True)
 class CallState:
-    """What is known of one call. An empty id: its first piece has not come."""
+    """What is known of one call."""
 
     id: str = ""
     type: str = ""
@@ -55,24 +56,26 @@ class CallIndex:
     """The tool calls of one choice, by index."""
 
     def __init__(self) -> None:
-        self.calls: list[CallState] = []
+        self.calls: dict[int, CallState] = {}
         self.index_of: dict[str, int] = {}
+        self.next = 0  # after the largest index
 
     def place(self, id: str, index: int | None, name: str) -> int:
         """The index of the call that a piece belongs to."""
         if id in self.index_of:
             return self.index_of[id]
-        taken = index is not None and index < len(self.calls) and bool(self.calls[index].id)
+        taken = index in self.calls
         starts_call = bool(name) and (bool(id) or not taken)
         if starts_call and (index is None or taken):
-            return len(self.calls)
+            return self.next
         if index is not None:
             return index
-        return max(len(self.calls) - 1, 0)
+        return max(self.next - 1, 0)
 
     def call(self, index: int) -> CallState:
-        while len(self.calls) <= index:
-            self.calls.append(CallState())
+        if index not in self.calls:
+            self.calls[index] = CallState()
+            self.next = max(self.next, index + 1)
         return self.calls[index]
 
 
@@ -80,18 +83,16 @@ def normalized(piece: object, calls: CallIndex) -> JSONObject:
     """One piece in OpenAI's form. Raises ValueError."""
     if not isinstance(piece, dict):
         raise ValueError("a tool call is no object")
-    function = piece.get("function")
-    if not isinstance(function, dict):
-        function = {}
-    id = text_or_empty(piece.get("id"))
-    name = text_or_empty(function.get("name"))
+    function = object_member(piece, "function")
+    id = text_member(piece, "id")
+    name = text_member(function, "name")
     index = calls.place(id, sent_index(piece), name)
     call = calls.call(index)
     result: JSONObject = {"index": index}
     if not call.id:
         call.id = id or f"call_{uuid4().hex}"
         calls.index_of[call.id] = index
-        call.type = text_or_empty(piece.get("type")) or "function"
+        call.type = text_member(piece, "type") or "function"
         result |= {"id": call.id, "type": call.type}
     members = {key: value for key, value in piece.items() if value is not None}
     result |= {key: value for key, value in members.items() if key not in KNOWN_MEMBERS}
@@ -112,10 +113,6 @@ def normalized_function(function: JSONObject, name: str, call: CallState) -> JSO
     if arguments:
         call.has_arguments = True
     return members | {"arguments": arguments}
-
-
-def text_or_empty(value: object) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def sent_index(piece: JSONObject) -> int | None:

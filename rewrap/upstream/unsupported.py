@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rewrap.types import APIError, ChatRequest
 from rewrap.upstream.messages import format_type, part_types
 
+CHOICES = ("tool_choice", "function_call")
 FREE_CHOICES = (None, "auto", "none", {"type": "auto"}, {"type": "none"})
 SILENT_PARTS = frozenset(["refusal", "reasoning", "thinking"])  # of the assistant's own messages
 SETTING = "ON_UNSUPPORTED=drop"
@@ -19,15 +20,16 @@ def check_supported(request: ChatRequest, dropped: Sequence[str]) -> None:
     These are parts of messages such as images and files, a `tool_choice` other than auto and none,
     and a JSON schema. Other parameters are dropped with a header.
     """
-    part = next((name for name in dropped if name in meaningful_parts(request)), None)
-    if part is not None:
-        type = part.removeprefix("messages.")
+    parts = sorted(meaningful_parts(request).intersection(dropped))
+    if parts:
+        type = parts[0].removeprefix("messages.")
         raise unsupported(f"messages with `{type}` parts", "messages")
     payload = request.payload
-    for name in ("tool_choice", "function_call"):
+    for name in CHOICES:
         if name in dropped and payload.get(name) not in FREE_CHOICES:
             raise unsupported(f"this `{name}`", name)
-    if "response_format" in dropped and format_type(payload) == "json_schema":
+    has_schema = format_type(payload) == "json_schema"
+    if has_schema and "response_format" in dropped:
         raise unsupported("a JSON schema as `response_format`", "response_format")
 
 
