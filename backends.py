@@ -426,18 +426,7 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         event_bytes=settings.max_event_bytes,
     )
     common = Common(client, limits, settings)
-    mock = Mock(
-        settings.mock_words_per_second,
-        reply_bytes=limits.reply_bytes,
-        script=mock_script(
-            settings.mock_rules,
-            settings.mock_strict,
-            settings.mock_fault_rate,
-            settings.mock_faults,
-            settings.mock_seed,
-            settings.secrets(),
-        ),
-    )
+    mock = configured_mock(settings)
     if settings.use_mock_api:
         return mock
     if settings.config:
@@ -475,6 +464,19 @@ def build_backend(settings: Settings, client: Client) -> Backend:
             responses=settings.responses,
         )
     return mock
+
+
+def configured_mock(settings: Settings) -> Mock:
+    """The mock of the settings. Raises ValueError, in one line that names the setting."""
+    script = mock_script(
+        settings.mock_rules,
+        settings.mock_strict,
+        settings.mock_fault_rate,
+        settings.mock_faults,
+        settings.mock_seed,
+        settings.secrets(),
+    )
+    return Mock(settings.mock_words_per_second, reply_bytes=settings.max_reply_bytes, script=script)
 
 
 def checked_backend(

@@ -96,8 +96,10 @@ class Gateway:
             self.rate_limit = RateLimit(
                 settings.rate_limit_per_minute, settings.rate_limit_store_url
             )
+        # The mock leaves no file, unless several processes share the store.
+        in_memory = isinstance(backend, Mock) and settings.workers == 1
         self.store = open_store(
-            settings.store_url or default_store_url(settings, backend),
+            settings.store_url or ("sqlite://" if in_memory else "sqlite:///chat.db"),
             settings.store_max_age_days,
             shared=settings.workers > 1,
         )
@@ -306,6 +308,7 @@ class Rewrap(EdgeApp):
             grace_seconds=settings.grace_seconds,
             invalid_request_status=settings.invalid_request_status,
             not_found_page=partial(not_found_page, theme=THEME),
+            forwarded_hops=settings.forwarded_hops if settings.forwarded_allow_ips == "*" else 0,
         )
         super().__init__(routes, options, gateway)
         self.settings = settings
@@ -376,6 +379,9 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     openapi = document(__version__)
     azure = "/openai/deployments/{model}"
     rest: list[BaseRoute] = []
+    control: list[Route] = []
+    if gateway.mock is not None:
+        control = MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()
     if settings.pass_through and gateway.passing.providers:
         pass_through = passing.PassThroughEndpoint(intake, gateway.passing.by_model)
         rest = [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]
@@ -387,24 +393,10 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         *stored.routes(),
         *page_routes(settings.docs_assets_url, THEME, info.health),
         *info.routes(),
-        *mock_routes(gateway),
+        *control,
         *docs_routes(openapi, assets=settings.docs_assets_url, theme=THEME),
         *rest,
     ]
-
-
-def default_store_url(settings: Settings, backend: Backend) -> str:
-    """Memory for the mock, unless several processes share the store; else a file."""
-    if isinstance(backend, Mock) and settings.workers == 1:
-        return "sqlite://"
-    return "sqlite:///chat.db"
-
-
-def mock_routes(gateway: Gateway) -> list[BaseRoute]:
-    """The control API of the mock; none if no mock answers."""
-    if gateway.mock is None:
-        return []
-    return [*MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()]
 
 
 # Serving. rewrap/cli.py has the command line.

@@ -32,8 +32,8 @@ from rewrap.api.checks import CHECKS
 from rewrap.api.openapi import document
 from rewrap.config.settings import Settings
 from rewrap.main import create_app
-from rewrap.server.edge import EXPOSED
 from rewrap.server.hosts import normal_path
+from rewrap.server.origins import EXPOSED
 from rewrap.server.protocol import HEAD_BYTES, TOO_LARGE, TOO_SLOW
 from rewrap.web.docs import REDOC, SWAGGER_UI
 

@@ -47,7 +47,9 @@ LEFT_AFTER_SECONDS = 2.0  # that a client waits for a stream that is alive and h
 ALIVE = ["drip", "drip_mid", "drip_json", "pings_only", "blanks"]  # any byte is a sign of life
 HEAVY = ["endless", "endless_json", "endless_head", "huge_event", "gzip_bomb", "body_10mb"]
 
-TEXTS = GOOD | {"body_10mb": BIG, "deep_300": TEXT}
+# Mistakes in JSON are repaired: NaN becomes null, a lone surrogate U+FFFD.
+REPAIRED = {"nan_json": TEXT, "surrogate": "good, then \ufffd"}
+TEXTS = GOOD | REPAIRED | {"body_10mb": BIG, "deep_300": TEXT}
 STATUSES = {
     400: ["400_envelope"],
     404: ["404_model"],
@@ -227,7 +229,9 @@ class Case:
         return "broken"
 
     def word(self, text: str) -> str:
-        if text == (TEXTS | AS_IT_IS).get(self.name):
+        relayed = self.way == "OPENAI_API_BASE" and self.form == "stream"
+        texts = TEXTS | AS_IT_IS if relayed else TEXTS
+        if text == texts.get(self.name):
             return "text"
         return (
             "nothing"
@@ -439,7 +443,7 @@ HELD = {
         test_after_masses_that_left_everybody_is_served_and_nothing_stays_open
         test_requests_cancelled_at_any_moment_never_poison_the_pool""",
     "a stream that is cut short is never a success": """
-        test_the_fault_table test_an_upstream_that_breaks_off_ends_with_an_error_event_and_no_done""",
+        test_the_fault_table test_a_broken_stream_ends_with_an_error_event_and_no_done""",
     "an error before the headers has a real status": """
         test_the_fault_table test_an_upstreams_failure_before_the_first_byte_has_its_own_status""",
     "server-sent events are read by the standard": """
@@ -458,11 +462,11 @@ HELD = {
         test_where_something_talks_a_key_is_asked_for_before_the_payload_is_read""",
     "four deadlines: connect, first byte, next event, whole answer": """
         test_the_fault_table test_a_connect_that_takes_too_long_is_a_connect_timeout
-        test_a_silent_upstream_ends_in_mid_stream_at_the_stall_time_out
-        test_a_json_answer_that_drips_ends_at_the_total_time_out""",
+        test_a_silent_stream_ends_at_the_stall_timeout
+        test_a_slow_json_answer_ends_at_the_total_timeout""",
     "which status": """
         test_the_fault_table test_an_upstreams_error_keeps_its_status_and_every_member
-        test_a_refused_key_is_told_to_the_client_whose_it_was test_each_way_to_fail_has_its_status_and_the_envelope""",
+        test_a_refused_key_is_told_to_the_client_whose_it_was test_each_failure_has_its_status_and_the_envelope""",
     "one retry at most, after the keep-alive race alone": """
         test_the_fault_table test_after_the_race_there_is_one_retry_and_no_more
         test_after_a_byte_of_an_answer_nothing_is_asked_again test_a_silent_connection_is_not_asked_again""",

@@ -480,6 +480,12 @@ HOSTILE: dict[str, Any] = {
     "pattern of nothing a million times": {"type": "string", "pattern": "(){1000000000}"},
     "pattern in a pattern": {"type": "string", "pattern": "((((a{99}){99}){99}){99}){99}"},
     "pattern that is long": {"type": "string", "pattern": "a" * 100_000},
+    "patterns that are many": {
+        "properties": {
+            f"p{index}": {"pattern": "[a-c]" * 150 + str(index)} for index in range(900)
+        },
+        "required": [f"p{index}" for index in range(900)],
+    },
     "pattern that is deep": {"type": "string", "pattern": "(" * 900},
     "pattern that backtracks": {
         "type": "string",

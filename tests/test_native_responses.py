@@ -186,6 +186,15 @@ def test_responses_have_the_text_calls_and_usage_of_a_chat(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", FRONTS)
+def test_routes_without_an_id_are_served_here(kind: str) -> None:
+    body = {"model": "m", "input": "Hi"}
+    with front(kind) as url:
+        counted = httpx.post(f"{url}/v1/responses/input_tokens", json=body)
+        assert counted.json()["object"] == "response.input_tokens"
+        assert httpx.post(f"{url}/v1/responses/compact", json=body).status_code == 400
+
+
+@pytest.mark.parametrize("kind", FRONTS)
 def test_responses_have_the_calls_of_a_chat(kind: str) -> None:
     question: Any = [{"role": "user", "content": "Weather in Paris?"}]
     with front(kind) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="any") as client:

@@ -349,7 +349,7 @@ def test_pass_through_can_be_switched_off(files: Files) -> None:
 
 
 def test_paths_outside_the_api_do_not_go_up(base: str, files: Files) -> None:
-    assert httpx.get(f"{base}/favicon.ico").status_code == 404
+    assert httpx.get(f"{base}/robots.txt").status_code == 404
     assert files.requests == []
 
 

@@ -182,14 +182,26 @@ async def test_as_pid_1_it_ends_as_gently() -> None:
     await drains("OPENAI_API_BASE", [*unshare, *PYTHON], lambda pid: children(pid)[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("workers", ["1", "2"])
-async def test_with_nothing_open_it_ends_at_once_with_code_0(number: int, workers: str) -> None:
+async def test_an_idle_server_ends_at_once_with_exit_status_0(number: int, workers: str) -> None:
     async with running(WORKERS=workers) as process, client(process) as asking:
         assert (await asking.get("/health")).status_code == 200
         process.signal(number)
         assert await process.exit_code(SOON) == 0
         clean(process)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_server_under_nohup_outlives_its_terminal(workers: str) -> None:
+    nohup = ["nohup", *PYTHON]
+    async with running(nohup, WORKERS=workers) as process, client(process) as asking:
+        assert (await asking.get("/health")).status_code == 200
+        os.killpg(process.child.pid, signal.SIGHUP)  # as the end of a terminal does
+        await asyncio.sleep(0.8)
+        assert (await asking.get("/health")).status_code == 200
+        process.signal()
+        assert await process.exit_code(SOON) == 0
 
 
 async def test_a_signal_as_soon_as_the_address_is_out_ends_it_with_code_0() -> None:
@@ -470,6 +482,40 @@ def lives(pid: int) -> bool:
         return False
 
 
+async def test_a_worker_that_cannot_restart_is_tried_less_and_less_often_and_the_other_serves(
+    tmp_path: Path,
+) -> None:
+    store = f"sqlite:///{tmp_path}/chat.db"
+
+    def set_version(number: int) -> None:
+        with closing(sqlite3.connect(tmp_path / "chat.db")) as file:
+            file.execute(f"PRAGMA user_version = {number}")
+
+    def version() -> int:
+        with closing(sqlite3.connect(tmp_path / "chat.db")) as file:
+            return int(file.execute("PRAGMA user_version").fetchone()[0])
+
+    async with running(WORKERS="2", STORE_URL=store) as process, client(process) as asking:
+        pids = await served_by_two(process, asking)
+        good = await asyncio.to_thread(version)
+        await asyncio.to_thread(set_version, 99)  # of a newer release: a new worker cannot start
+        os.kill(pids[0], signal.SIGKILL)
+        started: set[int] = set()
+        end = time.monotonic() + 8
+        while time.monotonic() < end:
+            started |= set(workers(process)) - set(pids)
+            assert (await asking.get("/health")).status_code == 200
+            await asyncio.sleep(0.05)
+        assert 1 <= len(started) <= 4  # after 0, 1, 2 and 4 seconds at the earliest
+        lines = [line for line in process.lines if "a worker ended" in line]
+        assert len(lines) == 1, lines
+        assert "signal 9" in lines[0]
+        await asyncio.to_thread(set_version, good)
+        await served_by_two(process, asking)
+        process.signal()
+        assert await process.exit_code(SOON) == 0
+
+
 async def test_workers_end_as_gently_when_their_parent_is_gone() -> None:
     async with Upstream(upstream) as up:
         async with (
@@ -499,7 +545,7 @@ async def two_workers_drain(number: int) -> None:
         async with client(process) as asking:
             slow, _ = await spread(asking, await served_by_two(process, asking), "slow")
             endless = await begun([Stream(asking, "endless") for _ in range(10)])
-            if number == signal.SIGINT:  # as Ctrl-C does
+            if number in (signal.SIGINT, signal.SIGHUP):  # as a terminal does
                 os.killpg(process.child.pid, number)
             else:
                 process.signal(number)
@@ -510,4 +556,4 @@ async def two_workers_drain(number: int) -> None:
 
 
 async def test_two_workers_drain_too_even_if_the_terminal_signals_all_of_them() -> None:
-    await asyncio.gather(two_workers_drain(signal.SIGTERM), two_workers_drain(signal.SIGINT))
+    await asyncio.gather(*map(two_workers_drain, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))

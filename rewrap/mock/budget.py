@@ -55,12 +55,19 @@ class Budget:
 
     def __init__(self) -> None:
         self.left = MAX_STEPS
+        self.spent_once: set[str] = set()
 
     def spend(self, steps: int = 1) -> None:
         """Raises SchemaError when no steps are left."""
         self.left -= steps
         if self.left < 0:
             raise SchemaError("The schema is too complex for the mock: a value takes too long.")
+
+    def spend_once(self, name: str, steps: int) -> None:
+        """Spend the steps at the first call with this name."""
+        if name not in self.spent_once:
+            self.spent_once.add(name)
+            self.spend(steps)
 
     def weigh(self, value: JSON) -> None:
         """Spend the size of a value in the schema, which the reply may contain many times."""

@@ -10,7 +10,7 @@ import re
 import warnings
 from functools import lru_cache
 from string import ascii_letters, digits
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from rewrap.mock.budget import Budget, SchemaError
 
@@ -28,8 +28,13 @@ MIXED = "".join(f"{ascii_letters[i]}{ascii_letters[i + 26]}{i % 10}{SIGNS[i]}" f
 MIXED += ALPHABET
 
 
+class Pattern(NamedTuple):
+    items: Items
+    samples: dict[tuple[int, str], str]  # what an operation accepts of an alphabet
+
+
 @lru_cache(64)
-def parsed(pattern: str) -> Items:
+def parsed(pattern: str) -> Pattern:
     """Raises SchemaError for a pattern that is too long, or that `re` cannot read."""
     if len(pattern) > MAX_PATTERN:
         raise SchemaError(f"A pattern may have at most {MAX_PATTERN} characters.")
@@ -38,7 +43,7 @@ def parsed(pattern: str) -> Items:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return parser.parse(pattern)
+            return Pattern(parser.parse(pattern), {})
     except (re.error, OverflowError, RecursionError):
         raise SchemaError(f"{pattern!r} is not a 'regex'.") from None
 
@@ -46,7 +51,7 @@ def parsed(pattern: str) -> Items:
 def matches(pattern: str, text: str, budget: Budget) -> bool:
     """Whether the pattern is found anywhere in the text, as JSON Schema has it."""
     anywhere = set(range(len(text) + 1))
-    return bool(ends(parsed(pattern), text, anywhere, budget))
+    return bool(ends(parsed(pattern).items, text, anywhere, budget))
 
 
 def ends(items: Items, text: str, starts: set[int], budget: Budget) -> set[int]:
@@ -149,7 +154,10 @@ class Writer:
     add a character too.
     """
 
-    def __init__(self, budget: Budget, variant: int, need: int = 0, attempt: int = 0) -> None:
+    def __init__(
+        self, pattern: Pattern, budget: Budget, variant: int, need: int = 0, attempt: int = 0
+    ) -> None:
+        self.pattern = pattern
         self.budget = budget
         self.variant = variant + attempt
         self.need = need + attempt // 2
@@ -158,10 +166,9 @@ class Writer:
         if attempt >= ATTEMPTS // 2:
             self.alphabet = MIXED
         self.text: list[str] = []
-        self.samples: dict[int, str] = {}
 
-    def written(self, items: Items) -> str:
-        self.write(items)
+    def written(self) -> str:
+        self.write(self.pattern.items)
         return "".join(self.text)
 
     def write(self, items: Items) -> None:
@@ -185,13 +192,16 @@ class Writer:
         return choice
 
     def character(self, kind: str, argument: Any) -> None:
-        samples = self.samples.get(id(argument))
+        if kind == "LITERAL":
+            self.text.append(chr(argument))
+            return
+        key = (id(argument), self.alphabet)
+        samples = self.pattern.samples.get(key)
         if samples is None:
-            self.budget.spend(len(self.alphabet))
             accepted = [char for char in self.alphabet if accepts(kind, argument, char)]
             samples = "".join(dict.fromkeys(accepted))
             samples = samples or chr(first_code(argument))
-            self.samples[id(argument)] = samples
+            self.pattern.samples[key] = samples
         # Later characters differ from earlier ones: "ABC-4567" rather than "AAA-0000".
         position = len(self.text) + self.pick(len(samples))
         self.text.append(samples[position % len(samples)])
@@ -222,11 +232,13 @@ def first_code(argument: Any) -> int:
 
 def text_for(pattern: str, least: int, most: int, variant: int, budget: Budget) -> str | None:
     """A text of `least` to `most` characters that matches; None where none was found."""
-    items = parsed(pattern)
-    shortest = Writer(budget, variant).written(items)
+    tree = parsed(pattern)
+    # For the samples, whether or not an earlier request has left them in the cache.
+    budget.spend_once(pattern, 20 * len(pattern))
+    shortest = Writer(tree, budget, variant).written()
     need = max(least, min(1, most)) - len(shortest)
     for attempt in range(ATTEMPTS):
-        text = Writer(budget, variant, need, attempt).written(items)
+        text = Writer(tree, budget, variant, need, attempt).written()
         text = text.ljust(least, "a")
         if least <= len(text) <= most and matches(pattern, text, budget):
             return text

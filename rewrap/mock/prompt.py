@@ -10,7 +10,7 @@ from functools import cached_property, lru_cache
 from itertools import islice
 from typing import NamedTuple
 
-READ = 4_000  # characters at each end of the prompt
+READ = 2_000  # characters at each end of the prompt
 NEAR = 24  # characters between the name of a property and its value
 MAX_FACTS = 50  # of each kind
 MAX_NAME = 100  # characters of a name that is looked for
@@ -140,21 +140,21 @@ class Prompt:
         With `named_only`, only a fact beside the name counts.
         """
         facts = self.unused(kind)
-        if facts:
-            facts = [fact for fact in facts if fits(fact.text)]
         if not facts:
             return None
-        chosen = facts[0]
+        near: list[Fact] = []
         place = self.place_of(name)
-        nearest = NEAR + 1.0
         if place is not None:
-            nearest, chosen = min((distance(place, fact), fact) for fact in facts)
-        if nearest > NEAR:
-            if named_only:
-                return None
-            chosen = facts[0]
-        self.facts[kind].remove(chosen)
-        return chosen.text
+            near = [fact for fact in facts if distance(place, fact) <= NEAR]
+            near.sort(key=lambda fact: distance(place, fact))
+        candidates = near
+        if not named_only:
+            candidates = near + facts
+        for fact in candidates:
+            if fits(fact.text):
+                facts.remove(fact)
+                return fact.text
+        return None
 
 
 def distance(place: tuple[int, int], fact: Fact) -> float:

@@ -59,7 +59,8 @@ class Authenticator:
         On an open server a key still tells its owner from others: it may be for the upstream.
         """
         scheme, _, token = context.header(b"authorization").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else ""
+        # Blanks of HTTP alone: the last byte of a key in UTF-8 may be a blank of Latin-1.
+        key = token.strip(" \t") if scheme.lower() == "bearer" else ""
         key = key or context.header(b"api-key")  # Azure's clients
         if self.open:
             return f"open:{key}" if key else ""

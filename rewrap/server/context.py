@@ -15,6 +15,7 @@ from rewrap.types import APIError, Headers, ResponseInfo
 
 API_VERSION = b"2020-10-01"  # of OpenAI's API: the only one so far
 LOG_CHARACTERS = 200  # of a path or a model
+NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 
 
 class ClientLeft(Exception):
@@ -130,7 +131,7 @@ class RequestContext:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             self.first_byte = time.perf_counter()
-            own = [(b"x-request-id", self.id.encode()), *self.extra_headers]
+            own = [(b"x-request-id", self.id.encode()), NO_SNIFFING, *self.extra_headers]
             headers = message.get("headers", ())
             if self.admitted:
                 own += self.api_headers(headers)

@@ -1,4 +1,4 @@
-"""ASGI middleware around the router: host check, path, CORS, errors, access log.
+"""ASGI middleware around the router: the client's address, host and origin checks, path, CORS, errors, access log.
 
 It replaces Starlette's two error middlewares, whose wrappers cost 60 µs for a stream of 100 chunks. Whatever the router
 raises becomes an answer here. Does not know what the routes do.
@@ -13,17 +13,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
-from starlette.datastructures import Headers as StarletteHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from rewrap.eventloop import running_loop
 from rewrap.server.access_log import AccessLog
 from rewrap.server.context import ClientLeft, RequestContext, printable, stopping
-from rewrap.server.hosts import NORMAL, HostCheck, normal_path
+from rewrap.server.hosts import NORMAL, HostCheck, forwarded_address, normal_path
+from rewrap.server.origins import OriginPolicy
 from rewrap.types import APIError, CutConnection, Headers, JSONObject
 
 log = logging.getLogger("rewrap")
@@ -39,28 +37,6 @@ OTHER_APIS = re.compile(
     "/(?:audio|images|videos|files|uploads|batches|fine_tuning|vector_stores|containers|evals"
     "|conversations|assistants|threads|realtime)(?:/|$)"
 )
-EXPOSED = [
-    "x-request-id",
-    "retry-after",
-    "retry-after-ms",
-    "x-dropped-params",
-    "x-should-retry",
-    "openai-processing-ms",
-    "openai-version",
-    "openai-model",
-    "x-ratelimit-limit-requests",
-    "x-ratelimit-remaining-requests",
-    "x-ratelimit-reset-requests",
-    "x-ratelimit-limit-tokens",
-    "x-ratelimit-remaining-tokens",
-    "x-ratelimit-reset-tokens",
-    # Of downloads that are passed through.
-    "accept-ranges",
-    "content-disposition",
-    "content-length",
-    "content-range",
-    "etag",
-]
 
 
 # From an Accept header, an unknown path and the path of the chat page: a page for a browser, or None.
@@ -76,6 +52,7 @@ class EdgeOptions:
     grace_seconds: float = 30.0
     invalid_request_status: int = 400
     not_found_page: NotFoundPage | None = None
+    forwarded_hops: int = 0  # proxies in front, if all addresses are trusted; 0: the server knows
 
 
 class EdgeMiddleware:
@@ -96,9 +73,7 @@ class EdgeMiddleware:
             for route in routes
             if route.methods == {"POST"} and "{" not in route.path
         }
-        self.inner: ASGIApp = self.guarded
-        if options.allow_origins:
-            self.inner = cors(self.guarded, options.allow_origins)
+        self.origins = OriginPolicy(self.guarded, options.allow_origins)
 
     async def drain(self) -> None:
         """Answer 503 from now on, and end when all requests have ended.
@@ -132,11 +107,17 @@ class EdgeMiddleware:
             scope["home"] = f"/{root}/"
         else:
             scope["path"] = NORMAL.get(path) or normal_path(path)
+        if self.options.forwarded_hops:
+            address = forwarded_address(scope["headers"], self.options.forwarded_hops)
+            if address:
+                scope["client"] = (address, 0)
         self.open_requests.add(context)
         try:
-            # CORS answers a preflight by itself, so that a foreign host has to be refused before it.
-            refused = scope["method"] == "OPTIONS" and self.is_foreign(context)
-            app = self.guarded if refused else self.inner
+            app = self.guarded
+            if b"origin" in context.request_headers:
+                # CORS answers a preflight by itself, so that a foreign host has to be refused before it.
+                if scope["method"] != "OPTIONS" or not self.is_foreign(context):
+                    app = self.origins.app_for_page(scope)
             await app(scope, receive, context.send)
         finally:
             self.open_requests.discard(context)
@@ -158,6 +139,7 @@ class EdgeMiddleware:
             if self.is_foreign(context):
                 message = "This server does not answer to that Host (ALLOWED_HOSTS)."
                 raise APIError(403, message, reason="foreign Host")
+            self.origins.check(scope, context.request_headers)
             endpoint = self.fast_routes.get(scope["path"]) if scope["method"] == "POST" else None
             if endpoint is not None:
                 scope["path_params"] = {}
@@ -288,29 +270,3 @@ def ask_failure(error: APIError) -> JSONObject:
         "error": error.type,
         "details": error.code or error.param,
     }
-
-
-class OpenAICORSMiddleware(CORSMiddleware):
-    """Starlette's CORS, with OpenAI's envelope where it refuses a preflight."""
-
-    def preflight_response(self, request_headers: StarletteHeaders) -> Response:
-        response = super().preflight_response(request_headers)
-        if response.status_code == 200:
-            return response
-        body = orjson.dumps(APIError(400, bytes(response.body).decode()).body)
-        return Response(body, 400, {"vary": "Origin"}, "application/json")
-
-
-def cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
-    """`app` behind CORS for origins such as https://app.example, https://*.app.example, or *."""
-    patterns = [re.escape(origin).replace(r"\*", r"[\w.-]+") for origin in origins if "*" in origin]
-    any_origin = "*" in origins
-    return OpenAICORSMiddleware(
-        app,
-        allow_origins=["*"] if any_origin else list(origins),
-        allow_origin_regex="|".join(patterns) or None,
-        allow_credentials=not any_origin,  # with both, every page could use its visitor's cookies
-        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"],
-        allow_headers=["*"],
-        expose_headers=EXPOSED,
-    )

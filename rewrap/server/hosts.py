@@ -1,7 +1,7 @@
-"""The Host header and the path of a request. Imports nothing of the project."""
+"""The Host header, the path of a request, and the client's address behind proxies. Imports nothing of the project."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
@@ -67,6 +67,29 @@ def is_loopback(host: str) -> bool:
 
 
 is_own_loopback = lru_cache(64)(is_loopback)  # a server has few addresses
+
+
+def forwarded_address(headers: Iterable[tuple[bytes, bytes]], hops: int) -> str:
+    """The client's address in X-Forwarded-For, which each of `hops` proxies extends; "" without the header.
+
+    The entries before are the client's to write. A chain that is shorter than expected came past some of the proxies: then
+    its first entry is the client.
+    """
+    values = [value for name, value in headers if name == b"x-forwarded-for"]
+    if not values:
+        return ""
+    entries = b",".join(values).rsplit(b",", hops)
+    last = entries[-hops:]
+    return without_port(last[0].strip().decode("latin-1"))
+
+
+def without_port(address: str) -> str:
+    """`1.2.3.4:5` and `[::1]:5` without the port."""
+    if address.startswith("["):
+        return address[1:].partition("]")[0]
+    if address.count(":") == 1:
+        return address.partition(":")[0]
+    return address
 
 
 def normal_path(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The end of the server: SIGTERM and SIGINT let open answers finish.
+"""The end of the server: SIGTERM, SIGINT and SIGHUP let open answers finish.
 
 Does not know the app: `graceful` takes a function that drains it.
 """
@@ -14,7 +14,13 @@ from types import FrameType
 import uvicorn
 
 UNSENT_SECONDS = 1.0  # at least, for clients to read the last bytes of a connection that closes
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Windows has SIGBREAK (Ctrl+Break), and no SIGHUP (the end of the terminal).
+STOP_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
+    if hasattr(signal, name)
+]
+TERMINAL_SIGNALS = [number for number in STOP_SIGNALS if number != signal.SIGTERM]
 CANCEL_SECONDS = 0.1  # for requests to end with their connections, before they are cancelled
 
 
@@ -98,13 +104,15 @@ async def graceful(
         return
     stop = GracefulStop(server, drain, grace_seconds)
     for number in STOP_SIGNALS:
-        signal.signal(number, stop.on_signal)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, stop.on_signal)
     freeze_garbage()
     release_stop_signals()
     parent = parent_process()
     if parent is not None:
-        # Ctrl-C reaches all processes of a terminal. A worker waits for the signal of its parent, or for its end.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # A terminal signals all its processes. A worker waits for the signal of its parent, or for its end.
+        for number in TERMINAL_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         stop.loop.add_reader(parent.sentinel, stop.on_parent_lost, parent.sentinel)
     yield
     stop.close()

@@ -49,7 +49,7 @@ CYCLE_ATTRIBUTES = {
 # Methods that rewrap.server.protocol.UnchunkedCycle overrides.
 CYCLE_METHODS = {"run_asgi", "send"}
 # Methods that rewrap.server.workers.Supervisor overrides.
-SUPERVISOR_METHODS = {"handle_signals", "join_all"}
+SUPERVISOR_METHODS = {"handle_hup", "handle_signals", "join_all", "keep_subprocess_alive"}
 # Members of the server that rewrap.server.signals uses.
 SERVER_ATTRIBUTES = {"server_state", "should_exit"}
 

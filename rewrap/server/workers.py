@@ -1,27 +1,110 @@
-"""Several processes that share a socket. A worker that dies is replaced."""
+"""Several processes that share a socket. A worker that dies is replaced, with a growing delay if it dies again soon."""
 
+import logging
+import signal
 import socket
 import sys
 import time
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors.multiprocess import Multiprocess
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from rewrap.server.signals import release_stop_signals
 
+log = logging.getLogger("rewrap")
+
+STEADY_SECONDS = 10.0  # a worker that lived for so long may be replaced at once
+MIN_DELAY_SECONDS = 1.0
+MAX_DELAY_SECONDS = 30.0
+
+
+class Place:
+    """The place of one worker: when its process started, and when the next one may start."""
+
+    def __init__(self) -> None:
+        self.started_at = time.monotonic()
+        self.start_at = 0.0  # 0: a process is there
+        self.delay = 0.0
+        self.warned = False
+
+    def died(self) -> bool:
+        """Schedule the next process. True if this has to be logged: the first time in a row."""
+        now = time.monotonic()
+        if now - self.started_at >= STEADY_SECONDS:
+            self.delay = 0.0
+            self.warned = False
+        self.start_at = now + self.delay
+        self.delay = min(max(2 * self.delay, MIN_DELAY_SECONDS), MAX_DELAY_SECONDS)
+        first = not self.warned
+        self.warned = True
+        return first
+
 
 class Supervisor(Multiprocess):
-    """uvicorn's parent process, which handles a second signal too."""
+    """uvicorn's parent process. It handles a second signal too, and does not restart workers without a pause."""
 
     def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+        under_nohup = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
         super().__init__(config, sockets)
+        if under_nohup:
+            signal.signal(hangup, signal.SIG_IGN)
         self.second_signal = False
+        self.places: list[Place] = []
+        self.all_started = False
+        self.failed = False  # the workers cannot start at all
+        self.ping_seconds = config.timeout_worker_healthcheck
+
+    def handle_hup(self) -> None:
+        """The end of the terminal ends the server. uvicorn would restart its workers."""
+        self.handle_term()
 
     def handle_signals(self) -> None:
         """Called twice a second: several signals may have come since."""
         self.second_signal = len(self.signal_queue) > 1
         super().handle_signals()
+
+    def keep_subprocess_alive(self) -> None:
+        """Replace dead workers. Called twice a second."""
+        if not self.places:
+            self.places = [Place() for _ in self.processes]
+        for index, place in enumerate(self.places):
+            if self.should_exit.is_set():
+                return
+            if place.start_at:
+                self.restart(index, place)
+            elif not self.processes[index].is_alive(self.ping_seconds):
+                self.bury(index, place)
+        if not self.all_started:
+            self.all_started = all(
+                process.is_ready(self.ping_seconds) for process in self.processes
+            )
+
+    def bury(self, index: int, place: Place) -> None:
+        """Clear a dead worker away. The server stops if its workers cannot start at all."""
+        process = self.processes[index]
+        process.kill()  # it may hang
+        process.join()
+        if process.exitcode == STARTUP_FAILURE and not self.all_started:
+            self.failed = True
+            self.should_exit.set()
+            return
+        if place.died():
+            log.warning(
+                "a worker ended (%s); it is replaced, after a delay of up to %.0f s if it ends again",
+                ending(process),
+                MAX_DELAY_SECONDS,
+            )
+
+    def restart(self, index: int, place: Place) -> None:
+        if time.monotonic() < place.start_at:
+            return
+        process = Process(self.config, self.sockets)
+        process.start()
+        self.processes[index] = process
+        place.started_at = time.monotonic()
+        place.start_at = 0.0
 
     def join_all(self) -> None:
         """Wait for the workers, and pass a second signal on. uvicorn would ignore it here."""
@@ -34,10 +117,18 @@ class Supervisor(Multiprocess):
                     process.process.terminate()
 
 
+def ending(process: Process) -> str:
+    """The reason why a process ended, as the system names it."""
+    code = process.exitcode or 0
+    if code < 0:
+        return f"signal {-code}"
+    return f"exit status {code}, see its own lines above"
+
+
 def serve_by_workers(config: uvicorn.Config, sock: socket.socket) -> None:
     """Serve with `config.workers` processes. Exits with uvicorn's status if they cannot start."""
     supervisor = Supervisor(config, sockets=[sock])
     release_stop_signals()
     supervisor.run()
-    if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+    if supervisor.failed:
         sys.exit(STARTUP_FAILURE)

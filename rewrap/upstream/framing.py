@@ -18,6 +18,7 @@ Read = Callable[[bool], Awaitable[bytes]]
 BOM = codecs.BOM_UTF8
 TEXT = "\n"  # the name of a piece of plain text: no event can have it
 LOOK_BYTES = 65_536  # enough to decide on a framing
+MAX_LINE_LOOKS = 64
 TAG_BYTES = 64  # enough to recognize a page
 FIELD_STARTS = (b"data:", b"event:")
 FIELD = re.compile(rb"(?:data|event|id|retry|):")
@@ -81,24 +82,61 @@ async def framing(
 
 async def detected(read: Read, type: bytes, whole: bool) -> tuple[str, bytes]:
     """The framing by the first bytes, and these bytes. Raises ValueError."""
-    first = b""
-    ended = False
-    while not ended:
-        data = await read(bool(first.strip()))
-        first += data
+    look = FirstLook()
+    data = await without_bom(read)
+    while True:
         ended = not data
-        if not ended and BOM.startswith(first):  # the rest of a BOM may follow
-            continue
-        start = first.removeprefix(BOM).lstrip()
-        if not start:
-            continue
-        kind = kind_of(start, type, whole, enough=ended or len(start) > LOOK_BYTES)
-        if kind:
-            return kind, first.removeprefix(BOM)
-    raise ValueError("empty answer")
+        look.add(data)
+        if look.start and (ended or look.is_due(data)):
+            enough = ended or len(look.start) > LOOK_BYTES
+            kind = kind_of(look.start, type, whole, enough=enough)
+            if kind:
+                return kind, bytes(look.blanks + look.start)
+        if ended:
+            raise ValueError("empty answer")
+        data = await read(bool(look.start))
 
 
-def kind_of(start: bytes, type: bytes, whole: bool, *, enough: bool) -> str:
+async def without_bom(read: Read) -> bytes:
+    """The first bytes of an answer, without a BOM that may come in several reads."""
+    first = b""
+    while BOM.startswith(first):
+        data = await read(False)
+        if not data:
+            break
+        first += data
+    return first.removeprefix(BOM)
+
+
+class FirstLook:
+    """The start of an answer. It is examined again when it has grown by a quarter: all looks together stay linear."""
+
+    def __init__(self) -> None:
+        self.blanks = bytearray()  # before the start; the first LOOK_BYTES of them
+        self.start = bytearray()
+        self.next_size = 1
+        self.looks = 0
+
+    def add(self, data: bytes) -> None:
+        if self.start:
+            self.start += data
+            return
+        start = data.lstrip()
+        room = LOOK_BYTES - len(self.blanks)
+        self.blanks += data[: min(len(data) - len(start), room)]
+        self.start += start
+
+    def is_due(self, data: bytes) -> bool:
+        """Whether to look now. The end of a line often decides; a few of them do not wait for more."""
+        line_ended = b"\n" in data and self.looks < MAX_LINE_LOOKS
+        if len(self.start) < self.next_size and not line_ended:
+            return False
+        self.looks += 1
+        self.next_size = len(self.start) + max(1, len(self.start) // 4)
+        return True
+
+
+def kind_of(start: bytes | bytearray, type: bytes, whole: bool, *, enough: bool) -> str:
     """The framing of an answer with this start; "" if more bytes are needed.
 
     `whole`: the length of the answer is known. `enough`: no more bytes come.
@@ -121,7 +159,7 @@ def kind_of(start: bytes, type: bytes, whole: bool, *, enough: bool) -> str:
     return "text"
 
 
-def json_kind(start: bytes, is_json_type: bool, whole: bool, *, enough: bool) -> str:
+def json_kind(start: bytes | bytearray, is_json_type: bool, whole: bool, *, enough: bool) -> str:
     """The framing of an answer that may be JSON; "" if more bytes are needed."""
     line, newline, _ = start.partition(b"\n")
     # Flask and others end one JSON value with a newline, but they send its length.
@@ -135,17 +173,19 @@ def json_kind(start: bytes, is_json_type: bool, whole: bool, *, enough: bool) ->
 
 
 def charset(headers: Mapping[bytes, bytes]) -> str:
-    """The encoding of a text by its content type; UTF-8 if it names none, or an unknown one."""
+    """The encoding of a text by its content type; UTF-8 if it names none. Raises ValueError for an unknown one."""
     match = CHARSET.search(headers.get(b"content-type", b""))
     if match is None:
         return "utf-8"
+    name = match[1].decode()
     try:
-        return codecs.lookup(match[1].decode()).name
-    except LookupError:
-        return "utf-8"
+        b"a".decode(name, "replace")  # fails for codecs that are not text encodings, such as hex
+        return codecs.lookup(name).name
+    except (LookupError, UnicodeError):
+        raise ValueError("unknown charset") from None
 
 
-def is_json(line: bytes) -> bool:
+def is_json(line: bytes | bytearray) -> bool:
     try:
         return isinstance(orjson.loads(line), (dict, str))
     except ValueError:
@@ -162,6 +202,7 @@ class NDJSONDecoder:
         self.event_bytes = event_bytes
         self.rest = [rest] if rest else []  # of an unfinished line
         self.size = len(rest)
+        self.started = False
 
     def lines(self, data: bytes) -> list[bytes]:
         """The lines that are complete now. Raises ValueError."""
@@ -172,6 +213,9 @@ class NDJSONDecoder:
                 raise ValueError("event too large")
             return []
         *lines, rest = b"".join([*self.rest, data]).split(b"\n")
+        if not self.started:
+            self.started = True
+            lines[0] = lines[0].removeprefix(BOM)
         self.rest = [rest]
         self.size = len(rest)
         return lines
@@ -195,12 +239,8 @@ class SSEDecoder(NDJSONDecoder):
         self.data: list[bytes] = []
         self.data_size = 0
         self.after_cr = False  # a LF that comes next belongs to this CR
-        self.started = False
 
     def feed(self, data: bytes) -> list[Event]:
-        if not self.started:
-            self.started = True
-            data = data.removeprefix(BOM)
         events = []
         for line in self.lines(self.with_line_feeds(data)):
             if not line:
@@ -237,7 +277,8 @@ class TextDecoder:
     """Plain text. A character that is split between two reads comes whole."""
 
     def __init__(self, encoding: str = "utf-8") -> None:
-        self.decoder = codecs.getincrementaldecoder(encoding)("replace")
+        without_bom = "utf-8-sig" if encoding == "utf-8" else encoding
+        self.decoder = codecs.getincrementaldecoder(without_bom)("replace")
 
     def feed(self, data: bytes) -> Iterable[Event]:
         text = self.decoder.decode(data)

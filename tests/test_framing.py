@@ -1,0 +1,147 @@
+"""Framing: bytes in any pieces give the same events, and the cost of an answer is linear in its size."""
+
+import asyncio
+import codecs
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from growth import LINEAR, growth
+
+from rewrap.upstream.framing import (
+    NDJSONDecoder,
+    SSEDecoder,
+    TextDecoder,
+    charset,
+    framing,
+)
+
+BOM = codecs.BOM_UTF8
+MOST = 10**8
+JSON, PLAIN, PAGE = b"application/json", b"text/plain", b"text/html"
+
+
+def pieces(data: bytes, size: int) -> list[bytes]:
+    return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+def events(decoder: Any, data: bytes, size: int) -> list[tuple[str, bytes]]:
+    found = [event for piece in pieces(data, size) for event in decoder.feed(piece)]
+    return [*found, *decoder.close()]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_a_bom_in_any_number_of_reads_is_no_part_of_the_first_event(size: int) -> None:
+    sse = BOM + b'data: {"a": 1}\n\ndata: 2\n\n'
+    assert events(SSEDecoder(MOST), sse, size) == [("", b'{"a": 1}'), ("", b"2")]
+    ndjson = BOM + b'{"a": 1}\n{"b": 2}'
+    assert events(NDJSONDecoder(MOST), ndjson, size) == [("", b'{"a": 1}'), ("", b'{"b": 2}')]
+    text = events(TextDecoder(), BOM + "déjà vu".encode(), size)
+    assert b"".join(data for _, data in text) == "déjà vu".encode()
+
+
+def test_a_bom_elsewhere_is_kept() -> None:
+    sse = b"data: 1\n\ndata: " + BOM + b"2\n\n"
+    assert events(SSEDecoder(MOST), sse, 1) == [("", b"1"), ("", BOM + b"2")]
+
+
+async def detect(type: bytes, parts: list[bytes]) -> tuple[str, bytes, int]:
+    """The framing, the bytes, and how many parts were read."""
+    rest = iter(parts)
+    reads = 0
+
+    async def read(started: bool) -> bytes:
+        nonlocal reads
+        reads += 1
+        return next(rest, b"")
+
+    kind, first = await framing({b"content-type": type}, read)
+    return kind, first, reads
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    ("type", "data", "kind"),
+    [
+        (PLAIN, b"data: x\n\n", "sse"),
+        (PLAIN, b": a comment\n\ndata: x\n\n", "sse"),
+        (PLAIN, b"data and more", "text"),
+        (PLAIN, b'{"a": 1}\n{"b": 2}\n', "ndjson"),
+        (PLAIN, b"  Hello", "text"),
+        (JSON, b' \n {"a": 1}', "json"),
+        (PLAIN, b'{"a": 1}', "json or text"),
+        (PAGE, b"<b>bold</b>", "a page"),
+        (PLAIN, b"", "empty"),
+        (JSON, b"  \n ", "empty"),
+    ],
+)
+def test_the_framing_does_not_depend_on_the_reads(
+    type: bytes, data: bytes, kind: str, size: int
+) -> None:
+    for start in (b"", BOM):
+        answer = detect(type, pieces(start + data, size))
+        if kind in ("a page", "empty"):
+            with pytest.raises(ValueError, match=kind):
+                asyncio.run(answer)
+            continue
+        found, first, _ = asyncio.run(answer)
+        assert found == kind
+        assert data.startswith(first)
+
+
+def test_a_stream_is_detected_with_its_first_event() -> None:
+    parts = [b"id: 1\n", b"event: a\n", b"data: x\n\n", b"data: y\n\n"]
+    assert asyncio.run(detect(PLAIN, parts))[2] <= 3
+
+
+@pytest.mark.parametrize("name", ["utf8mb4", "hex", "rot13", "undefined", "base64"])
+def test_an_unknown_charset_is_a_failure_of_the_answer(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown charset"):
+        charset({b"content-type": b"text/plain; charset=" + name.encode()})
+
+
+def test_known_charsets_have_their_python_names() -> None:
+    assert charset({b"content-type": b'text/plain; charset="ISO-8859-1"'}) == "iso8859-1"
+    assert charset({b"content-type": b"text/plain"}) == "utf-8"
+
+
+# Growth: a quadratic loop would cost a hundred times as much for ten times the input.
+
+SIZE = 3_000
+DECODERS: dict[str, Callable[[], Any]] = {
+    "ndjson": lambda: NDJSONDecoder(MOST),
+    "sse": lambda: SSEDecoder(MOST),
+    "text": TextDecoder,
+}
+
+
+@pytest.mark.parametrize("unit", [b"a", b"\n", b"\r", b"data: x\n", b": c\n\n", b"data:x\n\n"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_decoding_is_linear_in_the_answer(name: str, unit: bytes) -> None:
+    def work(data: bytes) -> object:
+        return events(DECODERS[name](), data, 1)
+
+    assert growth(lambda size: unit * (size // len(unit)), work, SIZE) < LINEAR
+
+
+@pytest.mark.parametrize(
+    ("type", "start", "unit"),
+    [
+        (JSON, b"", b" "),
+        (JSON, b"", b"\n"),
+        (PLAIN, b"data:", b"a"),
+        (PLAIN, b"", b"id: 1\n"),
+        (PLAIN, b'"', b"a"),
+        (PLAIN, b'"', b"\\"),
+        (PLAIN, b"{", b" "),
+        (PLAIN, b"[", b"["),
+        (JSON, b'{"a":"', b"a"),
+    ],
+)
+def test_detection_is_linear_in_the_start_of_the_answer(
+    type: bytes, start: bytes, unit: bytes
+) -> None:
+    def parts(size: int) -> list[bytes]:
+        return [*pieces(start + unit * (size // len(unit)), 1), b'{"a": 1}']
+
+    assert growth(parts, lambda data: asyncio.run(detect(type, data)), SIZE) < LINEAR
