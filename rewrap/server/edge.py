@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import orjson
 from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap.eventloop import running_loop
 from rewrap.server.access_log import AccessLog
@@ -113,7 +114,7 @@ class EdgeMiddleware:
                 scope["client"] = (address, 0)
         self.open_requests.add(context)
         try:
-            app = self.guarded
+            app: ASGIApp = self.guarded
             if b"origin" in context.request_headers:
                 # CORS answers a preflight by itself, so that a foreign host has to be refused before it.
                 if scope["method"] != "OPTIONS" or not self.is_foreign(context):

@@ -48,7 +48,7 @@ class Supervisor(Multiprocess):
         hangup = getattr(signal, "SIGHUP", None)  # not on Windows
         under_nohup = hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN
         super().__init__(config, sockets)
-        if under_nohup:
+        if hangup is not None and under_nohup:
             signal.signal(hangup, signal.SIG_IGN)
         self.second_signal = False
         self.places: list[Place] = []
