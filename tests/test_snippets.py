@@ -314,6 +314,19 @@ def test_the_readme_has_at_most_250_lines_before_its_tables() -> None:
     assert text.partition("## Routes")[0].count("\n") <= 250
 
 
+def test_the_messages_of_the_troubleshooting_are_those_of_the_program() -> None:
+    files = [ROOT / "main.py", ROOT / "backends.py", *(ROOT / "rewrap").rglob("*.py")]
+    source = "".join(file.read_text() for file in files)
+    table = (ROOT / "README.md").read_text().partition("## Troubleshooting")[2].partition("## W")[0]
+    rows = [row for row in table.splitlines() if row.startswith("|")]
+    messages = [text for row in rows[2:] for text in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(messages) > 6
+    for message in messages:
+        parts = re.split(r"\.\.\.|\b[XY]\b|127[\d.]+|8000|Address.*", message)
+        missing = [part for part in map(str.strip, parts) if part not in source]
+        assert missing == [], message
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_a_document_names_settings_that_exist(document: Path) -> None:
     named = set(re.findall(r"`([A-Z]+(?:_[A-Z]+)+)(?:=[^`]*)?`", document.read_text()))
