@@ -7,6 +7,7 @@ runs the commands.
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, dataclass, field, fields
@@ -71,11 +72,16 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     return Arguments(command, settings)
 
 
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps between words only: a break inside X-Forwarded-For would look like two words."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+
 def flag_parser() -> Parser:
     """A flag for each setting. A true-or-false flag needs no value."""
-    formatter = partial(
-        argparse.RawDescriptionHelpFormatter, width=COLUMNS, max_help_position=INDENT
-    )
+    formatter = partial(HelpFormatter, width=COLUMNS, max_help_position=INDENT)
     commands = "\n".join(f"  {name:{INDENT - 4}}  {about}" for name, about in COMMANDS.items())
     parser = Parser(
         prog="rewrap",
