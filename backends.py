@@ -359,9 +359,10 @@ class OpenAI(ChatURL):
             loop = running_loop()
             while data := await reply.read():
                 passed = relay.feed(data)
-                reply.deadline = loop.time() + self.limits.stall  # any byte is a sign of life
                 if passed:
                     yield Delta(raw=passed)
+                # Any byte is a sign of life. A client that reads slowly does not use up the upstream's time.
+                reply.deadline = loop.time() + self.limits.stall
                 if relay.failure is not None:
                     raise relay.failure
                 if relay.done:

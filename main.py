@@ -92,10 +92,9 @@ class Gateway:
         )
         self.gate = Gate(settings.max_concurrent_requests)
         self.rate_limit: RateLimit | None = None
-        if settings.rate_limit_per_minute:
-            self.rate_limit = RateLimit(
-                settings.rate_limit_per_minute, settings.rate_limit_store_url
-            )
+        per_minute = settings.rate_limit_per_minute
+        if per_minute:
+            self.rate_limit = RateLimit(per_minute, settings.rate_limit_store_url)
         # The mock leaves no file, unless several processes share the store.
         in_memory = isinstance(backend, Mock) and settings.workers == 1
         self.store = open_store(
@@ -379,9 +378,8 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     openapi = document(__version__)
     azure = "/openai/deployments/{model}"
     rest: list[BaseRoute] = []
-    control: list[Route] = []
-    if gateway.mock is not None:
-        control = MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()
+    mock = gateway.mock
+    control = MockRoutes(mock.script, gateway.owner, gateway.body).routes() if mock else []
     if settings.pass_through and gateway.passing.providers:
         pass_through = passing.PassThroughEndpoint(intake, gateway.passing.by_model)
         rest = [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]

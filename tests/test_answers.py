@@ -62,7 +62,6 @@ REPLIES: dict[str, tuple[Answer, str]] = {
     "blank first": (pieces("\n", "Hello", " there", kind=TEXT), "\nHello there"),
     "BOM": (sized(b"\xef\xbb\xbfHi", TEXT), "Hi"),
     "Latin-1": (pieces("Gr", "üße".encode("latin-1"), kind=f"{TEXT}; charset=iso-8859-1"), "Grüße"),
-    "no charset that is known": (sized("Grüße", f"{TEXT}; charset=x-nothing"), "Grüße"),
     "a page that was asked for": (
         sized("<!DOCTYPE html>\n<html></html>", TEXT),
         "<!DOCTYPE html>\n<html></html>",
