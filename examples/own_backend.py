@@ -4,6 +4,7 @@ Then http://127.0.0.1:8000/v1/chat/completions answers with it.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 from rewrap import ChatRequest, create_app
@@ -22,4 +23,4 @@ app = create_app(backend=backwards)
 if __name__ == "__main__":
     import uvicorn
 
-    uvicorn.run(app)
+    uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

@@ -1,4 +1,4 @@
-"""The texts that are made from the table of settings: .env.example, and the table in the documentation.
+"""The texts that are made from the table of settings: .env.example, and the table of docs/settings.md.
 
 `python tests/settings_texts.py` writes both, after a setting was added or changed.
 """
@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT))
 from rewrap.config.settings import GROUPS, Settings, default_text  # noqa: E402
 
 ENV_EXAMPLE = ROOT / ".env.example"
-TABLE_FILE = ROOT / "README.md"
+TABLE_FILE = ROOT / "docs" / "settings.md"
 TABLE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
 HEAD = """\
 # All settings with their defaults. Copy this file to .env, and remove the # in front of a setting to change it.
