@@ -128,10 +128,16 @@ def check_chat(payload: JSONObject, checks: Checks) -> None:
         object_rows(messages, "messages")
     else:
         check_messages("messages", messages, strict=checks is Checks.OPENAI)
-    for name, check in PARAMETER_CHECKS[checks].items():
-        value = payload.get(name)
-        if value is not None:
-            check(name, value)
+    parameter_checks = PARAMETER_CHECKS[checks]
+    try:
+        # The members of the payload are fewer than the checks: 2 µs less.
+        for name, value in payload.items():
+            if name in parameter_checks and value is not None:
+                parameter_checks[name](name, value)
+    except APIError:
+        for name, check in parameter_checks.items():  # the first error in OpenAI's order
+            if payload.get(name) is not None:
+                check(name, payload[name])
     if checks is Checks.OPENAI and payload.get("top_logprobs") and not payload.get("logprobs"):
         raise invalid(LOGPROBS_OFF, "top_logprobs", None)
 

@@ -39,7 +39,7 @@ class Turn:
         return self.record is not None or self.join is not None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: 1 µs
 class Incoming:
     """A request as it came: its body, and the facts of its head."""
 

@@ -3,7 +3,7 @@
 Imports types, and the delta helpers of its own room.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from rewrap.mock.judging import named_categories
 from rewrap.mock.pace import NO_PACE, broken_off, paced
 from rewrap.mock.reply import is_plain
 from rewrap.mock.rules import RuleSet
-from rewrap.mock.script import Script, scripted
+from rewrap.mock.script import PLAIN, Script, scripted
 from rewrap.threads import apart
 from rewrap.types import (
     APIError,
@@ -67,6 +67,10 @@ class Mock:
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         plan = await apart(self.script.plan, request, info)
+        if plan is PLAIN and not self.words_per_second and is_plain(request):
+            for delta in await apart(self.echoed, request, info):
+                yield delta
+            return
         info.headers += plan.headers
         if plan.faults:
             info.wrap_send = partial(FaultySend, plan.faults)
@@ -77,7 +81,7 @@ class Mock:
                     yield delta
             return
         if answer is None and is_plain(request):
-            deltas = as_stream(iter(await apart(list, self.echoed(request, info))))
+            deltas = as_stream(await apart(self.echoed, request, info))
         else:
             deltas = as_stream(scripted(answer, request, info))
         pace = plan.pace
@@ -91,15 +95,18 @@ class Mock:
             async for delta in deltas:
                 yield delta
 
-    def echoed(self, request: ChatRequest, info: ResponseInfo) -> Iterator[Delta]:
+    def echoed(self, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
+        """The Deltas of an echo; the usage is noted. Raises APIError."""
         reply = echo(request)
         choices = request.payload.get("n") or 1
         if choices > 1 and choices * len(reply.text) > self.reply_bytes:
             message = "The mock's reply is too large: it repeats the prompt 'n' times."
             raise APIError(400, message, param="n")
         info.usage = usage(prompt_words(request), reply.tokens * choices)
+        deltas: list[Delta] = []
         for index in range(choices):
-            yield from in_portions(Delta(reply.text, reply.finish_reason, index, whole=True))
+            deltas += in_portions(Delta(reply.text, reply.finish_reason, index, whole=True))
+        return deltas
 
     def passed_on(self, name: str, request: ChatRequest, info: ResponseInfo) -> Deltas:
         """The reply of another backend. Raises APIError if a rule names one that does not exist."""

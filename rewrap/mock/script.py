@@ -30,7 +30,7 @@ PATHS = {
 }
 PENDING = 1000  # requests that are noted before the journal is read
 PENDING_BYTES = 16_384  # a larger body is cut at once
-ALL_PENDING_BYTES = 2**20
+JOURNAL_BYTES = 2 * 2**20  # of the notes and the entries
 MOCK_HEADERS = "x-mock-"
 
 
@@ -75,8 +75,8 @@ class Script:
         self.rate = rate
         self.secrets = list(secrets)
         self.faults = FaultState()
-        self.journal = Journal(max_bytes=ALL_PENDING_BYTES)
-        self.pending: deque[Note] = deque(maxlen=PENDING)
+        self.journal = Journal(max_bytes=JOURNAL_BYTES)
+        self.pending: deque[Note] = deque()
         self.pending_bytes = 0
         self.requests = 0
 
@@ -148,15 +148,23 @@ class Script:
                 rule,
                 difference,
             )
-            self.pending.append(noted)
-            self.pending_bytes += len(body)
-            if self.pending_bytes > ALL_PENDING_BYTES:
-                self.copy_notes()
+            self.add_note(noted)
 
             def answered(status: int) -> None:
                 noted.status = status
 
         info.on_status = answered
+
+    def add_note(self, note: Note) -> None:
+        """Notes are newer than all entries of the journal, which are forgotten first."""
+        if len(self.pending) == PENDING:
+            self.pending_bytes -= len(self.pending.popleft().body)
+        self.pending.append(note)
+        self.pending_bytes += len(note.body)
+        if self.pending_bytes + self.journal.bytes > JOURNAL_BYTES:
+            self.journal.clear()
+        while self.pending_bytes > JOURNAL_BYTES:
+            self.pending_bytes -= len(self.pending.popleft().body)
 
     def copy_notes(self) -> None:
         """Move the noted requests to the journal."""
@@ -189,6 +197,7 @@ class Script:
     def clear(self) -> None:
         """Forget the journal."""
         self.pending.clear()
+        self.pending_bytes = 0
         self.journal.clear()
 
     def reset(self) -> None:
