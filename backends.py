@@ -55,7 +55,7 @@ from rewrap.upstream.errors import (
 )
 from rewrap.upstream.models import ModelList, model_cards
 from rewrap.upstream.params import Params
-from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion
+from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion, relayed
 from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 from rewrap.upstream.tables import check_constant
@@ -388,22 +388,9 @@ class OpenAI(ChatURL):
                 one_choice=answer.choices == 1,
                 alias=alias,
             )
-            reply = answer.reply
-            loop = running_loop()
-            while data := await reply.read():
-                passed = relay.feed(data)
-                if passed:
-                    yield Delta(raw=passed)
-                # Any byte is a sign of life. A client that reads slowly does not use up the upstream's time.
-                reply.deadline = loop.time() + self.limits.stall
-                if relay.failure is not None:
-                    raise relay.failure
-                if relay.done:
-                    reply.linger()
-                    break
-            info.usage = relay.usage()
-            if last := relay.finish():
-                yield Delta(raw=last)
+            async with aclosing(relayed(answer.reply, relay, self.limits.stall, info)) as deltas:
+                async for delta in deltas:
+                    yield delta
 
     def checks(self, model: str) -> Checks:
         return Checks.ROUTING

@@ -380,7 +380,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     azure = "/openai/deployments/{model}"
     rest: list[BaseRoute] = []
     if gateway.mock:
-        rest = MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()
+        rest += MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()
     if settings.pass_through and gateway.passing.providers:
         pass_through = passing.PassThroughEndpoint(intake, gateway.passing.by_model)
         rest += [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]

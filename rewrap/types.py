@@ -118,6 +118,9 @@ CLIENT_HEADERS = (
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
+Sink = Callable[[bytes], bool]  # takes bytes now; False if it wants no more for the moment
+
+
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """A checked request for a chat completion. It never changes: `dataclasses.replace` makes another.
@@ -161,6 +164,8 @@ class ResponseInfo:
     usage: JSONObject | None = None
     accepted: bool = True  # a ping may start the answer: the upstream will not reject the request
     deadline: float = 0.0  # loop time by which an answer without a stream is whole
+    # Sends bytes of a stream that has begun straight to the client's socket.
+    write: Sink | None = None
     completion: JSONObject | None = None  # the finished reply, where a hook or the store needs it
 
 

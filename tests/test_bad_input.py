@@ -32,7 +32,7 @@ from rewrap.api.requests import chat_request, parse_object
 from rewrap.config.settings import Settings
 from rewrap.main import Rewrap, create_app
 from rewrap.server.hosts import normal_path
-from rewrap.types import APIError, dumps
+from rewrap.types import APIError
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.params import Params
 from rewrap.upstream.shapes import known_shapes
@@ -364,10 +364,9 @@ def test_valid_bodies_are_accepted_and_every_shape_can_send_them() -> None:
             chat = chat_request(parse_object(body), payload["model"], {})
             for each in (chat, PARAMS.applied(chat)[0]):
                 for shape in shapes:
-                    shape.url("http://h/x", each)
                     shape.dropped(each)
                     with suppress(APIError):  # nested too deeply
-                        dumps(shape.payload(each))
+                        shape.prepare("http://h/x", each)
 
     one()
     assert taken > tried * 0.3, f"{taken} of {tried}"
@@ -651,7 +650,8 @@ def test_the_cost_of_parsing_and_checking_a_body_is_linear(place: str, row: byte
     def body(size: int) -> bytes:
         return ROWS[place] % b",".join([row] * size)
 
-    assert growth(body, lambda body: chat_request(parse_object(body), "m", {}), 3_000) < LINEAR
+    # Both sizes are decoded at once. large_json has tests of its own.
+    assert growth(body, lambda body: chat_request(parse_object(body), "m", {}), 300) < LINEAR
 
 
 # Malformed bodies and requests over a real socket.
@@ -797,14 +797,10 @@ def test_a_malformed_body_gets_an_error_in_the_envelope(
 NASTY = {
     "a long path": request(b"GET", b"/" + b"x" * 20_000),
     "many slashes": request(b"GET", b"/" * 20_000 + b"nothing"),
-    "many prefixes": request(b"GET", b"/v1" * 5_000 + b"/models/x"),
     "NUL in the path": request(b"GET", b"/v1/models/%00"),
     "a line break in the path": request(b"GET", b"/v1/models/x%0d%0aset-cookie:%20a=b"),
-    "a percent sign alone": request(b"GET", b"/v1/models/%"),
-    "bytes that are not UTF-8": request(b"GET", b"/v1/models/%ff%fe"),
     "a surrogate": request(b"GET", b"/v1/chat/completions/%ed%a0%80"),
     "two dots": request(b"GET", b"/../../../../etc/passwd"),
-    "two dots, escaped": request(b"GET", b"/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd"),
     "another host's URL": request(b"GET", b"http://example.com/v1/nothing"),
     "a star": request(b"OPTIONS", b"*"),
     "a filter of NULs": request(b"GET", b"/v1/chat/completions?metadata[%00]=%00&limit=%ff"),
@@ -827,8 +823,24 @@ NASTY = {
 }
 
 
+# A chat would be served for any name of a model, so these are names.
+ODD_MODELS = {
+    "many prefixes": request(b"GET", b"/v1" * 5_000 + b"/models/x"),
+    "a percent sign alone": request(b"GET", b"/v1/models/%"),
+    "bytes that are not UTF-8": request(b"GET", b"/v1/models/%ff%fe"),
+    "two dots, escaped": request(b"GET", b"/v1/models/%2e%2e%2f%2e%2e%2fetc%2fpasswd"),
+}
+
+
 @pytest.mark.parametrize("sent", NASTY.values(), ids=NASTY)
 def test_a_malformed_request_gets_an_error_in_the_envelope(server: Process, sent: bytes) -> None:
     status, answer = told(server, sent)
     assert 400 <= status < 500
     assert wrong_envelope(json.loads(answer), "") == ""
+
+
+@pytest.mark.parametrize("sent", ODD_MODELS.values(), ids=ODD_MODELS)
+def test_an_odd_name_of_a_model_is_a_name(server: Process, sent: bytes) -> None:
+    status, answer = told(server, sent)
+    assert status == 200
+    assert json.loads(answer)["object"] == "model"

@@ -153,7 +153,8 @@ async def test_what_does_not_fit_is_503_before_it_is_read() -> None:
             assert b"retry-after: 1" in answer
             async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
                 assert (await client.post(CHAT, json=ASKED)).status_code == 200
-        async with connected(url) as (reader, writer):  # the first one has left
+        await asyncio.sleep(0.3)  # the server notices that the first one has left
+        async with connected(url) as (reader, writer):
             writer.write(head(200_000) + json.dumps(ASKED).encode().ljust(200_000))
             assert await status(reader) == 200
 

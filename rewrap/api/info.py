@@ -64,7 +64,7 @@ class InfoRoutes:
         for card in await self.cards(request):
             if card["id"] == id:
                 return JSONResponse(card)
-        if len(id) > MAX_MODEL_CHARACTERS:
+        if len(id) > MAX_MODEL_CHARACTERS or not id.isprintable():
             raise no_such_model(id)
         return JSONResponse(model_card(id, owned_by=self.backend_of(id).name))
 

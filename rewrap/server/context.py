@@ -16,7 +16,7 @@ from rewrap.large_json import LARGE_BYTES, MAX_VALUES, count_values
 from rewrap.memory import decoded_size, reserve_body
 from rewrap.server.bodies import check_encoding, inflated, too_large, too_many_values
 from rewrap.threads import apart
-from rewrap.types import APIError, Headers, ResponseInfo
+from rewrap.types import APIError, Headers, ResponseInfo, Sink
 
 API_VERSION = b"2020-10-01"  # of OpenAI's API: the only one so far
 LOG_CHARACTERS = 200  # of a path or a model
@@ -33,10 +33,12 @@ class ClientLeft(Exception):
 class ClientConnection:
     """A connection as its requests see it. This project's HTTP protocol keeps it up to date."""
 
-    __slots__ = ("lost", "on_lost")
+    __slots__ = ("chunk_writer", "lost", "on_lost")
 
     def __init__(self) -> None:
         self.lost = False
+        # Makes a writer of chunks for the answer in progress; None if that answer has no chunks.
+        self.chunk_writer: Callable[[], Sink | None] | None = None
         self.on_lost: Callable[[], None] | None = None  # called when the client has left
 
 
@@ -225,6 +227,24 @@ class RequestContext:
 
     async def send_body(self, body: bytes, *, more: bool) -> None:
         await self.raw_send({"type": "http.response.body", "body": body, "more_body": more})
+
+    def direct_writer(self) -> Sink | None:
+        """A function that writes a part of the answer's body at once; None if the server has no such way.
+
+        It returns False while the client reads too slowly: then the next part has to go through `send_body`, which waits.
+        """
+        connection: ClientConnection | None = self.scope.get(CONNECTION)
+        if connection is None or connection.chunk_writer is None:
+            return None
+        write = connection.chunk_writer()
+        if write is None:
+            return None
+
+        def write_now(body: bytes) -> bool:
+            self.sends += 1
+            return write(body)
+
+        return write_now
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """Send a whole answer."""

@@ -28,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from rewrap.server.context import CONNECTION, ClientConnection
 from rewrap.server.signals import UNSENT_SECONDS
+from rewrap.types import Sink
 
 log = logging.getLogger("rewrap")
 
@@ -150,6 +151,7 @@ class Protocol(HttpToolsProtocol):
         coalescing: Any = HeadCoalescingTransport(transport, self.loop)
         super().connection_made(coalescing)
         self.client_connection = ClientConnection()
+        self.client_connection.chunk_writer = self.chunk_writer
         self.overhead = 0  # bytes in a row that are not a body
         self.refused = False
         self.heard = False  # bytes came since the last check
@@ -163,11 +165,30 @@ class Protocol(HttpToolsProtocol):
         self.timer.cancel()
         super().connection_lost(exc)
         self.client_connection.lost = True
+        self.client_connection.chunk_writer = None  # a cycle of references
         if self.running is not None and not self.running.response_complete:
             self.running.disconnected = True
             self.running.message_event.set()
             if self.client_connection.on_lost is not None:
                 self.client_connection.on_lost()
+
+    def chunk_writer(self) -> Sink | None:
+        """A writer of chunks for the running request; None if its answer has none."""
+        cycle = self.running
+        if cycle is None or not cycle.response_started or cycle.response_complete:
+            return None
+        if not cycle.chunked_encoding or cycle.scope["method"] == "HEAD":
+            return None
+        transport = self.transport
+        flow = self.flow
+
+        def write(body: bytes) -> bool:
+            if cycle.disconnected:
+                return False
+            transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            return not flow.write_paused
+
+        return write
 
     # From the parser.
 

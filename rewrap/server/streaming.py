@@ -48,6 +48,8 @@ async def send_deltas(context: RequestContext, rendering: Rendering, deltas: Del
         await context.start_stream([*rendering.headers, *context.info.headers])
     if first is not None:
         await context.send_body(rendering(first), more=True)
+        if first.raw and context.info is not None and context.info.wrap_send is None:
+            context.info.write = context.direct_writer()
     send = context.raw_send  # called directly: 0.3 µs a chunk
     async for delta in deltas:
         body = delta.raw or rendering(delta)

@@ -10,7 +10,16 @@ from codecs import BOM_UTF8
 import orjson
 
 from rewrap import large_json
-from rewrap.types import JSONObject, UpstreamRejection
+from rewrap.eventloop import running_loop
+from rewrap.types import (
+    Delta,
+    Deltas,
+    JSONObject,
+    Reply,
+    ResponseInfo,
+    Sink,
+    UpstreamRejection,
+)
 from rewrap.upstream import lenient
 from rewrap.upstream.errors import CUT_SHORT, NO_REPLY, TOO_LARGE, bad_gateway, rejection_in_success
 from rewrap.upstream.framing import DONE, EVENT_END, SSEDecoder, is_plain_events, last_event_end
@@ -181,6 +190,60 @@ class RelayStream:
 
     def tail(self) -> bytes:
         return self.second_previous + self.previous + self.recent
+
+
+class Forwarding:
+    """A sink for the upstream's bytes: what the relay lets pass goes straight to the client's socket."""
+
+    def __init__(self, reply: Reply, relay: RelayStream, write: Sink, stall: float) -> None:
+        self.reply = reply
+        self.relay = relay
+        self.write = write
+        self.stall = stall
+        self.now = running_loop().time
+        self.error: Exception | None = None
+
+    def __call__(self, data: bytes) -> bool:
+        relay = self.relay
+        try:
+            passed = relay.feed(data)
+        except Exception as error:  # for the reader: this is the socket's callback
+            self.error = error
+            return False
+        self.reply.deadline = self.now() + self.stall
+        if passed and not self.write(passed):
+            return False
+        return relay.failure is None and not relay.done
+
+
+async def relayed(reply: Reply, relay: RelayStream, stall: float, info: ResponseInfo) -> Deltas:
+    """The raw Deltas of a stream. Raises APIError, UpstreamRejection.
+
+    Once the client has the head and the first bytes, `info.write` sends the rest, and no Delta carries them. Then Deltas
+    carry bytes only while the client reads too slowly.
+    """
+    loop = running_loop()
+    forward = getattr(reply, "forward", None)
+    while data := await reply.read():
+        passed = relay.feed(data)
+        if passed:
+            yield Delta(raw=passed)
+        # Any byte is a sign of life. A client that reads slowly does not use up the upstream's time.
+        reply.deadline = loop.time() + stall
+        over = relay.done or relay.failure is not None
+        if relay.started and not over and forward is not None and info.write is not None:
+            forwarding = Forwarding(reply, relay, info.write, stall)
+            await forward(forwarding)
+            if forwarding.error is not None:
+                raise forwarding.error
+        if relay.failure is not None:
+            raise relay.failure
+        if relay.done:
+            reply.linger()
+            break
+    info.usage = relay.usage()
+    if last := relay.finish():
+        yield Delta(raw=last)
 
 
 def rejection_of(name: str, event: bytes) -> UpstreamRejection | None:
