@@ -108,6 +108,8 @@ def mock_openai(
     mock = MockOpenAI(server.url, script, server.settle)
     monkeypatch.setenv("OPENAI_BASE_URL", mock.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", mock.api_key)
+    # LangChain reads this name first: a value from outside would lead to a real API.
+    monkeypatch.delenv("OPENAI_API_BASE", raising=False)
     exempt_from_proxies(monkeypatch)
     check.mock = mock
     yield mock

@@ -322,15 +322,19 @@ def test_a_request_without_a_match_fails_a_strict_test_with_the_difference(run: 
     )
 
 
-def test_a_proxy_of_the_environment_is_not_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_and_no_other_address_of_the_environment_is_used(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", "example.org")
+    monkeypatch.setenv("OPENAI_API_BASE", "https://api.example/v1")
     result = run("""
         import os
 
         def test_direct(mock_openai):
             assert ask("Hello").content.endswith("Hello")
             assert os.environ["NO_PROXY"] == "127.0.0.1,example.org"
+            assert "OPENAI_API_BASE" not in os.environ
     """)
     result.assert_outcomes(passed=1)
 
