@@ -5,6 +5,7 @@ A run that does not use them imports nothing but this file, which imports nothin
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from rewrap.main import Rewrap
+    from rewrap.mock.script import Script
     from rewrap.testing.mock_openai import MockOpenAI
     from rewrap.testing.server_thread import ServerThread
 
@@ -93,18 +96,13 @@ def mock_openai(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[MockOpenAI]:
     """A mock of OpenAI's API at OPENAI_BASE_URL, with a state of its own for each test."""
-    from rewrap.config.settings import Settings
-    from rewrap.main import create_app
-    from rewrap.mock.backend import Mock
     from rewrap.testing.mock_openai import MockOpenAI, WatchedScript, rules_of
 
     server, check = _mock_openai_server
     options = marker_options(request)
     rules = rules_of(options.get("rules"), request.path.parent)
     script = WatchedScript(rules, strict=bool(options.get("strict")))
-    server.use(
-        create_app(Settings(log_level="error", store_url="sqlite://"), backend=Mock(script=script))
-    )
+    server.use(app_of(script))
     mock = MockOpenAI(server.url, script, server.settle)
     monkeypatch.setenv("OPENAI_BASE_URL", mock.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", mock.api_key)
@@ -114,6 +112,21 @@ def mock_openai(
     check.mock = mock
     yield mock
     check.mock = None
+
+
+def app_of(script: Script) -> Rewrap:
+    """An app whose mock follows this script. The handlers of the log stay as pytest has them."""
+    from rewrap.config.settings import Settings
+    from rewrap.main import create_app
+    from rewrap.mock.backend import Mock
+
+    root = logging.getLogger()
+    handlers = list(root.handlers)
+    app = create_app(
+        Settings(log_level="error", store_url="sqlite://"), backend=Mock(script=script)
+    )
+    root.handlers[:] = handlers
+    return app
 
 
 def marker_options(request: pytest.FixtureRequest) -> dict[str, object]:

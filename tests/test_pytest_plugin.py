@@ -407,6 +407,16 @@ def test_a_run_that_does_not_use_it_imports_nothing(
     result.assert_outcomes(passed=1)
 
 
+def test_the_log_has_no_handler_of_the_mock(pytester: pytest.Pytester, process: Run) -> None:
+    pytester.makepyfile("""
+        import logging
+
+        def test_handlers(mock_openai):
+            assert logging.getLogger().handlers == []
+    """)
+    process("-p", "no:logging").assert_outcomes(passed=1)
+
+
 def test_the_package_names_the_plugin_as_an_entry_point() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     value = project["entry-points"]["pytest11"]["rewrap"]
