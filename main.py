@@ -359,7 +359,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     response_surface = surfaces.ResponsesSurface(
         chat_model, checks, responses, late, settings.reasoning_as_summary
     )
-    intake = passing.Intake(gateway.admit, gateway.auth.upstream_headers, settings.max_body_bytes)
+    intake = passing.Intake(gateway.admit, gateway.client_headers, settings.max_body_bytes)
     response_routes = ResponseRoutes(responses, gateway.owner, gateway.body).routes()
     embeddings = LocalEmbeddings(gateway.backend_of, model)
     endpoints: dict[str, ASGIApp] = {

@@ -2,12 +2,15 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+
+from serving import ROOT
 
 FENCE = re.compile(r"^```(\w*)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -41,6 +44,21 @@ def blocks_of(path: Path) -> list[Block]:
         line = text.count("\n", 0, match.start()) + 1
         found.append(Block(path.name, line, match[1], plain, match[3], values))
     return found
+
+
+def write_commands(folder: Path) -> None:
+    """The commands of the documents, as an installation of this checkout would have them."""
+    plugin = "-p no:rewrap -p rewrap.pytest_plugin"
+    commands = {
+        "rewrap": f"{ROOT}/main.py",
+        "python": "",
+        "pytest": f"-m pytest {plugin} -p no:cacheprovider",
+    }
+    folder.mkdir()
+    for name, command in commands.items():
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
+        script.chmod(0o755)
 
 
 class Upstream(BaseHTTPRequestHandler):

@@ -21,6 +21,15 @@ from rewrap import __version__
 OWN_MAIN = 'raise SystemExit("the main.py of the user was imported")\n'
 TIMEOUT_SECONDS = 300
 
+PLUGIN_TEST = """
+import os
+import rewrap
+
+def test_fixture(mock_openai):
+    assert os.environ["OPENAI_BASE_URL"] == mock_openai.base_url
+    assert rewrap.__file__.startswith(os.environ["PYTHONPATH"])
+"""
+
 # Prints what an import of `create_app` opens beside modules, and the variables that our code reads.
 PURITY = """
 import os, sys
@@ -135,6 +144,21 @@ def test_the_source_distribution_builds_the_same_wheel(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     (again,) = (dist / "again").glob("*.whl")
     assert contents(again) == contents(wheel)
+
+
+def test_pytest_finds_the_plugin_of_the_wheel(dist: Path, tmp_path: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    shutil.unpack_archive(wheel, tmp_path / "site", format="zip")
+    (tmp_path / "test_mock.py").write_text(PLUGIN_TEST)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path / "test_mock.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert "1 passed" in ended.stdout, ended.stdout + ended.stderr
 
 
 def test_site_packages_gets_the_package_and_its_metadata_alone(installed: Environment) -> None:

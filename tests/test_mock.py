@@ -137,6 +137,24 @@ def test_a_schema_that_strict_mode_refuses_is_refused(sdk: openai.OpenAI) -> Non
         ask(sdk, "Hello", response_format=form)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({}, 'type: "None"'),
+        ({"type": "object"}, "object schema missing properties"),
+        ({"type": "object", "properties": {"a": {"type": "array"}}}, "array schema missing items"),
+    ],
+)
+def test_parameters_that_openai_refuses_are_refused(
+    sdk: openai.OpenAI, parameters: dict[str, Any], reason: str
+) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    with pytest.raises(openai.BadRequestError, match="Invalid schema for function 'f'") as caught:
+        ask(sdk, "Hello", tools=[tool])
+    assert reason in caught.value.message
+    assert caught.value.code == "invalid_function_parameters"
+
+
 def test_logprobs_have_a_row_for_each_word(sdk: openai.OpenAI) -> None:
     choice = ask(sdk, "Hello there", logprobs=True, top_logprobs=2).choices[0]
     tokens = [row.token for row in choice.logprobs.content]

@@ -740,9 +740,11 @@ def test_model_id_embedding_flags_backend_and_time_are_in_the_answer() -> None:
         7,
         1,
     )
-    assert answered({"embedding": [1, 0.5]}).embedding == (1.0, 0.5)
-    assert answered({"flagged": ["hate", "violence"]}).flagged == ("hate", "violence")
-    assert answered({"flagged": True}).flagged == ("violence",)
+    view = facts("Hi", api="embeddings")
+    assert answered({"embedding": [1, 0.5]}, view).embedding == (1.0, 0.5)
+    view = facts("Hi", api="moderations")
+    assert answered({"flagged": ["hate", "violence"]}, view).flagged == ("hate", "violence")
+    assert answered({"flagged": True}, view).flagged == ("violence",)
     assert answered({"backend": "cloud"}).backend == "cloud"
 
 

@@ -26,7 +26,7 @@ COMPLETED = {
 }
 TOOL = {
     "type": "function",
-    "function": {"name": "weather", "parameters": {"type": "object"}},
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
 }
 
 

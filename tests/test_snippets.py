@@ -23,17 +23,18 @@ import httpx
 import pytest
 import yaml
 from serving import ROOT, started
-from snippets import Block, blocks_of, upstream
+from snippets import Block, blocks_of, upstream, write_commands
 
 from rewrap.config.backends_file import read_backends_file
 from rewrap.config.settings import Settings, known_variables
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_BLOCKS = [document for document in DOCUMENTS if blocks_of(document)]
 OWN = "http://127.0.0.1:8000"
 KEYS = {"CLOUD_API_KEY": "sk-cloud", "DIFY_KEY": "sk-dify"}
 # Programs of blocks that are not run, since other tests do what they do, or since they need a network.
 NOT_RUN = {"./run": "test_script.py", "pip": "test_install.py", "docker": "no daemon"}
-CLIENTS = ("js", "toml codex", "yaml continue", "python needs")
+CLIENTS = ("js", "js recipe", "sh node", "toml codex", "yaml continue", "python needs")
 PACKAGES = ["ai@6", "@ai-sdk/openai@3"]
 
 
@@ -53,11 +54,7 @@ class Reader:
         }
         self.servers = ExitStack()
         self.server = ""  # the base URL of the newest server
-        (folder / "bin").mkdir()
-        for name, command in {"rewrap": f"{ROOT}/main.py", "python": ""}.items():
-            script = folder / "bin" / name
-            script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n')
-            script.chmod(0o755)
+        write_commands(folder / "bin")
         (folder / "work").mkdir()
         (folder / "work" / "examples").symlink_to(ROOT / "examples")
 
@@ -78,6 +75,9 @@ class Reader:
 
     def run(self, block: Block) -> None:
         match block.kind:
+            case "toml" | "python" if "file" in block.values:
+                file = self.folder / "work" / block.values["file"]
+                file.write_text(self.replaced(block.text))
             case "sh":
                 self.command(["sh", "-e", "-c", self.replaced(block.text)])
             case "python":
@@ -87,9 +87,6 @@ class Reader:
             case "sh external":
                 programs = re.findall(r"(?:^|&& )([\w./]+)", block.text, re.MULTILINE)
                 assert set(programs) <= set(NOT_RUN)
-            case "toml" if "file" in block.values:
-                file = self.folder / "work" / block.values["file"]
-                file.write_text(self.replaced(block.text))
             case "toml backends":
                 file = self.folder / "backends.toml"
                 file.write_text(block.text)
@@ -193,7 +190,7 @@ def reading(folder: Path, chat_url: str, mock: str) -> Iterator[Reader]:
         yield reader
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", WITH_BLOCKS, ids=lambda path: path.name)
 def test_every_block_of_a_document_runs_as_it_stands(
     document: Path, tmp_path: Path, chat_url: str, mock: str
 ) -> None:

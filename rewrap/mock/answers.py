@@ -13,6 +13,7 @@ from hashlib import blake2b
 import orjson
 
 from rewrap.mock.conditions import Captures
+from rewrap.mock.echo import cut
 from rewrap.mock.errors import ErrorAnswer
 from rewrap.mock.facts import Facts, as_object
 from rewrap.mock.faults import Fault
@@ -188,34 +189,42 @@ def deltas_of(
         raise answer.error.error()
     facts = Facts.of(request)
     arguments = [arguments_of(answer, call, facts, check, fill) for call in answer.tool_calls]
+    kept = cut(text_of_answer(answer), request.payload)
+    default = "tool_calls" if answer.tool_calls else kept.finish_reason
     deltas: list[Delta] = []
     for index in range(request.payload.get("n") or 1):
-        deltas += message_deltas(answer, index)
+        deltas += message_deltas(answer, kept.text, index)
         for position, call in enumerate(answer.tool_calls):
             call_id = call.id or made_id(answer, facts, index, position)
             for piece in call_pieces(call.name, call_id, arguments[position]):
                 fields = {"tool_calls": [{"index": position, **piece}]}
                 deltas.append(Delta(index=index, fields=fields))
-        default = "tool_calls" if answer.tool_calls else "stop"
         deltas.append(Delta(finish_reason=answer.finish_reason or default, index=index))
     deltas[-1].usage = answer.usage
     return deltas
 
 
-def message_deltas(answer: Answer, index: int) -> list[Delta]:
-    """Reasoning, refusal and text of one choice."""
+def text_of_answer(answer: Answer) -> str:
+    if answer.json is not None:
+        return orjson.dumps(answer.json).decode()
+    return answer.text or "".join(answer.pieces)
+
+
+def message_deltas(answer: Answer, text: str, index: int) -> list[Delta]:
+    """Reasoning, refusal and text of one choice. `text` is what `stop` and `max_tokens` left of it."""
     deltas = []
     if answer.reasoning:
         fields = {"reasoning_content": answer.reasoning, "reasoning": answer.reasoning}
         deltas.append(Delta(index=index, fields=fields))
     if answer.refusal:
         deltas.append(Delta(index=index, fields={"refusal": answer.refusal}))
-    text = answer.text
-    if answer.json is not None:
-        text = orjson.dumps(answer.json).decode()
-    if text:
+    if text and not answer.pieces:
         deltas.append(Delta(text, index=index, whole=True))
-    deltas += [Delta(piece, index=index) for piece in answer.pieces]
+    left = len(text)
+    for piece in answer.pieces:
+        if left > 0:
+            deltas.append(Delta(piece[:left], index=index))
+        left -= len(piece)
     return deltas
 
 

@@ -3,12 +3,13 @@
 Imports types, and the delta helpers of its own room.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 
-from rewrap.mock.answers import as_stream
+from rewrap.mock.answers import Answer, as_stream
 from rewrap.mock.echo import echo, prompt_words
 from rewrap.mock.embedding import embed_all
 from rewrap.mock.faults import FaultRate, parse_faults
@@ -94,6 +95,22 @@ class Mock:
         async with aclosing(deltas):
             async for delta in deltas:
                 yield delta
+
+    async def answers_to(self, request: ChatRequest, info: ResponseInfo) -> list[Answer | None]:
+        """The answers of the rules to the inputs of embeddings or of a moderation.
+
+        Applies the faults and the pace. Raises APIError.
+        """
+        plan, answers = await apart(self.script.plan_inputs, request, info)
+        info.headers += plan.headers
+        if plan.faults:
+            info.wrap_send = partial(FaultySend, plan.faults)
+        if plan.pace.first_byte_ms:
+            await asyncio.sleep(plan.pace.first_byte_ms / 1000)
+        for answer in answers:
+            if answer is not None and answer.error:
+                raise answer.error.error()
+        return answers
 
     def echoed(self, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
         """The Deltas of an echo; the usage is noted. Raises APIError."""

@@ -121,20 +121,20 @@ def called(request: ChatRequest) -> Reply | None:
 
 
 def check_tools(tools: list[JSONObject]) -> None:
-    """Refuse the schemas that OpenAI refuses for strict functions. Raises SchemaError."""
-    from rewrap.mock.strict import check_strict
+    """Refuse the schemas that OpenAI refuses, and more of them for strict functions. Raises SchemaError."""
+    from rewrap.mock.strict import check_parameters, check_strict
 
     for position, tool in enumerate(tools):
         function = tool.get("function")
-        if not isinstance(function, dict) or function.get("strict") is not True:
+        if not isinstance(function, dict):
             continue
-        check_strict(
-            function.get("parameters"),
-            function.get("name", ""),
-            "function",
-            f"tools[{position}].function.parameters",
-            "invalid_function_parameters",
-        )
+        name = function.get("name", "")
+        schema = function.get("parameters")
+        param = f"tools[{position}].function.parameters"
+        if function.get("strict") is True:
+            check_strict(schema, name, "function", param, "invalid_function_parameters")
+        elif schema is not None:
+            check_parameters(schema, name, param)
 
 
 def seed_of(request: ChatRequest) -> str:

@@ -199,7 +199,7 @@ class RuleSet:
         if rule.counts:
             counts = self.state.of(rule, facts.lane)
         step = next_step(rule, counts)
-        if step is None or is_loop(rule, step, facts):
+        if step is None or is_loop(rule, step, facts) or not is_for(step, facts.api):
             return None
         if rule.nth:
             counts.matched += 1
@@ -228,6 +228,8 @@ class RuleSet:
             return f"it has ended{lane} after {counts.answered} answers"
         if is_loop(rule, step, facts):
             return "this turn has a result of the tool that it calls, and no on_tool_result = true"
+        if not is_for(step, facts.api):
+            return f"its answer is not one of {facts.api}"
         return f"nth: it answers match {rule.nth}, this is match {counts.matched}{lane}"
 
 
@@ -246,6 +248,17 @@ def is_loop(rule: Rule, step: Answer, facts: Facts) -> bool:
         return False
     called = {call.name for call in step.tool_calls}
     return any(result.tool in called or not result.tool for result in facts.turn_results)
+
+
+def is_for(step: Answer, api: str) -> bool:
+    """Whether a step can answer this API: a chat takes no vector, and embeddings take no text."""
+    if step.embedding:
+        return api == "embeddings"
+    if step.flagged:
+        return api == "moderations"
+    if api in ("embeddings", "moderations"):
+        return not step.has_content and not step.backend
+    return True
 
 
 def distance(rule: Rule, facts: Facts) -> tuple[int, float]:

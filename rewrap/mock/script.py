@@ -7,7 +7,7 @@ mock's modules.
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -27,6 +27,8 @@ PATHS = {
     "ask": "/ask",
     "responses": "/v1/responses",
     "completions": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+    "moderations": "/v1/moderations",
 }
 PENDING = 1000  # requests that are noted before the journal is read
 PENDING_BYTES = 16_384  # a larger body is cut at once
@@ -90,15 +92,41 @@ class Script:
             self.note(request, info, "", "", "")
             return PLAIN
         facts = Facts.of(request, request.api, headers)
-        answer = self.rules.match(facts) if scripted else None
-        difference = ""
-        if answer is None and self.strict:
-            difference = self.rules.nearest(facts)
+        answer, difference = self.matched(facts)
         self.note(request, info, facts.lane, answer.rule if answer else "", difference)
         if difference:
-            message = f"No rule of the mock matches (MOCK_STRICT). {difference}"
-            raise APIError(404, message, code="mock_no_match", reason="no rule")
+            raise no_match(difference)
         return self.decided(answer, facts, headers)
+
+    def plan_inputs(
+        self, request: ChatRequest, info: ResponseInfo
+    ) -> tuple[Plan, list[Answer | None]]:
+        """The plan of a request whose messages are inputs of their own, and the answer to each.
+
+        Faults and pace are those of the first input that a rule answers. Raises APIError.
+        """
+        self.requests += 1
+        self.rules.reload_if_changed()
+        headers = request.client_headers
+        inputs = [
+            Facts.of(replace(request, messages=[message]), request.api, headers)
+            for message in request.messages
+        ]
+        found = [self.matched(facts) for facts in inputs]
+        answers = [answer for answer, _ in found]
+        first = next(filter(None, answers), None)
+        difference = next((text for _, text in found if text), "")
+        self.note(request, info, inputs[0].lane, first.rule if first else "", difference)
+        if difference:
+            raise no_match(difference)
+        return self.decided(first, inputs[0], headers), answers
+
+    def matched(self, facts: Facts) -> tuple[Answer | None, str]:
+        """The answer of the rules, and in strict mode without one the difference to the nearest."""
+        answer = self.rules.match(facts) if len(self.rules) else None
+        if answer is None and self.strict:
+            return None, self.rules.nearest(facts)
+        return answer, ""
 
     def decided(self, answer: Answer | None, facts: Facts, headers: Mapping[str, str]) -> Plan:
         """The faults and the pace of a request. Raises APIError for faults that are errors."""
@@ -209,6 +237,11 @@ class Script:
 
 
 PLAIN = Plan()
+
+
+def no_match(difference: str) -> APIError:
+    message = f"No rule of the mock matches (MOCK_STRICT). {difference}"
+    return APIError(404, message, code="mock_no_match", reason="no rule")
 
 
 def has_mock_header(headers: Mapping[str, str]) -> bool:

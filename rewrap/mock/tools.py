@@ -71,6 +71,8 @@ def choose_calls(
     mode, offered = narrowed(offered, tool_choice)
     if mode == "none" or not offered:
         return []
+    # A call that is demanded is a library's way to a typed output: one without values is no use.
+    fill = mode == "required"
     turn = turn_of(messages)
     text = user_text(messages)
     if any(is_result(message) for message in turn):
@@ -80,16 +82,16 @@ def choose_calls(
         called = {name for _, name in calls_of(turn)}
         unused = [tool for tool in offered if tool.name not in called]
         prompt = "\n".join([*results_of(turn), text])
-        return [call_of((unused or offered)[-1], prompt)]
+        return [call_of((unused or offered)[-1], prompt, fill)]
     mentions = mentioned(offered, text[:READ])
     if not parallel_tool_calls:
         del mentions[1:]
     if mentions:
         parts = zip(mentions, parts_of(text, mentions), strict=True)
-        return [call_of(mention.tool, part) for mention, part in parts]
+        return [call_of(mention.tool, part, fill) for mention, part in parts]
     if mode == "auto":
         return []
-    return [call_of(offered[0], text)]
+    return [call_of(offered[0], text, fill)]
 
 
 def choose_function(
@@ -259,15 +261,18 @@ def parts_of(text: str, mentions: list[Mention]) -> list[str]:
     return [f"{text[start:end]}\n{text}" for start, end in spans]
 
 
-def call_of(tool: Tool, prompt: str) -> Call:
-    """The call of the tool with arguments filled from the prompt."""
+def call_of(tool: Tool, prompt: str, fill: bool) -> Call:
+    """The call of the tool with arguments filled from the prompt.
+
+    With `fill`, an object that requires nothing has all its properties.
+    """
     try:
         if tool.type == "custom":
             return Call(tool.name, custom_input(tool.spec, prompt), "custom")
         parameters = tool.spec.get("parameters")
         if not parameters:
             return Call(tool.name, "{}")
-        value = value_for(parameters, prompt)
+        value = value_for(parameters, prompt, fill=fill)
     except SchemaError as error:
         message = f"Invalid schema for function '{tool.name}': {error.message}"
         param = f"{tool.param}.parameters"

@@ -66,8 +66,7 @@ class PassThroughEndpoint:
 class UpstreamOrLocal:
     """An endpoint of OpenAI-compatible upstreams that other backends may have in their own form.
 
-    `find` gives the answer of an upstream, or None. `local` takes the body and the model of the
-    path.
+    `find` gives the answer of an upstream, or None. `local` makes the document of an answer here.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class UpstreamOrLocal:
         intake: Intake,
         path: str,
         find: Callable[[PassedRequest], Answer | None],
-        local: Callable[[bytes, str], Awaitable[JSONObject]],
+        local: Callable[[PassedRequest, ResponseInfo], Awaitable[JSONObject]],
     ) -> None:
         self.intake = intake
         self.path = path
@@ -90,10 +89,13 @@ class UpstreamOrLocal:
         if answer is not None:
             await pass_on(context, request, answer)
             return
-        assert isinstance(request.body, bytes)
+        info = ResponseInfo(request_id=context.id)
+        context.info = info
         with context.watch():
-            document = await self.local(request.body, request.model)
-        await context.respond(200, [(b"content-type", b"application/json")], dumps(document))
+            document = await self.local(request, info)
+        context.use(info.wrap_send)
+        headers = [(b"content-type", b"application/json"), *info.headers]
+        await context.respond(200, headers, dumps(document))
 
 
 class OwnOrUpstream:
