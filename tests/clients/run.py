@@ -1,7 +1,7 @@
 """Real clients against real servers: `python tests/clients/run.py [PROGRAM...]` runs all programs, or those that are named.
 
 Each program runs against three servers: the mock, a relay of it, and a chat URL (the mock's, without
-a shape). The exit status is 0 if no feature failed. `--write` writes the table of docs/clients.md.
+a shape); those of error forms against one in front of failing upstreams. The exit status is 0 if no feature failed. `--write` writes the table of docs/clients.md.
 `SKIP_CLIENTS=true` skips all.
 """
 
@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
 from environments import CACHE, Unavailable, environment  # noqa: E402
+from error_upstream import FORMS, MESSAGE, backends_file, error_upstream  # noqa: E402
 from serving import started  # noqa: E402
 
 DOCUMENT = ROOT / "docs" / "clients.md"
@@ -31,10 +33,11 @@ PROGRAM_SECONDS = 300
 
 @dataclass(frozen=True)
 class Program:
-    """A client program and its environment. Those in Python that run a command of npm have both."""
+    """A client program, its environment, and the only server that it runs at, if it is one."""
 
     file: str
     environment: str
+    server: str = ""
 
 
 PROGRAMS = [
@@ -53,6 +56,8 @@ PROGRAMS = [
     Program("codex.py", "codex"),
     Program("opencode.py", "opencode"),
     Program("aider.py", "aider"),
+    Program("error_forms.py", "main", "errors"),
+    Program("node/error_forms.mjs", "node", "errors"),
 ]
 
 
@@ -69,8 +74,11 @@ class Outcome:
 
 @contextmanager
 def servers() -> Iterator[dict[str, str]]:
-    """The base URLs of the three servers, without /v1."""
+    """The base URLs of the servers, without /v1. `errors` is in front of failing upstreams."""
     with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        config = Path(folder) / "backends.toml"
+        config.write_text(backends_file(stack.enter_context(error_upstream())))
         mock = stack.enter_context(started(MOCK_RULES=str(HERE / "rules.toml"))).url
         in_memory = {"STORE_URL": "sqlite://"}
         relay = started(OPENAI_API_BASE=f"{mock}/v1", **in_memory)
@@ -79,6 +87,7 @@ def servers() -> Iterator[dict[str, str]]:
             "mock": mock,
             "relay": stack.enter_context(relay).url,
             "chat URL": stack.enter_context(chat_url).url,
+            "errors": stack.enter_context(started(CONFIG=str(config), **in_memory)).url,
         }
 
 
@@ -90,6 +99,8 @@ def run_program(program: Program, folder: Path, server: str, url: str) -> list[O
     known = {"PATH", "HOME", "LANG"}
     variables = {name: value for name, value in os.environ.items() if name in known}
     variables |= {"BASE_URL": url, "CLIENT_MODULES": str(modules), "CLIENT_HOMES": str(homes)}
+    models = [f"{kind}-{form}" for form in FORMS for kind in ("openai", "url")]
+    variables |= {"ERRORS_MODELS": ",".join(models), "ERRORS_MESSAGE": MESSAGE}
     try:
         done = subprocess.run(
             command_of(program, folder),
@@ -147,6 +158,7 @@ def run_all(programs: list[Program]) -> tuple[list[Outcome], list[str]]:
             for program in programs
             if isinstance(folder := folders[program.environment], Path)
             for server, url in urls.items()
+            if program.server in (server, "") and (server != "errors" or program.server)
         ]
         outcomes = [row for task in tasks for row in task.result()]
     return outcomes, skipped
