@@ -29,6 +29,7 @@ from rewrap.config.backends_file import read_backends_file
 from rewrap.config.settings import Settings, known_variables
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+WITH_BLOCKS = [document for document in DOCUMENTS if "```" in document.read_text()]
 OWN = "http://127.0.0.1:8000"
 KEYS = {"CLOUD_API_KEY": "sk-cloud", "DIFY_KEY": "sk-dify"}
 # Programs of blocks that are not run, since other tests do what they do, or since they need a network.
@@ -193,7 +194,7 @@ def reading(folder: Path, chat_url: str, mock: str) -> Iterator[Reader]:
         yield reader
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", WITH_BLOCKS, ids=lambda path: path.name)
 def test_every_block_of_a_document_runs_as_it_stands(
     document: Path, tmp_path: Path, chat_url: str, mock: str
 ) -> None:

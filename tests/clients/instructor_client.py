@@ -1,4 +1,4 @@
-"""instructor: its modes for tools and JSON schemas, over openai 2. Version 1.17 cannot read its own Responses mode."""
+"""instructor: its modes for tools, JSON schemas and the Responses API, over openai 2."""
 
 import instructor
 from features import ADA, BASE, FAIL, KEY, MODEL, package_version, raises_refusal, run, same
@@ -48,4 +48,9 @@ def error() -> None:
     raises_refusal(lambda: patched(instructor.Mode.TOOLS).create(**asking(FAIL)))
 
 
-run("instructor", package_version("instructor"), [stream, tools, structured, error])
+def responses() -> None:
+    client = patched(instructor.Mode.RESPONSES_TOOLS)
+    same(client.create(**asking(ADA)).model_dump(), ADA_DOCUMENT)
+
+
+run("instructor", package_version("instructor"), [stream, tools, structured, error, responses])

@@ -3,6 +3,9 @@
 Each program runs against three servers: the mock, a relay of it, and a chat URL (the mock's, without
 a shape); those of error forms against one in front of failing upstreams. The exit status is 0 if no feature failed. `--write` writes the table of docs/clients.md.
 `SKIP_CLIENTS=true` skips all.
+
+It needs python3, node 20 or later, and npm. It installs the pinned versions once, into the folder that
+environments.py names. Without the npm registry, the clients for Node are left out.
 """
 
 import json
