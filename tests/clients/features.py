@@ -26,6 +26,8 @@ FORECAST = "The weather: sunny in Paris"
 ADA = "Ada is 36 years old."
 FAIL = "Please fail."
 REFUSAL = "The backend refuses this."
+BREAK = "Please break off."  # an error in the middle of a stream
+BROKEN = "The server had an error while processing your request."
 WEATHER_SCHEMA = {
     "type": "object",
     "properties": {"city": {"type": "string"}},
@@ -44,12 +46,12 @@ def same(found: object, expected: object) -> None:
         raise AssertionError(f"got {found!r}, expected {expected!r}")
 
 
-def raises_refusal(call: Callable[[], object]) -> None:
+def raises_refusal(call: Callable[[], object], message: str = REFUSAL) -> None:
     """The exception of a client contains the message of the backend."""
     try:
         call()
     except Exception as error:
-        if REFUSAL in str(error):
+        if message in str(error):
             return
         raise AssertionError(f"the exception has another message: {error!r}") from error
     raise AssertionError("no exception")

@@ -3,6 +3,8 @@
 from features import (
     ADA,
     BASE,
+    BREAK,
+    BROKEN,
     FAIL,
     FORECAST,
     GREETING,
@@ -65,6 +67,7 @@ def structured() -> None:
 def error() -> None:
     raises_refusal(lambda: chat.invoke(FAIL))
     raises_refusal(lambda: list(chat.stream(FAIL)))
+    raises_refusal(lambda: list(chat.stream(BREAK)), BROKEN)
 
 
 def responses() -> None:

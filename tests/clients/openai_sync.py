@@ -3,6 +3,8 @@
 from features import (
     ADA,
     BASE,
+    BREAK,
+    BROKEN,
     FAIL,
     FORECAST,
     GREETING,
@@ -80,6 +82,10 @@ def error() -> None:
     raises_refusal(lambda: sdk.chat.completions.create(**asking(FAIL)))
     raises_refusal(lambda: sdk.chat.completions.create(**asking(FAIL), stream=True))
     raises_refusal(lambda: sdk.responses.create(model=MODEL, input=FAIL))
+    broken = sdk.chat.completions.create(**asking(BREAK), stream=True)
+    raises_refusal(lambda: list(broken), BROKEN)
+    last = list(sdk.responses.create(model=MODEL, input=BREAK, stream=True))[-1]
+    same((last.type, BROKEN in last.response.error.message), ("response.failed", True))
 
 
 def responses() -> None:

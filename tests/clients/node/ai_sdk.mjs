@@ -14,6 +14,13 @@ const tools = {
   }),
 };
 
+async function failedStream(options) {
+  const onError = () => {};
+  for await (const part of streamText({ ...options, onError }).fullStream) {
+    if (part.type === 'error') throw part.error;
+  }
+}
+
 function features(model) {
   const common = { model, maxRetries: 0 };
   return {
@@ -35,12 +42,8 @@ function features(model) {
     },
     async error() {
       await f.raisesRefusal(() => generateText({ ...common, prompt: f.FAIL }));
-      await f.raisesRefusal(async () => {
-        const onError = () => {};
-        for await (const part of streamText({ ...common, prompt: f.FAIL, onError }).fullStream) {
-          if (part.type === 'error') throw part.error;
-        }
-      });
+      await f.raisesRefusal(() => failedStream({ ...common, prompt: f.FAIL }));
+      await f.raisesRefusal(() => failedStream({ ...common, prompt: f.BREAK }), f.BROKEN);
     },
   };
 }

@@ -14,6 +14,8 @@ export const FORECAST = 'The weather: sunny in Paris';
 export const ADA = 'Ada is 36 years old.';
 export const FAIL = 'Please fail.';
 export const REFUSAL = 'The backend refuses this.';
+export const BREAK = 'Please break off.'; // an error in the middle of a stream
+export const BROKEN = 'The server had an error while processing your request.';
 export const weatherSchema = {
   type: 'object',
   properties: { city: { type: 'string' } },
@@ -28,11 +30,11 @@ export function same(found, expected) {
 }
 
 // The exception of a client contains the message of the backend.
-export async function raisesRefusal(call) {
+export async function raisesRefusal(call, message = REFUSAL) {
   try {
     await call();
   } catch (error) {
-    if (String(error?.message ?? error).includes(REFUSAL)) return;
+    if (String(error?.message ?? error).includes(message)) return;
     throw new Error(`the exception has another message: ${error}`);
   }
   throw new Error('no exception');

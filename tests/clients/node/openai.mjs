@@ -48,6 +48,7 @@ function chatFeatures(sdk) {
     async error() {
       await f.raisesRefusal(() => completions.create(asking(f.FAIL)));
       await f.raisesRefusal(() => completions.stream(asking(f.FAIL)).finalContent());
+      await f.raisesRefusal(() => completions.stream(asking(f.BREAK)).finalContent(), f.BROKEN);
     },
   };
 }
