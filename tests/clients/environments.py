@@ -77,6 +77,7 @@ def install_node(folder: Path, lists: list[Path]) -> None:
     for path in lists:
         shutil.copy(path, folder)
     flags = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    flags += ["--fetch-retries=1", "--fetch-timeout=60000"]
     call(["npm", "ci", *flags], folder)
 
 
