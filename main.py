@@ -20,11 +20,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap import __version__
 from rewrap.api import surfaces
-from rewrap.api.answers import LocalEmbeddings, LocalModerations
+from rewrap.api.answers import LocalModerations
 from rewrap.api.info import InfoRoutes
 from rewrap.api.openapi import document
+from rewrap.api.parts import api_parts
 from rewrap.api.recorder import Recorder
-from rewrap.api.responses.routes import ResponseRoutes
 from rewrap.api.responses.stored import StoredResponses
 from rewrap.api.stored import StoredCompletions, StoredRoutes
 from rewrap.api.surfaces import Incoming, Surface, Turn
@@ -98,12 +98,12 @@ class Gateway:
         if per_minute:
             self.rate_limit = RateLimit(per_minute, settings.rate_limit_store_url)
         # The mock leaves no file, unless several processes share the store.
-        in_memory = isinstance(backend, Mock) and settings.workers == 1
-        self.store = open_store(
-            settings.store_url or ("sqlite://" if in_memory else "sqlite:///chat.db"),
-            settings.store_max_age_days,
-            shared=settings.workers > 1,
-        )
+        is_mock = isinstance(backend, Mock)
+        in_memory = is_mock and settings.workers == 1
+        url = settings.store_url or ("sqlite://" if in_memory else "sqlite:///chat.db")
+        store = open_store(url, settings.store_max_age_days, shared=settings.workers > 1)
+        self.parts = api_parts(any_id=is_mock and settings.mock_any_id)
+        self.store = self.parts.store(store)
         before, after = load_hooks(settings.hooks)
         self.recorder = Recorder(
             before,
@@ -356,12 +356,12 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     late = settings.late_instructions
     responses = StoredResponses(gateway.store, settings.max_body_bytes)
     native = NativeResponses(gateway.passing, enabled=not settings.hooks)
-    response_surface = surfaces.ResponsesSurface(
+    response_surface = gateway.parts.surface(
         chat_model, checks, responses, late, settings.reasoning_as_summary
     )
     intake = passing.Intake(gateway.admit, gateway.client_headers, settings.max_body_bytes)
-    response_routes = ResponseRoutes(responses, gateway.owner, gateway.body).routes()
-    embeddings = LocalEmbeddings(gateway.backend_of, model)
+    response_routes = gateway.parts.routes(responses, gateway.owner, gateway.body).routes()
+    embeddings = gateway.parts.embeddings(gateway.backend_of, model)
     endpoints: dict[str, ASGIApp] = {
         "/chat/completions": Endpoint(gateway, surfaces.ChatSurface(chat_model, checks, late)),
         "/responses": ResponsesEndpoint(gateway, response_surface, native),

@@ -310,7 +310,7 @@ async def test_an_upstream_that_has_no_list_of_models_has_an_empty_one(status: i
     assert (await some.get("/v1/models/x")).json()["id"] == "x"
 
 
-SPELLINGS = ["/v1", "", "//v1", "/v1/", "/v1/v1", "/openai/v1", "/"]
+SPELLINGS = ["/v1", "", "//v1", "/v1/", "/v1/v1", "/openai/v1", "/openai", "/"]
 
 
 @pytest.mark.parametrize("prefix", SPELLINGS)
@@ -327,6 +327,13 @@ async def test_an_azure_path_names_the_model() -> None:
     answer = await client().post(path, json=ASKED | {"model": None}, headers={"api-key": "x"})
     assert answer.status_code == 200, answer.text
     assert answer.json()["model"] == "my-gpt"
+
+
+async def test_azure_paths_without_a_deployment_are_served() -> None:
+    version = "?api-version=2025-04-01-preview"
+    answer = await client().post(f"/openai/responses{version}", json={"model": "m", "input": "Hi"})
+    assert answer.json()["object"] == "response", answer.text
+    assert (await client().get(f"/openai/models{version}")).json()["object"] == "list"
 
 
 async def test_a_completion_has_openais_form() -> None:

@@ -1,6 +1,7 @@
 """Requests that pass through to an OpenAI-compatible upstream: over real sockets, with real clients."""
 
 import json
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ import pytest
 from serving import Process, served, started
 
 MEGABYTE = 2**20
-SIZE = 200 * MEGABYTE
+# PASS_THROUGH_MEGABYTES=1024 python -m pytest tests/test_passthrough.py -k large: 1 GB each way.
+SIZE = int(os.environ.get("PASS_THROUGH_MEGABYTES", "200")) * MEGABYTE
 GROWTH = 30 * MEGABYTE
 BLOCK = bytes(range(256)) * 256  # 64 KB
 CONTENT = b"0123456789" * 100

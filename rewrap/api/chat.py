@@ -63,6 +63,7 @@ class ChatRendering:
             out = opening + self.role_chunk(delta)
         tool_calls: list[JSONObject] = []
         if delta.fields:
+            self.size += fields_size(delta.fields)
             fields = dict(delta.fields)
             tool_calls = fields.pop("tool_calls", None) or []
             if fields:  # reasoning comes before the text
@@ -208,7 +209,7 @@ def completion(info: ResponseInfo, deltas: list[Delta]) -> JSONObject:
     choices: dict[int, Choice] = {}
     for delta in deltas:
         choices.setdefault(delta.index, Choice()).add(delta)
-    complete_usage(info, sum([size_of(delta.content) for delta in deltas]))
+    complete_usage(info, sum([reply_size(delta) for delta in deltas]))
     return {
         "id": info.id,
         "object": "chat.completion",
@@ -220,12 +221,31 @@ def completion(info: ResponseInfo, deltas: list[Delta]) -> JSONObject:
     }
 
 
+def reply_size(delta: Delta) -> int:
+    """The bytes of UTF-8 in the parts of a reply that a model writes."""
+    if not delta.fields:
+        return size_of(delta.content)
+    return size_of(delta.content) + fields_size(delta.fields)
+
+
+def fields_size(fields: JSONObject) -> int:
+    """The bytes of reasoning, refusal and arguments of calls."""
+    texts = [fields.get("reasoning_content") or fields.get("reasoning"), fields.get("refusal")]
+    for call in fields.get("tool_calls") or ():
+        texts.append((call.get("function") or {}).get("arguments"))
+    return sum([size_of(text) for text in texts if isinstance(text, str)])
+
+
 def complete_usage(info: ResponseInfo, size: int) -> None:
-    """Estimate the counts that the upstream did not send. `size`: bytes of the reply's text."""
+    """Estimate the counts that the upstream did not send. `size`: as of `reply_size`."""
     known = info.usage or {}
     if "prompt_tokens" in known and "completion_tokens" in known:
         return
     prompt = known.get("prompt_tokens")
     if prompt is None:
         prompt = estimated_tokens(info.prompt_bytes)
-    info.usage = usage(prompt, known.get("completion_tokens", estimated_tokens(size))) | known
+    written = known.get("completion_tokens", estimated_tokens(size))
+    total = known.get("total_tokens")
+    if "completion_tokens" not in known and isinstance(total, int) and total >= prompt:
+        written = total - prompt
+    info.usage = usage(prompt, written) | known

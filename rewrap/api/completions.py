@@ -43,7 +43,7 @@ SAME_NAME = (
 LOGPROB_LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 FINISH_REASONS = ("stop", "length", "content_filter")
 CHECKS: dict[str, Check] = {
-    "best_of": number(1, 20, int),
+    "best_of": number(0, 20, int),
     "echo": typed(bool),
     "logprobs": number(0, 5, int),
     "max_tokens": number(0, 2**53, int),
@@ -95,7 +95,7 @@ def parse_completion(payload: JSONObject, *, mock: bool = False) -> CompletionRe
 
 def check_best_of(payload: JSONObject, n: int) -> None:
     best_of = payload.get("best_of")
-    if best_of is None:
+    if not best_of:
         return
     if best_of < n:
         raise invalid("'best_of' must be at least 'n'.", "best_of", "invalid_value")

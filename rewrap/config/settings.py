@@ -66,6 +66,7 @@ class Settings:
     mock_strict: bool = setting("mock", False, "true: a request that no rule matches gets 404, which names the nearest rule.")
     mock_faults: tuple[str, ...] = setting("mock", ("500",), "Faults that MOCK_FAULT_RATE draws from, separated by commas: 429, 500, cut, stall=2s ...")
     mock_fault_rate: float = setting("mock", 0.0, "The share of the mock's answers that have a fault, from 0 to 1.", minimum=0, maximum=1)
+    mock_any_id: bool = setting("mock", False, "true: the mock answers for any id of a stored object, and takes every request that OpenAI's specification allows, for the generated tests of SDKs.")
     mock_seed: int = setting("mock", 0, "The seed of the faults: the same seed gives the same faults.")
 
     api_keys: tuple[str, ...] = setting("keys and limits", (), "The keys that clients may use, separated by commas. Without API_KEYS and SECRET_KEY the server is open.", secret=True, file=True)

@@ -93,10 +93,16 @@ def without_port(address: str) -> str:
 
 
 def normal_path(path: str) -> str:
-    """One spelling of a path: `/v1/models`, `//v1/models`, `/v1/v1/models/`, `/openai/v1/models` give `/models`."""
+    """One spelling of a path: `/v1/models`, `//v1/models`, `/v1/v1/models/`, `/openai/v1/models` give `/models`.
+
+    Azure's clients put a deployment into the paths of some APIs, and send others, such as Responses, to `/openai/responses`.
+    """
     path = re.sub(r"/{2,}", "/", path)
-    path = re.sub(r"^(?:/openai)?(?:/v1)+(?=/|$)", "", path)
+    path = PREFIX.sub("", path)
     return path.rstrip("/") or "/"
+
+
+PREFIX = re.compile(r"^(?:/openai(?=/)(?!/deployments/))?(?:/v1)*(?=/|$)")
 
 
 # The most frequent paths, looked up instead of computed: 2 µs.

@@ -14,7 +14,7 @@ from rewrap.api.requests import parse_object
 from rewrap.api.responses.request import input_tokens, parse_responses
 from rewrap.api.responses.stored import StoredResponses, item_page, replay, whole_number
 from rewrap.api.stored import JSONResponse
-from rewrap.types import APIError
+from rewrap.types import APIError, JSONObject
 
 NO_COMPACTION = "Responses are not compacted here: send the input as it is."
 
@@ -79,10 +79,14 @@ class ResponseRoutes:
     async def count_tokens(self, request: Request) -> Response:
         """POST /v1/responses/input_tokens: an estimate of the tokens of a request."""
         owner = await self.owner(request)
-        payload = parse_object(await self.body(request))
+        payload = self.parse(await self.body(request))
         history = await self.stored.history(owner, payload)
         chat, _ = parse_responses(payload, history.items, find_item=history.referenced.get)
         return JSONResponse(input_tokens(chat))
+
+    def parse(self, body: bytes) -> JSONObject:
+        """The request that is counted. Raises APIError."""
+        return parse_object(body)
 
     async def compact(self, request: Request) -> Response:
         """POST /v1/responses/compact: 400, as there is none."""
