@@ -17,7 +17,7 @@ import orjson
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
-from rewrap.mock.backend import Mock, connect_mocks, mock_script
+from rewrap.mock.backend import Mock, configured_mock, connect_mocks
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.threads import apart, encoded
 from rewrap.types import (
@@ -182,6 +182,8 @@ class ChatURL:
         }
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        if self.client.journal is not None:
+            self.client.journal.begin(request, info)
         prepared = await apart(self.prepare, request, info)
         del request  # while the upstream works, the bytes for it are kept alone
         async with self.answer(prepared, info) as answer:
@@ -368,6 +370,8 @@ class OpenAI(ChatURL):
         """The upstream's own bytes if the rendering takes them: a JSON answer whole, a stream in whole events."""
         alias = ModelAlias(request.model) if self.params.model else None
         info.accepted = False  # its own head says so
+        if self.client.journal is not None:
+            self.client.journal.begin(request, info)
         prepared = await apart(self.prepare, request, info)
         del request
         async with self.answer(prepared, info) as answer:
@@ -444,6 +448,10 @@ def build_backend(settings: Settings, client: Client) -> Backend:
     limits = settings.limits()
     common = Common(client, limits, settings)
     mock = configured_mock(settings)
+    if settings.replay:
+        from rewrap.mock.replay import ReplayJournal
+
+        client.keep_journal(ReplayJournal(mock.script))
     if settings.use_mock_api:
         return mock
     if settings.config:
@@ -479,19 +487,6 @@ def build_backend(settings: Settings, client: Client) -> Backend:
             responses=settings.responses,
         )
     return mock
-
-
-def configured_mock(settings: Settings) -> Mock:
-    """The mock of the settings. Raises ValueError, in one line that names the setting."""
-    script = mock_script(
-        settings.mock_rules,
-        settings.mock_strict,
-        settings.mock_fault_rate,
-        settings.mock_faults,
-        settings.mock_seed,
-        settings.secrets(),
-    )
-    return Mock(settings.mock_words_per_second, reply_bytes=settings.max_reply_bytes, script=script)
 
 
 def checked_backend(

@@ -34,7 +34,7 @@ from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
 from rewrap.ids import owner_id, random_hex
 from rewrap.memory import default_budget
-from rewrap.mock.backend import Mock
+from rewrap.mock.backend import Mock, control_script
 from rewrap.mock.routes import MockRoutes
 from rewrap.redaction import loggable
 from rewrap.server import passing
@@ -60,7 +60,7 @@ from rewrap.types import (
     no_such_model,
 )
 from rewrap.upstream.callable import CallableBackend
-from rewrap.upstream.client import Client
+from rewrap.upstream.client import upstream_client
 from rewrap.upstream.errors import TOO_LARGE, bad_gateway
 from rewrap.upstream.native_responses import NativeResponses
 from rewrap.upstream.passthrough import PassThrough, raw_transport
@@ -330,16 +330,15 @@ def create_app(
     settings = settings or Settings()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     log.setLevel(settings.log_level.upper())
-    timeout = settings.connect_timeout_seconds
     if transport is None:
         transport = Transport(
             settings.max_connections,
-            timeout,
+            settings.connect_timeout_seconds,
             proxy=settings.upstream_proxy,
             dns_seconds=settings.dns_seconds,
         )
     if backend is None:
-        backend = build_backend(settings, Client(transport, timeout))
+        backend = build_backend(settings, upstream_client(settings, transport))
     elif callable(backend):
         backend = CallableBackend(backend, settings.limits())
     gateway = Gateway(settings, backend, transport)
@@ -379,8 +378,9 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     info = InfoRoutes(gateway.models, gateway.public_models, gateway.backend_of, names, THEME)
     azure = "/openai/deployments/{model}"
     rest: list[BaseRoute] = []
-    if gateway.mock:
-        rest += MockRoutes(gateway.mock.script, gateway.owner, gateway.body).routes()
+    script = control_script(gateway.backends)
+    if script is not None:
+        rest += MockRoutes(script, gateway.owner, gateway.body).routes()
     if settings.pass_through and gateway.passing.providers:
         pass_through = passing.PassThroughEndpoint(intake, gateway.passing.by_model)
         rest += [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]

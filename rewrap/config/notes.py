@@ -50,6 +50,10 @@ def ignored_notes(settings: Settings) -> list[str]:
     if chosen in ("chat_url", "openai_api_base"):
         mock = [name for name in GROUPS["mock"] if name != "use_mock_api"]
         ignored(mock, f"{chosen.upper()} is set, and the mock does not answer")
+    if not settings.replay:
+        ignored(("replay_miss", "replay_speed"), "REPLAY is not set")
+    if not settings.replay and not settings.record:
+        ignored(("replay_ignore",), "neither RECORD nor REPLAY is set")
     if not settings.secret_key:
         ignored(("revoked_keys",), "SECRET_KEY is not set")
     if not settings.rate_limit_per_minute:

@@ -69,6 +69,12 @@ class Settings:
     mock_any_id: bool = setting("mock", False, "true: the mock answers for any id of a stored object, and takes every request that OpenAI's specification allows, for the generated tests of SDKs.")
     mock_seed: int = setting("mock", 0, "The seed of the faults: the same seed gives the same faults.")
 
+    record: str = setting("record and replay", "", "A folder. Each exchange with an upstream is written to a file there, without credentials.")
+    replay: str = setting("record and replay", "", "A folder of recordings, which answer instead of the upstream. The other settings stay as they were for RECORD.")
+    replay_miss: str = setting("record and replay", "404", "A request without a recording: 404, or record (it goes to the upstream and is recorded).", among=("404", "record"))
+    replay_speed: float = setting("record and replay", 0.0, "The speed of recorded answers. 0: at once, 1: as recorded, 2: twice as fast.", minimum=0)
+    replay_ignore: tuple[str, ...] = setting("record and replay", (), "Members of requests that may differ from the recording, separated by commas: names (seed) or paths (metadata.run).")
+
     api_keys: tuple[str, ...] = setting("keys and limits", (), "The keys that clients may use, separated by commas. Without API_KEYS and SECRET_KEY the server is open.", secret=True, file=True)
     secret_key: tuple[str, ...] = setting("keys and limits", (), "Secrets for signed keys, separated by commas. The first one signs, all verify. `rewrap key USER` prints a key.", secret=True, file=True)
     revoked_keys: tuple[str, ...] = setting("keys and limits", (), "Signed keys that are no longer valid, as whole keys or ids, separated by commas.")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 from rewrap.mock.answers import Answer, as_stream
 from rewrap.mock.echo import echo, prompt_words
@@ -135,29 +136,46 @@ class Mock:
         return self.others[name].stream(request, info)
 
 
-def mock_script(
-    rules_path: str,
-    strict: bool,
-    fault_rate: float,
-    fault_names: Sequence[str],
-    seed: int,
-    secrets: Sequence[str],
-) -> Script:
-    """The rules and faults of the settings. Raises ValueError, in one line that names the setting."""
+class MockSettings(Protocol):
+    """The settings of the mock."""
+
+    # fmt: off
+    @property
+    def mock_rules(self) -> str: ...
+    @property
+    def mock_strict(self) -> bool: ...
+    @property
+    def mock_fault_rate(self) -> float: ...
+    @property
+    def mock_faults(self) -> Sequence[str]: ...
+    @property
+    def mock_seed(self) -> int: ...
+    @property
+    def mock_words_per_second(self) -> float: ...
+    @property
+    def max_reply_bytes(self) -> int: ...
+    # fmt: on
+
+    def secrets(self) -> list[str]: ...
+
+
+def configured_mock(settings: MockSettings) -> Mock:
+    """The mock of the settings. Raises ValueError, in one line that names the setting."""
     rules = None
-    if rules_path:
+    if settings.mock_rules:
         try:
-            rules = RuleSet.load(rules_path)
+            rules = RuleSet.load(settings.mock_rules)
         except ValueError as error:
             raise ValueError(f"MOCK_RULES: {error}") from None
     rate = None
-    if fault_rate:
+    if settings.mock_fault_rate:
         try:
-            faults = parse_faults(",".join(fault_names))
+            faults = parse_faults(",".join(settings.mock_faults))
         except ValueError as error:
             raise ValueError(f"MOCK_FAULTS: {error}") from None
-        rate = FaultRate(fault_rate, faults, seed)
-    return Script(rules, strict=strict, rate=rate, secrets=secrets)
+        rate = FaultRate(settings.mock_fault_rate, faults, settings.mock_seed)
+    script = Script(rules, strict=settings.mock_strict, rate=rate, secrets=settings.secrets())
+    return Mock(settings.mock_words_per_second, reply_bytes=settings.max_reply_bytes, script=script)
 
 
 def connect_mocks(backends: Sequence[Backend], script: Script) -> None:
@@ -166,4 +184,15 @@ def connect_mocks(backends: Sequence[Backend], script: Script) -> None:
     for backend in backends:
         if isinstance(backend, Mock):
             backend.script = script
+            script.answers = True
             backend.others = others
+
+
+def control_script(backends: Sequence[Backend]) -> Script | None:
+    """The script of the mock, or of the journal of REPLAY; None if neither answers."""
+    for backend in backends:
+        journal = getattr(getattr(backend, "client", None), "journal", None)
+        script = getattr(journal or backend, "script", None)
+        if isinstance(script, Script):
+            return script
+    return None

@@ -58,6 +58,8 @@ class MockRoutes:
     async def add_rules(self, request: Request) -> Response:
         """POST /mock/rules: `{"rules": [...]}` before the rules of files, until the next reset."""
         await self.admit(request)
+        if not self.script.answers:
+            raise APIError(400, "Rules have no effect here: recordings answer (REPLAY).")
         try:
             value = orjson.loads(await self.body(request))
             rules = value.get("rules") if isinstance(value, dict) else value

@@ -6,7 +6,7 @@ mock's modules.
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +81,8 @@ class Script:
         self.pending: deque[Note] = deque()
         self.pending_bytes = 0
         self.requests = 0
+        self.answers = True  # False: only its journal is used
+        self.on_reset: Callable[[], None] | None = None
 
     def plan(self, request: ChatRequest, info: ResponseInfo) -> Plan:
         """Raises APIError: an error that a rule, a header or a rate demands, or 404 in strict mode without a rule."""
@@ -234,6 +236,8 @@ class Script:
         self.rules.reset()
         self.faults.reset()
         self.requests = 0
+        if self.on_reset is not None:
+            self.on_reset()
 
 
 PLAIN = Plan()

@@ -7,15 +7,18 @@ httpx's own for the probe. Does not know chats, shapes or errors for clients.
 import asyncio
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
 import httpx
 
 from rewrap import __version__
-from rewrap.types import Reply
+from rewrap.types import ChatRequest, JSONObject, Reply, ResponseInfo
+
+if TYPE_CHECKING:
+    from rewrap.upstream.recording.setup import ClientSettings
 
 USER_AGENT = f"rewrap/{__version__}"
 UNPRINTABLE = re.compile(r"[^ -~]")
@@ -69,11 +72,36 @@ class HTTPXReply:
         await self.response.aclose()
 
 
+class Journal(Protocol):
+    """Notes the requests that recordings answer."""
+
+    def on_reset(self, callback: Callable[[], None]) -> None:
+        """Call this function when everything starts again."""
+
+    def begin(self, request: ChatRequest, info: ResponseInfo) -> None:
+        """Note a chat on its arrival. Its upstream is asked next, in the same task."""
+
+    def answered(
+        self,
+        *,
+        path: str,
+        model: str,
+        messages: list[JSONObject],
+        recording: str,
+        difference: str,
+        status: int,
+    ) -> None:
+        """`recording` is the name of a file, "" if none answers; `difference` from the request."""
+
+
 class Client(httpx.AsyncClient):
     """httpx's client, with a direct way to transports that have one.
 
     httpx's Request, Response and client cost 130 µs of CPU a request; the direct way costs 25.
     """
+
+    journal: Journal | None = None  # of REPLAY
+    takes_whole_requests = False  # also those without a body, and uploads
 
     def __init__(self, transport: httpx.AsyncBaseTransport, connect_timeout: float) -> None:
         """`connect_timeout` is in seconds."""
@@ -84,6 +112,9 @@ class Client(httpx.AsyncClient):
             follow_redirects=False,
         )
         self.direct = transport if isinstance(transport, DirectTransport) else None
+
+    def keep_journal(self, journal: Journal) -> None:
+        self.journal = journal
 
     def target(self, method: str, url: str, headers: Mapping[str, str]) -> object:
         """The constant part of all requests to a URL: made once. Raises httpx.InvalidURL, httpx.HTTPError."""
@@ -113,6 +144,15 @@ class Client(httpx.AsyncClient):
         )
         async with asyncio.timeout_at(deadline):
             return HTTPXReply(await self.send(request, stream=True), deadline)
+
+
+def upstream_client(settings: "ClientSettings", transport: httpx.AsyncBaseTransport) -> Client:
+    """The client of all upstreams. Raises ValueError, in one line that names the setting."""
+    if not settings.record and not settings.replay:
+        return Client(transport, settings.connect_timeout_seconds)
+    from rewrap.upstream.recording.setup import recording_client
+
+    return recording_client(settings, transport)
 
 
 def slash_redirect(url: str, status: int, headers: Mapping[bytes, bytes]) -> str:

@@ -233,8 +233,11 @@ class PassThrough:
         url = address(provider.api_base, request)
         headers = request_headers(provider, request) | dict(client_headers)
         deadline = running_loop().time() + provider.limits.total
-        if isinstance(request.body, bytes) and request.body:
-            body = with_model(provider, request, request.body)
+        whole = request.body
+        if provider.client.takes_whole_requests and not isinstance(whole, bytes):
+            whole = await gathered(whole, provider.limits.reply_bytes)
+        if isinstance(whole, bytes) and (whole or provider.client.takes_whole_requests):
+            body = with_model(provider, request, whole)
             headers.pop("content-length", None)  # the pool writes its own
             target = provider.client.target(request.method, str(url), headers)
             return await provider.client.ask(target, {}, body, deadline)
@@ -281,6 +284,18 @@ class PassThrough:
             raise
         timeout["read"] = provider.limits.stall  # httpx reads it again for the body
         return CountedReply(response, deadline, self)
+
+
+async def gathered(body: AsyncIterator[bytes], max_bytes: int) -> bytes:
+    """A streamed body as a whole. Raises APIError 413."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in body:
+        parts.append(part)
+        size += len(part)
+        if size > max_bytes:
+            raise APIError(413, "The upload is too large to be recorded.")
+    return b"".join(parts)
 
 
 class CountedReply(RawReply):
