@@ -7,7 +7,7 @@ recorded as it came: the pieces, their times, a cut. Knows no chats and no shape
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 
@@ -198,9 +198,19 @@ class Record:
         self.over = True
         self.write()
 
+    def clean_request(self) -> None:
+        """Take out a cookie that the answer set, should the request have it in its body."""
+        request = self.exchange.request
+        clean = without(request.body, self.credentials)
+        if clean != request.body:
+            self.exchange.request = replace(request, body=clean)
+            facts = self.library.matcher.facts(self.exchange.request)
+            self.name = self.library.new_name(facts)
+
     def write(self) -> None:
         exchange = self.exchange
-        forms = self.credentials
+        forms = self.credentials  # with those of the answer
+        self.clean_request()
         data = pieces_without([piece.data for piece in exchange.pieces], forms)
         for piece, clean in zip(exchange.pieces, data, strict=True):
             piece.data = clean

@@ -85,7 +85,8 @@ def toml_of(exchange: Exchange) -> str:
     lines.append(f"path = {quoted(request.path)}")
     if request.content_type:
         lines.append(f"content_type = {quoted(request.content_type)}")
-    if request.body:
+        lines.append(data_line("body", request.body))
+    elif request.body:
         lines.append(data_line("body", readable_json(request.body)))
     lines += ["", "[response]"]
     if exchange.status:

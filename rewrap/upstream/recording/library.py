@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from rewrap.upstream.recording.exchange import Exchange, Request, read_exchange, toml_of
-from rewrap.upstream.recording.matching import Facts, Matcher
+from rewrap.upstream.recording.matching import Facts, Matcher, likeness
 
 log = logging.getLogger("rewrap")
 
@@ -213,7 +213,7 @@ class Library:
         compared = list(islice(self.recordings.values(), COMPARED))
         if not compared:
             return ""
-        best = max(compared, key=lambda recording: len(recording.facts.leaves & facts.leaves))
+        best = max(compared, key=lambda recording: likeness(recording.facts, facts))
         try:
             exchange = self.exchange(best)
         except ValueError as error:

@@ -37,6 +37,7 @@ FORM = "application/x-www-form-urlencoded"
 BOUNDARY = re.compile(r'boundary="?([^";]+)')
 
 MAX_LEAVES = 500  # of a request, compared to find the nearest recording
+PROMPT_CHARACTERS = 1_000  # for names, and to find the nearest recording
 SHOWN_DIFFERENCES = 4
 SHOWN_CHARACTERS = 60
 SHOWN_BEFORE = 15  # characters of a text before its first difference
@@ -57,7 +58,7 @@ class Facts:
     loose_items: tuple[str, ...]  # digests of the answers and results
     leaves: frozenset[int]  # hashes of names and values, for the nearest recording
     model: str
-    prompt: str
+    prompt: str  # its beginning
 
 
 class Matcher:
@@ -74,7 +75,7 @@ class Matcher:
     def facts(self, request: Request) -> Facts:
         value = decoded(request)
         model = model_of(request, value)
-        prompt = prompt_of(value)
+        prompt = prompt_of(value)[:PROMPT_CHARACTERS]
         try:
             document = self.document(request, value, keep_ids=False)
             strict = digest(self.document(request, value, keep_ids=True))
@@ -274,6 +275,14 @@ def digest(value: object) -> str:
 
 
 # Differences.
+
+
+def likeness(one: Facts, other: Facts) -> tuple[int, float]:
+    """How near two requests are: the values that they share, then the share of equal words."""
+    these = set(one.prompt.split())
+    those = set(other.prompt.split())
+    words = len(these & those) / (len(these | those) or 1)
+    return len(one.leaves & other.leaves), words
 
 
 def leaves(value: object, name: str) -> Iterator[tuple[str, object]]:
