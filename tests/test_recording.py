@@ -106,8 +106,8 @@ def nowhere(**settings: Any) -> dict[str, Any]:
     moved = dict(settings)
     for name in ("chat_url", "openai_api_base"):
         if name in settings:
-            url = f"http://127.0.0.1:{closed_port()}"
-            moved[name] = re.sub(r"^http://[^/]+", url, settings[name])
+            place = rf"http://\g<1>127.0.0.1:{closed_port()}"
+            moved[name] = re.sub(r"^http://([^/@]*@)?[^/]+", place, settings[name])
     return moved
 
 
@@ -942,7 +942,7 @@ async def test_no_secret_is_in_any_file_and_what_resembles_one_stays(tmp_path: P
     settings |= {"record": "", "replay": str(tmp_path / "recorded")}
     async with serving(**nowhere(**settings)) as client:
         replayed = await client.post("/v1/chat/completions", json=again, headers=headers)
-    assert replayed.status_code == 200
+    assert replayed.status_code == 200, replayed.text
 
 
 @pytest.mark.parametrize("key", ["ollama", "EMPTY", "dummy"])
