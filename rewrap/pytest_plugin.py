@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from rewrap.main import Rewrap
     from rewrap.mock.script import Script
-    from rewrap.testing.mock_openai import MockOpenAI
+    from rewrap.testing.mock_openai import MockOpenAI, WatchedScript
     from rewrap.testing.server_thread import ServerThread
 
 FIXTURE = "mock_openai"
@@ -103,7 +105,11 @@ def mock_openai(
     rules = rules_of(options.get("rules"), request.path.parent)
     script = WatchedScript(rules, strict=bool(options.get("strict")))
     server.use(app_of(script))
-    mock = MockOpenAI(server.url, script, server.settle)
+
+    def replay(folder: str | Path, upstream: str, key: str) -> None:
+        server.use(replaying_app(request.path.parent / folder, upstream, key, script))
+
+    mock = MockOpenAI(server.url, script, server.settle, replay)
     monkeypatch.setenv("OPENAI_BASE_URL", mock.base_url)
     monkeypatch.setenv("OPENAI_API_KEY", mock.api_key)
     # LangChain reads this name first: a value from outside would lead to a real API.
@@ -120,13 +126,40 @@ def app_of(script: Script) -> Rewrap:
     from rewrap.main import create_app
     from rewrap.mock.backend import Mock
 
+    with handlers_kept():
+        return create_app(
+            Settings(log_level="error", store_url="sqlite://"), backend=Mock(script=script)
+        )
+
+
+def replaying_app(folder: Path, upstream: str, key: str, script: WatchedScript) -> Rewrap:
+    """An app that answers from recordings, and records what is missing if there is an upstream."""
+    from rewrap.config.settings import OPENAI_BASE, Settings
+    from rewrap.main import create_app
+    from rewrap.testing.mock_openai import WatchedJournal
+
+    settings = Settings(
+        log_level="error",
+        store_url="sqlite://",
+        openai_api_base=upstream or OPENAI_BASE,
+        openai_api_key=key or "none",
+        replay=str(folder),
+        replay_miss="record" if upstream or key else "404",
+    )
+    with handlers_kept():
+        app = create_app(settings)
+    for backend in app.gateway.backends:
+        getattr(backend, "client").keep_journal(WatchedJournal(script))  # noqa: B009
+    return app
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """The root logger keeps the handlers that pytest gave it."""
     root = logging.getLogger()
     handlers = list(root.handlers)
-    app = create_app(
-        Settings(log_level="error", store_url="sqlite://"), backend=Mock(script=script)
-    )
+    yield
     root.handlers[:] = handlers
-    return app
 
 
 def marker_options(request: pytest.FixtureRequest) -> dict[str, object]:

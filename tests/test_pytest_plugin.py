@@ -4,6 +4,7 @@ import tomllib
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from textwrap import dedent
 
 import httpcore2
@@ -15,6 +16,7 @@ import rewrap.main
 import rewrap.pytest_plugin
 import rewrap.testing.mock_openai
 import rewrap.testing.server_thread
+from rewrap.mock.script import Script
 
 pytest_plugins = ["pytester"]
 
@@ -425,3 +427,31 @@ def test_the_package_names_the_plugin_as_an_entry_point() -> None:
 
 def test_pytest_lists_the_marker(process: Run) -> None:
     process("--markers").stdout.fnmatch_lines(["@pytest.mark.mock_openai(rules=None, strict=*"])
+
+
+def test_recordings_answer_after_the_first_run(run: Run, tmp_path: Path) -> None:
+    """The upstream of the first test is the mock itself, on a server of its own."""
+    upstream = rewrap.testing.server_thread.ServerThread()
+    upstream.start()
+    upstream.use(rewrap.pytest_plugin.app_of(Script()))
+    folder = tmp_path / "recordings"
+    result = run(f"""
+        def test_records(mock_openai):
+            mock_openai.record({str(folder)!r}, upstream={upstream.url + "/v1"!r})
+            assert ask("Hello").content == "This is a mock reply to: Hello"
+            assert mock_openai.requests[-1].message == "Hello"
+            assert mock_openai.requests[-1].status == 200
+    """)
+    upstream.stop()
+    result.assert_outcomes(passed=1)
+    (file,) = folder.iterdir()
+    file.write_text(file.read_text().replace("mock reply to: Hello", "reply that was edited"))
+    result = run(f"""
+        def test_replays(mock_openai):
+            mock_openai.record({str(folder)!r})
+            assert ask("Hello").content == "This is a reply that was edited"
+            with pytest.raises(openai.NotFoundError, match="no recording"):
+                ask("Something else")
+            mock_openai.assert_asked(contains="else")
+    """)
+    result.assert_outcomes(passed=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rewrap.mock.conditions import CONDITIONS, Condition, parse_condition
 from rewrap.mock.facts import Facts
+from rewrap.mock.replay import ReplayJournal
 from rewrap.mock.rules import RuleSet
 from rewrap.mock.rules_file import parse_rules
 from rewrap.mock.script import Script
@@ -78,6 +79,10 @@ class WatchedScript(Script):
         self, request: ChatRequest, info: ResponseInfo, lane: str, rule: str, difference: str
     ) -> None:
         super().note(request, info, lane, rule, difference)
+        self.watch(request, info, rule, difference)
+
+    def watch(self, request: ChatRequest, info: ResponseInfo, rule: str, difference: str) -> None:
+        """Keep a request, and the status of its answer."""
         facts = Facts.of(request, request.api, request.client_headers)
         entry = MockRequest(facts, rule, difference)
         self.seen.append(entry)
@@ -89,6 +94,18 @@ class WatchedScript(Script):
                 for_journal(status)
 
         info.on_status = answered
+
+
+class WatchedJournal(ReplayJournal):
+    """The journal of a test that is answered by recordings."""
+
+    def __init__(self, script: WatchedScript) -> None:
+        super().__init__(script)
+        self.watched = script
+
+    def begin(self, request: ChatRequest, info: ResponseInfo) -> None:
+        super().begin(request, info)
+        self.watched.watch(request, info, "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +128,19 @@ class MockOpenAI:
     `strict` it answers 404, and the test fails.
     """
 
-    def __init__(self, url: str, script: WatchedScript, settle: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        url: str,
+        script: WatchedScript,
+        settle: Callable[[], None],
+        replay: Callable[[str | Path, str, str], None],
+    ) -> None:
         self.url = url
         self.base_url = f"{url}/v1"
         self.api_key = API_KEY
         self.script = script
         self.settle = settle
+        self.replay = replay
         self.count = 0
 
     # Answers. They raise ValueError for a rule that is wrong.
@@ -186,6 +210,15 @@ class MockOpenAI:
             table["retry_after"] = retry_after
         answer = {"error": table}
         return self.rule(answer, when=when, times=times, priority=priority, kind="fail")
+
+    def record(self, folder: str | Path, *, upstream: str = "", key: str = "") -> None:
+        """From now on, recordings answer in place of rules. `folder` is beside the test.
+
+        With an `upstream` (a base URL; of OpenAI, if a `key` is given alone), requests without a
+        recording go there, and are recorded: once, since later runs find the recordings. Without
+        both they get 404, which names the nearest recording. Raises ValueError for an empty folder.
+        """
+        self.replay(folder, upstream, key)
 
     def rule(
         self,
