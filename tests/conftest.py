@@ -2,12 +2,17 @@
 
 import gc
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 LINES = pytest.StashKey[list[str]]()
+
+# Under nohup, the servers of the tests would ignore this signal, too.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -546,7 +546,7 @@ def test_a_second_model_is_found_however_it_is_written(body: bytes) -> None:
 @pytest.mark.parametrize(
     "extra",
     [
-        b'"tools":[{"type":"function","function":{"name":"f","parameters":{"model":{"model":1}}}}]',
+        b'"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":{"model":{"model":1}}}}}]',
         b'"x":["model","model","messages"]',
         b'"x":"\\"model\\":1,\\"model\\":1 \\\\u006d"',
         b'"y":1,"y":2,"metadata":null,"metadata":null',

@@ -245,5 +245,5 @@ async def test_of_requests_that_have_ended_nothing_is_kept(way: str) -> None:
                         assert answer.status_code == 200
                     return (await process.counts())["memory"]
 
-                before = await ask(20)
+                before = await ask(60)  # the mock's journal is full, and the heap has its size
                 assert await ask(100) - before < 5 * MB
