@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rewrap import __version__
 from rewrap.api import surfaces
 from rewrap.api.answers import LocalModerations
+from rewrap.api.health import HealthRoutes
 from rewrap.api.info import InfoRoutes
 from rewrap.api.openapi import document
 from rewrap.api.parts import api_parts
@@ -44,6 +45,7 @@ from rewrap.server.context import RequestContext
 from rewrap.server.edge import JSON_TYPE, EdgeOptions
 from rewrap.server.hosts import is_loopback
 from rewrap.server.limits import Gate, RateLimit, count
+from rewrap.server.logs import set_up_log
 from rewrap.server.serve import serve_app
 from rewrap.server.streaming import gathered, send_stream
 from rewrap.storage import open_store
@@ -136,6 +138,7 @@ class Gateway:
             await count(self.rate_limit, context)
         if isinstance(identity, APIError):
             raise identity
+        context.identity = identity
         return identity
 
     def client_headers(self, context: RequestContext) -> Mapping[str, str]:
@@ -328,8 +331,7 @@ def create_app(
     that the settings name: a Backend, or a function of a ChatRequest that returns or yields text. Reads no environment.
     """
     settings = settings or Settings()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    log.setLevel(settings.log_level.upper())
+    set_up_log(settings.log_level, settings.log_format)
     if transport is None:
         transport = Transport(
             settings.max_connections,
@@ -376,6 +378,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     stored = StoredRoutes(gateway.store, gateway.owner, gateway.body)
     names = [backend.name for backend in gateway.backends]
     info = InfoRoutes(gateway.models, gateway.public_models, gateway.backend_of, names, THEME)
+    health = HealthRoutes(gateway.store, gateway.backends)
     azure = "/openai/deployments/{model}"
     rest: list[BaseRoute] = []
     script = control_script(gateway.backends)
@@ -390,7 +393,8 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         Route("/ask", ask, methods=["POST"]),
         *passing.or_upstream(response_routes, intake, native.stored_response),
         *stored.routes(),
-        *page_routes(settings.docs_assets_url, THEME, info.health),
+        *page_routes(settings.docs_assets_url, THEME, health.health),
+        *health.routes(),
         *info.routes(),
         *docs_routes(document(__version__), assets=settings.docs_assets_url, theme=THEME),
         *rest,

@@ -263,6 +263,8 @@ def test_server_information_fits_the_document(api: httpx.Client) -> None:
         "/models",
         "/",
         "/health",
+        "/livez",
+        "/readyz",
         "/info",
         "/docs/websocket",
         "/openapi.json",

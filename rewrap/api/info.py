@@ -1,4 +1,4 @@
-"""The routes about the server itself: models, health, and information for pages. Does not know backends."""
+"""The routes about the server itself: models, and information for pages. Does not know backends."""
 
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -12,7 +12,6 @@ from rewrap.api.stored import JSONResponse
 from rewrap.types import APIError, Backend, JSONObject, model_card, no_such_model
 
 DESCRIPTION = "Any chat URL as an OpenAI API"
-HEALTH = {"status": "ok", "message": "Healthy", "name": "rewrap", "version": __version__}
 WEBSOCKET_NOTE = {
     "websocket": False,
     "message": "This version has no websockets: replies are streamed over HTTP.",
@@ -49,7 +48,6 @@ class InfoRoutes:
         return [
             Route("/models", self.models),
             Route("/models/{id:path}", self.model),
-            Route("/health", self.health),
             Route("/info", self.info),
             Route("/docs/websocket", self.websocket_note),
         ]
@@ -67,10 +65,6 @@ class InfoRoutes:
         if len(id) > MAX_MODEL_CHARACTERS or not id.isprintable():
             raise no_such_model(id)
         return JSONResponse(model_card(id, owned_by=self.backend_of(id).name))
-
-    async def health(self, request: Request) -> Response:
-        """GET /health, and GET / for API clients: the server runs."""
-        return JSONResponse(HEALTH)
 
     async def info(self, request: Request) -> Response:
         """GET /info: backends, models, and the theme of the pages."""

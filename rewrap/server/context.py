@@ -4,6 +4,7 @@ Does not know routes, keys or chats. Imports types and leaf files.
 """
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from rewrap.threads import apart
 from rewrap.types import APIError, Headers, ResponseInfo, Sink
 
 API_VERSION = b"2020-10-01"  # of OpenAI's API: the only one so far
+REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 LOG_CHARACTERS = 200  # of a path or a model
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
@@ -59,6 +61,7 @@ class RequestContext:
         "has_body",
         "holds_request",
         "id",
+        "identity",
         "info",
         "key",
         "left",
@@ -82,12 +85,13 @@ class RequestContext:
         self.loop = loop
         self.request_headers: dict[bytes, bytes] = dict(scope["headers"])
         self.send_start: Send = self.send  # through CORS, if it is on
-        self.id = f"req_{random_hex()}"
+        self.id = request_id(self.request_headers.get(b"x-request-id"))
         self.started = time.perf_counter()
         self.first_byte = 0.0
         self.status = 0
         self.sends = 0  # bodies sent, for the heartbeat
         self.error = ""
+        self.identity = ""  # of the client, once it is admitted; it may contain a key
         self.key = ""  # the client's key, once it is verified
         self.info: ResponseInfo | None = None
         self.extra_headers: Headers = []  # for any answer to this request
@@ -254,26 +258,9 @@ class RequestContext:
         )
         await self.raw_send({"type": "http.response.body", "body": body})
 
-    def log_line(self) -> str:
-        """The access line: method, path, status, times, model, backend, tokens, error, id."""
-        now = time.perf_counter()
-        first_byte = (self.first_byte or now) - self.started
-        status = 499 if self.left else self.status
-        parts = [
-            f"{self.scope['method']} {printable(self.scope['original_path'])} {status}",
-            f"first_byte={first_byte * 1e3:.1f}ms total={(now - self.started) * 1e3:.1f}ms",
-        ]
-        info = self.info
-        if info is not None:
-            counts = info.usage or {}
-            prompt = counts.get("prompt_tokens", "-")
-            reply = counts.get("completion_tokens", "-")
-            parts.append(f"model={printable(info.model)} backend={info.backend}")
-            parts.append(f"tokens={prompt}+{reply}")
-        if self.error:
-            parts.append(f"error={self.error}")
-        parts.append(f"id={self.id}")
-        return " ".join(parts)
+    def final_status(self) -> int:
+        """The status for the log: 499 if the client left."""
+        return 499 if self.left else self.status
 
 
 class DisconnectWatch:
@@ -334,6 +321,13 @@ class DisconnectWatch:
     def cancel_work(self) -> None:
         if self.work is not None:
             self.work.cancel()
+
+
+def request_id(sent: bytes | None) -> str:
+    """The id that the client or a proxy sent, if it is short and printable; else a new one."""
+    if sent is not None and REQUEST_ID.fullmatch(sent):
+        return sent.decode("ascii")
+    return f"req_{random_hex()}"
 
 
 def stopping() -> APIError:

@@ -20,16 +20,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap.eventloop import running_loop
 from rewrap.memory import MemoryBudget
-from rewrap.server.access_log import AccessLog
 from rewrap.server.context import ClientLeft, RequestContext, printable, stopping
 from rewrap.server.hosts import NORMAL, HostCheck, forwarded_address, normal_path
 from rewrap.server.limits import Gate
+from rewrap.server.logs import AccessLog
 from rewrap.server.origins import OriginPolicy
 from rewrap.types import APIError, CutConnection, Headers, JSONObject
 
 log = logging.getLogger("rewrap")
 
 JSON_TYPE: Headers = [(b"content-type", b"application/json")]
+HEALTH_PATHS = ("/health", "/livez", "/readyz")
 UNKNOWN_URL = "unknown URL"
 WRONG_METHOD = "(HINT: Perhaps you meant to use a different HTTP method?)"
 OTHER_API = (
@@ -132,7 +133,7 @@ class EdgeMiddleware:
             if context.info is not None and context.info.on_status is not None:
                 context.info.on_status(context.status)
             if self.logs_lines:
-                self.access_log(context.log_line())
+                self.access_log(context)
             # A cycle would keep a long prompt in memory until the next garbage collection.
             del scope["context"]
             context.send_start = context.raw_send
@@ -142,7 +143,7 @@ class EdgeMiddleware:
         context: RequestContext = scope["context"]
         context.send_start = send
         try:
-            if self.stopping:
+            if self.stopping and scope["path"] != "/livez":
                 raise stopping()
             if self.is_foreign(context):
                 message = "This server does not answer to that Host (ALLOWED_HOSTS)."
@@ -175,9 +176,9 @@ class EdgeMiddleware:
             await self.render_failure(context, error)
 
     def is_foreign(self, context: RequestContext) -> bool:
-        """Whether the Host is one that a web page could have made up. /health answers to any."""
+        """Whether the Host is one that a web page could have made up. Health checks are answered for any."""
         accepted = self.hosts.accepts(context.scope, context.request_headers)
-        return not accepted and context.scope["path"] != "/health"
+        return not accepted and context.scope["path"] not in HEALTH_PATHS
 
     async def render_failure(self, context: RequestContext, exc: Exception) -> None:
         error = self.api_error(context, exc)

@@ -46,6 +46,7 @@ def serve_app(
         workers=workers,
         http=Protocol,
         log_level="warning",
+        log_config=None,  # uvicorn's lines go to the handler of this project
         access_log=False,
         server_header=False,
         forwarded_allow_ips=forwarded_allow_ips,

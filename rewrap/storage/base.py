@@ -19,6 +19,8 @@ SWEEP_SECONDS = 30.0
 SWEEP_BATCH = 100
 SWEEP_PAUSE_SECONDS = 0.02  # the writes of clients go in between
 SECONDS_A_DAY = 86_400
+PING_SECONDS = 1.0  # an answer counts for so long
+PING_TIMEOUT_SECONDS = 2.0
 MAX_LIMIT = 1_000
 MAX_PAGE_BYTES = 2 * 2**20
 BLANK_MESSAGE = {"id": None, "role": None, "content": None, "name": None, "content_parts": None}
@@ -66,6 +68,8 @@ class Store(ABC):
         """Items older than `max_age_days` do not exist; 0: they never get too old."""
         self.max_age_days = max_age_days
         self.upkeep_task: asyncio.Task[None] | None = None
+        self.asked_at = float("-inf")  # on the monotonic clock
+        self.answered = True
 
     async def open(self) -> None:
         """Start the task that deletes old items and makes MongoDB's indexes.
@@ -78,6 +82,24 @@ class Store(ABC):
         if self.upkeep_task:
             self.upkeep_task.cancel()
             await asyncio.wait([self.upkeep_task])
+
+    async def answers(self) -> bool:
+        """Whether the store can be used now. It is asked once a second at most."""
+        now = time.monotonic()
+        if now - self.asked_at < PING_SECONDS:
+            return self.answered
+        self.asked_at = now
+        try:
+            async with asyncio.timeout(PING_TIMEOUT_SECONDS):
+                await self.ping()
+            self.answered = True
+        except (StoreDown, TimeoutError):
+            self.answered = False
+        return self.answered
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Raises StoreDown if the store cannot be used now. Makes no file."""
 
     # Completions.
 

@@ -129,6 +129,9 @@ class MongoStore(Store):
         """These members of the document that a query finds."""
         return await self.request(self.chats.find_one(query, members))
 
+    async def ping(self) -> None:
+        await self.request(self.chats.database.command("ping"))
+
     # Completions.
 
     async def put(

@@ -63,6 +63,12 @@ class SQLiteStore(Store):
         await self.writer.close()
         self.file.forget()
 
+    async def ping(self) -> None:
+        if self.file.is_to_be_made():
+            self.file.check_folder()
+        else:
+            await self.reader.run(lambda db: db.execute("SELECT 1").fetchone())
+
     # Completions.
 
     async def put(

@@ -64,6 +64,15 @@ class DatabaseFile:
     def exists(self) -> bool:
         return not self.path or os.path.exists(self.path)
 
+    def is_to_be_made(self) -> bool:
+        """Whether there is no file yet. One that was there before is missing, and `check` raises."""
+        return self.identity is None and not self.exists()
+
+    def check_folder(self) -> None:
+        """Raises StoreDown if the file cannot be made."""
+        if not os.access(Path(self.path).absolute().parent, os.W_OK):
+            raise StoreDown(DOWN)
+
     def check(self) -> None:
         """Raises FileNotFoundError if this is not the file that was opened first."""
         if self.identity is not None and self.identity != self.found():
