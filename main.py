@@ -189,6 +189,12 @@ class Gateway:
         with context.watch():
             return await self.backend.models(NO_HEADERS)
 
+    def model_names(self) -> list[str]:
+        """The names of models that the configuration contains."""
+        default = getattr(self.backend, "default_model", self.backend.name)
+        names = getattr(self.backend, "model_names", [])
+        return [name for name in (self.settings.openai_model, default, *names) if name]
+
     def summary(self) -> str:
         """The backends and the keys, for the line at the start."""
         backend = getattr(self.backend, "summary", f"{self.backend.name} answers")
@@ -344,7 +350,11 @@ def create_app(
     elif callable(backend):
         backend = CallableBackend(backend, settings.limits())
     gateway = Gateway(settings, backend, transport)
-    return Rewrap(settings, gateway, routes(gateway))
+    app = Rewrap(settings, gateway, routes(gateway))
+    if settings.metrics:
+        admit = None if settings.metrics_public else gateway.admit
+        app.add_metrics(gateway.model_names(), gateway.store, admit)
+    return app
 
 
 def routes(gateway: Gateway) -> list[BaseRoute]:
@@ -444,6 +454,7 @@ def serve() -> None:
         workers=settings.workers,
         forwarded_allow_ips=settings.forwarded_allow_ips,
         keep_alive_seconds=settings.keep_alive_seconds,
+        metrics=settings.metrics,
         announce=announce,
     )
 

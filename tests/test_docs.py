@@ -489,7 +489,7 @@ def test_execute_works_below_a_path_prefix(
         with page.expect_response(f"**{CHAT}") as answer:
             ask.locator(".btn.execute").click()
         assert (answer.value.status, answer.value.url.startswith(f"{url}/")) == (200, True)
-        page.get_by_role("link", name="Read").click()
+        page.get_by_role("link", name="Read", exact=True).click()
         page.get_by_role("heading", name="Create a chat completion", exact=False).first.wait_for()
         page.get_by_role("link", name="openapi.json").click()
         page.wait_for_url(f"{url}/**/openapi.json")

@@ -140,12 +140,13 @@ async def test_the_lag_of_the_loop_is_measured_and_logged(
     monkeypatch.setattr(LoopLag, "SECONDS", 0.01)
     caplog.set_level("DEBUG", "rewrap")
     lag = LoopLag()
+    lags: list[float] = []
+    lag.observe = lags.append
     with lag:
         await asyncio.sleep(0.05)
         time.sleep(0.1)  # noqa: ASYNC251  # holds the loop up
         await asyncio.sleep(0.02)
-    assert lag.take() > 0.05
-    assert lag.take() == 0.0
+    assert max(lags) > 0.05
     assert "LOOP_LAG" in caplog.text
 
 

@@ -56,6 +56,8 @@ def ignored_notes(settings: Settings) -> list[str]:
         ignored(("replay_ignore",), "neither RECORD nor REPLAY is set")
     if not settings.secret_key:
         ignored(("revoked_keys",), "SECRET_KEY is not set")
+    if not settings.metrics:
+        ignored(("metrics_public",), "METRICS is not set")
     if not settings.rate_limit_per_minute:
         ignored(("rate_limit_store_url",), "RATE_LIMIT_PER_MINUTE is not set")
     return notes

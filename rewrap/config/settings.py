@@ -94,6 +94,8 @@ class Settings:
     grace_seconds: float = setting("server", 30.0, "The time that open answers have to finish after SIGTERM.", minimum=0)
     log_level: str = setting("server", "info", "debug (with payloads), info (one line for each request), warning or error.", among=LOG_LEVELS)
     log_format: str = setting("server", "text", "text, or json with one object a line.", among=("text", "json"))
+    metrics: bool = setting("server", False, "true: GET /metrics for Prometheus. It needs rewrap[metrics], and a key where keys are set.")
+    metrics_public: bool = setting("server", False, "true: GET /metrics needs no key.")
     allowed_hosts: tuple[str, ...] = setting("server", (), "Host names that this server accepts, separated by commas, in addition to localhost on a loopback address.")
     allow_origins: tuple[str, ...] = setting("server", (), "Origins of web pages that may call this server (CORS), separated by commas: https://app.example, https://*.app.example, or *. On a loopback address, pages of this machine (http://localhost:*) may call too. ALLOWED_ORIGIN is another name for it.", alias="ALLOWED_ORIGIN")
     forwarded_allow_ips: str = setting("server", "127.0.0.1", "Addresses of proxies whose X-Forwarded-For is trusted, separated by commas, or *.")

@@ -1,7 +1,7 @@
 """A Starlette app behind EdgeMiddleware, and its beginning and end. Does not know its routes."""
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from multiprocessing import parent_process
 from typing import Protocol
@@ -11,11 +11,21 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from rewrap import __version__
+from rewrap.server.context import RequestContext
 from rewrap.server.edge import EdgeMiddleware, EdgeOptions
 from rewrap.server.loop_lag import LoopLag
 from rewrap.server.signals import graceful
 
 log = logging.getLogger("rewrap")
+
+NO_METRICS = "METRICS needs the package prometheus-client: pip install 'rewrap[metrics]'"
+
+
+class Observed(Protocol):
+    """A store whose works can be measured."""
+
+    def observe_with(self, observe: Callable[[float, bool], None]) -> None:
+        """`observe` gets the seconds of each work, and whether it failed."""
 
 
 class Resources(Protocol):
@@ -44,6 +54,27 @@ class EdgeApp(Starlette):
 
     def build_middleware_stack(self) -> ASGIApp:
         return self.edge
+
+    def add_metrics(
+        self,
+        models: Iterable[str],
+        store: Observed,
+        admit: Callable[[RequestContext], Awaitable[object]] | None,
+    ) -> None:
+        """Measure the app for GET /metrics. Raises ValueError without the package.
+
+        `models`: names with a label of their own; `admit`: see metrics_route.
+        """
+        try:
+            from rewrap.server.metrics import Metrics, metrics_route
+        except ImportError:
+            raise ValueError(NO_METRICS) from None
+        metrics = Metrics(self.edge, models)
+        self.edge.metrics = metrics
+        self.loop_lag.observe = metrics.tick
+        store.observe_with(metrics.store_worked)
+        # Before the route that takes every path.
+        self.router.routes.insert(0, metrics_route(metrics, admit))
 
     def announce(self, address: str) -> None:
         """Log the backends in one line, and a line for each setting that may be a mistake."""

@@ -74,6 +74,7 @@ class RequestContext:
         "sends",
         "started",
         "status",
+        "streams",
     )
 
     def __init__(
@@ -89,6 +90,7 @@ class RequestContext:
         self.started = time.perf_counter()
         self.first_byte = 0.0
         self.status = 0
+        self.streams = False  # the answer is a stream
         self.sends = 0  # bodies sent, for the heartbeat
         self.error = ""
         self.identity = ""  # of the client, once it is admitted; it may contain a key

@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -61,6 +62,16 @@ class EdgeOptions:
     max_concurrent_requests: int = 0  # bounds the bodies that arrive in several parts
 
 
+class RequestMetrics(Protocol):
+    """Counts requests for GET /metrics."""
+
+    def observe(self, context: RequestContext) -> None:
+        """Count a request that has its answer."""
+
+    def flush(self) -> None:
+        """Show what was counted."""
+
+
 class EdgeMiddleware:
     """The outermost ASGI app: it makes a RequestContext and turns exceptions into answers."""
 
@@ -72,6 +83,7 @@ class EdgeMiddleware:
         self.logs_lines = log.isEnabledFor(logging.INFO)
         self.open_requests: set[RequestContext] = set()
         self.stopping = False
+        self.metrics: RequestMetrics | None = None
         routes = [route for route in router.routes if isinstance(route, Route)]
         # A lookup by path saves the router's search: 5 µs.
         self.fast_routes = {
@@ -98,6 +110,8 @@ class EdgeMiddleware:
         while self.open_requests and loop.time() < deadline + 1:
             await asyncio.sleep(0.02)
         self.access_log.flush()
+        if self.metrics is not None:
+            self.metrics.flush()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -132,6 +146,8 @@ class EdgeMiddleware:
             self.open_requests.discard(context)
             if context.info is not None and context.info.on_status is not None:
                 context.info.on_status(context.status)
+            if self.metrics is not None:
+                self.metrics.observe(context)
             if self.logs_lines:
                 self.access_log(context)
             # A cycle would keep a long prompt in memory until the next garbage collection.

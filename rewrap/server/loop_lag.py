@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 log = logging.getLogger("rewrap")
 
@@ -13,7 +14,7 @@ class LoopLag:
     LOGGED_SECONDS = 0.02
 
     def __init__(self) -> None:
-        self.longest = 0.0  # seconds, since the last `take`
+        self.observe: Callable[[float], None] | None = None  # gets each lag, in seconds
         self.timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> None:
@@ -29,13 +30,8 @@ class LoopLag:
 
     def tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
         lag = loop.time() - due
-        self.longest = max(self.longest, lag)
+        if self.observe is not None:
+            self.observe(lag)
         if lag > self.LOGGED_SECONDS:
             log.debug("LOOP_LAG %.0f ms", lag * 1000)
         self.schedule(loop)
-
-    def take(self) -> float:
-        """The longest lag since the last call, in seconds."""
-        longest = self.longest
-        self.longest = 0.0
-        return longest

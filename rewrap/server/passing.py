@@ -208,6 +208,8 @@ async def send_reply(context: RequestContext, passed: PassedReply) -> None:
     """Send an answer. A failure before its first bytes has a status; one after them cuts it."""
     context.info = ResponseInfo(model=passed.model, backend=passed.backend)
     reply = passed.reply
+    kind = reply.headers.get(b"content-type", b"")
+    context.streams = kind.startswith(b"text/event-stream")
     loop = context.loop
     reply.deadline = loop.time() + passed.stall
     data = await reply.read()

@@ -19,6 +19,7 @@ async def send_stream(
 
     A failure before the head has a status; one after it has the rendering's form.
     """
+    context.streams = True
     heartbeat = Heartbeat(context, rendering, rendering.headers, ping_seconds)
     async with aclosing(deltas):  # a client that leaves closes the upstream, too
         with heartbeat:

@@ -1,10 +1,16 @@
 """Several processes that share a socket. A worker that dies is replaced, with a growing delay if it dies again soon."""
 
 import logging
+import os
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -17,6 +23,7 @@ log = logging.getLogger("rewrap")
 STEADY_SECONDS = 10.0  # a worker that lived for so long may be replaced at once
 MIN_DELAY_SECONDS = 1.0
 MAX_DELAY_SECONDS = 30.0
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the variable that prometheus-client reads
 
 
 class Place:
@@ -39,6 +46,29 @@ class Place:
         first = not self.warned
         self.warned = True
         return first
+
+
+@contextmanager
+def metrics_folder() -> Iterator[None]:
+    """A block with a folder in which the workers share their metrics. Exits with one line if there can be none."""
+    try:
+        folder = tempfile.mkdtemp(prefix="rewrap-metrics-")
+    except OSError as error:
+        sys.exit(f"rewrap: METRICS: no temporary folder for the workers: {error.strerror}")
+    os.environ[METRICS_FOLDER] = folder
+    try:
+        yield
+    finally:
+        del os.environ[METRICS_FOLDER]
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def forget_gauges(pid: int | None) -> None:
+    """Remove the gauges of a worker that died: they are of living ones. Its counts stay."""
+    folder = os.environ.get(METRICS_FOLDER)
+    if folder:
+        for file in Path(folder).glob(f"gauge_live*_{pid}.db"):
+            file.unlink(missing_ok=True)
 
 
 class Supervisor(Multiprocess):
@@ -86,6 +116,7 @@ class Supervisor(Multiprocess):
         process = self.processes[index]
         process.kill()  # it may hang
         process.join()
+        forget_gauges(process.pid)
         if process.exitcode == STARTUP_FAILURE and not self.all_started:
             self.failed = True
             self.should_exit.set()
@@ -125,10 +156,11 @@ def ending(process: Process) -> str:
     return f"exit status {code}, see its own lines above"
 
 
-def serve_by_workers(config: uvicorn.Config, sock: socket.socket) -> None:
+def serve_by_workers(config: uvicorn.Config, sock: socket.socket, *, metrics: bool) -> None:
     """Serve with `config.workers` processes. Exits with uvicorn's status if they cannot start."""
-    supervisor = Supervisor(config, sockets=[sock])
-    release_stop_signals()
-    supervisor.run()
+    with metrics_folder() if metrics else nullcontext():
+        supervisor = Supervisor(config, sockets=[sock])
+        release_stop_signals()
+        supervisor.run()
     if supervisor.failed:
         sys.exit(STARTUP_FAILURE)

@@ -7,7 +7,7 @@ Does not know HTTP, does not check the form of documents, does not encrypt. Impo
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -25,6 +25,9 @@ MAX_LIMIT = 1_000
 MAX_PAGE_BYTES = 2 * 2**20
 BLANK_MESSAGE = {"id": None, "role": None, "content": None, "name": None, "content_parts": None}
 BLANK_ID = b'{"id":null'  # the beginning of every stored message
+
+
+Observer = Callable[[float, bool], None]  # gets the seconds of a work, and whether it failed
 
 
 class StoreDown(Exception):
@@ -82,6 +85,10 @@ class Store(ABC):
         if self.upkeep_task:
             self.upkeep_task.cancel()
             await asyncio.wait([self.upkeep_task])
+
+    @abstractmethod
+    def observe_with(self, observe: Observer) -> None:
+        """Measure the works of the store."""
 
     async def answers(self) -> bool:
         """Whether the store can be used now. It is asked once a second at most."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +13,7 @@ from rewrap.storage.base import (
     SWEEP_BATCH,
     Filter,
     HistoryTooLarge,
+    Observer,
     Page,
     Store,
     StoreDown,
@@ -67,6 +69,7 @@ class MongoStore(Store):
             raise ValueError(NO_PACKAGE) from None
         self.errors = (PyMongoError, BSONError)
         self.requests: set[asyncio.Task[object]] = set()
+        self.observe: Observer | None = None
         self.url = url
         try:
             self.connect()
@@ -115,6 +118,8 @@ class MongoStore(Store):
 
     async def request(self, answer: Coroutine[object, object, T]) -> T:
         """The answer of MongoDB. Raises StoreDown."""
+        started = time.perf_counter()
+        failed = False
         task = asyncio.create_task(answer)
         self.requests.add(task)
         task.add_done_callback(self.requests.discard)
@@ -122,8 +127,15 @@ class MongoStore(Store):
             # If pymongo is cancelled, it gives up its connection, and may leak the socket.
             return await asyncio.shield(task)
         except self.errors as exc:
+            failed = True
             log.warning("store failed: %.300r", exc)
             raise StoreDown(DOWN) from exc
+        finally:
+            if self.observe is not None:
+                self.observe(time.perf_counter() - started, failed)
+
+    def observe_with(self, observe: Observer) -> None:
+        self.observe = observe
 
     async def find_one(self, query: JSONObject, members: JSONObject) -> JSONObject | None:
         """These members of the document that a query finds."""

@@ -14,6 +14,7 @@ from rewrap.storage.base import (
     SWEEP_BATCH,
     Filter,
     HistoryTooLarge,
+    Observer,
     Page,
     Store,
     StoreDown,
@@ -62,6 +63,10 @@ class SQLiteStore(Store):
         await self.reader.close()
         await self.writer.close()
         self.file.forget()
+
+    def observe_with(self, observe: Observer) -> None:
+        self.reader.observe = observe
+        self.writer.observe = observe
 
     async def ping(self) -> None:
         if self.file.is_to_be_made():

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from rewrap.storage.base import StoreDown
+from rewrap.storage.base import Observer, StoreDown
 
 log = logging.getLogger("rewrap")
 
@@ -112,6 +112,7 @@ class SQLiteWorker:
         self.begin = begin
         self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: the thread ends
         self.thread: threading.Thread | None = None
+        self.observe: Observer | None = None
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """The result of `work`, after COMMIT. Raises StoreDown, and the exceptions of the work."""
@@ -119,12 +120,18 @@ class SQLiteWorker:
             self.thread = threading.Thread(target=self.serve, daemon=True, name="store")
             self.thread.start()
         job = Job(work)
+        started = time.perf_counter()
         self.queue.put(job)
+        failed = False
         try:
             result = await asyncio.wrap_future(job.future)
         except (sqlite3.Error, OSError) as exc:
+            failed = True
             log.warning("store failed: %r", exc)
             raise StoreDown(DOWN) from exc
+        finally:
+            if self.observe is not None:
+                self.observe(time.perf_counter() - started, failed)
         return result  # type: ignore[return-value]
 
     async def close(self) -> None:

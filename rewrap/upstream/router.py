@@ -82,6 +82,12 @@ class ModelRouter:
         return patterns[0]
 
     @property
+    def model_names(self) -> list[str]:
+        """The patterns that are names of models."""
+        patterns = [pattern for row in self.rows for pattern in row.patterns]
+        return [pattern for pattern in patterns if not GLOB.search(pattern)]
+
+    @property
     def summary(self) -> str:
         """Each backend with its address and its patterns, for the line at the start."""
         rows: list[str] = []
