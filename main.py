@@ -43,10 +43,8 @@ from rewrap.server.app import EdgeApp
 from rewrap.server.auth import Authenticator
 from rewrap.server.context import RequestContext
 from rewrap.server.edge import JSON_TYPE, EdgeOptions
-from rewrap.server.hosts import is_loopback
 from rewrap.server.limits import Gate, RateLimit, count
 from rewrap.server.logs import set_up_log
-from rewrap.server.serve import serve_app
 from rewrap.server.streaming import gathered, send_stream
 from rewrap.storage import open_store
 from rewrap.threads import apart
@@ -411,7 +409,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     ]
 
 
-# Serving. rewrap/cli.py has the command line.
+# The app of the environment. rewrap/cli.py serves it.
 
 
 def load_app() -> Rewrap:
@@ -432,31 +430,6 @@ def __getattr__(name: str) -> Rewrap:
     app = load_app()
     globals()["app"] = app
     return app
-
-
-def serve() -> None:
-    """Serve until a signal. One line at the start has the address and the backends."""
-    app = load_app()
-    settings = app.settings
-
-    def announce(address: str) -> None:
-        app.announce(address)
-        if app.gateway.auth.open and not is_loopback(settings.host):
-            log.warning(
-                "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: every client that reaches it may chat.",
-                settings.host,
-            )
-
-    serve_app(
-        app if settings.workers == 1 else "rewrap.main:app",
-        host=settings.host,
-        port=settings.port,
-        workers=settings.workers,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
-        keep_alive_seconds=settings.keep_alive_seconds,
-        metrics=settings.metrics,
-        announce=announce,
-    )
 
 
 if __name__ == "__main__":

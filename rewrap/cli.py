@@ -1,5 +1,6 @@
 """The command line: `rewrap [serve|check|key|probe] ...`. Each command imports what it needs."""
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from collections.abc import Sequence
 from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
 from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
+
+log = logging.getLogger("rewrap")
 
 
 def check() -> int:
@@ -23,6 +26,35 @@ def check() -> int:
     for note in start_notes(settings, os.environ):
         print(f"rewrap: {note}", file=sys.stderr)
     return 0
+
+
+def serve() -> None:
+    """Serve until a signal. One line at the start has the address and the backends."""
+    from rewrap.main import load_app
+    from rewrap.server.hosts import is_loopback
+    from rewrap.server.serve import serve_app
+
+    app = load_app()
+    settings = app.settings
+
+    def announce(address: str) -> None:
+        app.announce(address)
+        if app.gateway.auth.open and not is_loopback(settings.host):
+            log.warning(
+                "HOST is %s, and neither API_KEYS nor SECRET_KEY is set: every client that reaches it may chat.",
+                settings.host,
+            )
+
+    serve_app(
+        app if settings.workers == 1 else "rewrap.main:app",
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        keep_alive_seconds=settings.keep_alive_seconds,
+        metrics=settings.metrics,
+        announce=announce,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +84,5 @@ def run_command(arguments: Arguments) -> int:
 
             return probe_command(arguments.rest)
         case _:
-            from rewrap.main import serve
-
             serve()
     return 0

@@ -44,7 +44,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Load:
 
     def loaded(*arguments: str) -> Settings:
         found: list[Settings] = []
-        monkeypatch.setattr("rewrap.main.serve", lambda: found.append(Settings.load()))
+        monkeypatch.setattr("rewrap.cli.serve", lambda: found.append(Settings.load()))
         assert main(arguments) == 0
         (settings,) = found
         return settings
