@@ -59,6 +59,7 @@ from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion, r
 from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 from rewrap.upstream.tables import check_constant
+from rewrap.upstream.traffic import Traffic
 from rewrap.upstream.unsupported import check_supported
 
 log = logging.getLogger("rewrap")
@@ -111,6 +112,7 @@ class ChatURL:
         self.failure_status = failure_status
         self.on_unsupported = on_unsupported
         self.warned = False  # that tools are dropped
+        self.traffic = Traffic()
         self.forward_headers = [name.lower() for name in forward_headers]
         self.own_headers = {name.lower(): value for name, value in (headers or {}).items()}
         self.has_key = bool(key) or "authorization" in self.own_headers
@@ -228,6 +230,7 @@ class ChatURL:
             # The head of an answer in one piece comes when it is done.
             deadline = min(now + self.limits.first_byte, total) if prepared.stream else total
             reply = await self.client.ask(target, headers, prepared.body, deadline)
+            self.traffic.answered()
             if moved := slash_redirect(prepared.url, reply.status, reply.headers):
                 await reply.aclose()
                 target = self.target(moved, prepared.stream)
@@ -253,6 +256,7 @@ class ChatURL:
         except UpstreamRejection as rejection:
             raise self.rejection_error(rejection, headers) from None
         except UPSTREAM_ERRORS as exc:
+            self.traffic.failed(exc)
             raise upstream_error(exc, self.failure_status) from exc
         except (AttributeError, LookupError, TypeError, RecursionError) as exc:
             log.exception("%s: unexpected reply format", self.name)

@@ -13,6 +13,7 @@ from rewrap.api.openapi import document
 from rewrap.config.settings import Settings
 from rewrap.main import Rewrap, create_app
 from rewrap.storage.base import PING_SECONDS
+from rewrap.upstream import traffic
 
 CHAT = "/v1/chat/completions"
 pytestmark = pytest.mark.anyio
@@ -117,3 +118,31 @@ def test_health_checks_have_no_403_in_the_document() -> None:
     paths = document("1")["paths"]
     for path in ("/health", "/livez", "/readyz"):
         assert "403" not in paths[path]["get"]["responses"]
+
+
+async def test_an_upstream_that_cannot_be_reached_is_not_ready_until_it_answers_or_time_passes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = True
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if away:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"reply": "Hello"})
+
+    settings = Settings(store_url="sqlite://", chat_url="http://upstream/chat")
+    app = create_app(settings, transport=httpx.MockTransport(answer))
+    async with client_of(app) as client:
+        assert (await client.get("/readyz")).status_code == 200  # no traffic yet
+        assert (await client.post(CHAT, json=ASKED)).status_code == 502
+        unready = await client.get("/readyz")
+        assert (unready.status_code, unready.json()["backends"]) == (503, {"chat-url": False})
+        assert (await client.get("/livez")).status_code == 200
+        away = False
+        assert (await client.post(CHAT, json=ASKED)).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200
+        away = True
+        assert (await client.post(CHAT, json=ASKED)).status_code == 502
+        assert (await client.get("/readyz")).status_code == 503
+        monkeypatch.setattr(traffic, "FORGET_SECONDS", 0.0)
+        assert (await client.get("/readyz")).status_code == 200
