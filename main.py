@@ -143,6 +143,9 @@ class Gateway:
         """The client's headers for the backend: those for the upstream; all but credentials for the mock."""
         if self.mock is None:
             return self.auth.upstream_headers(context)
+        if self.backend is self.mock:
+            if not self.mock.script.needs_headers(context.request_headers):
+                return NO_HEADERS
         headers = self.auth.mock_headers(context)
         if self.backend is not self.mock:
             headers |= self.auth.upstream_headers(context)

@@ -3,7 +3,7 @@
 Does not know pytest, nor the app.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,9 @@ class WatchedScript(Script):
     def __init__(self, rules: RuleSet | None, *, strict: bool) -> None:
         super().__init__(rules, strict=strict)
         self.seen: list[MockRequest] = []
+
+    def needs_headers(self, names: Iterable[bytes]) -> bool:
+        return True
 
     def note(
         self, request: ChatRequest, info: ResponseInfo, lane: str, rule: str, difference: str
