@@ -977,6 +977,17 @@ EXAMPLES = {
 }
 
 
+def test_an_id_of_the_chat_in_the_answer_gets_advice(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {"talk": {"text": "Good day to you"}, "meta": {"conversation_id": "c-123"}}
+    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, answer)))) as up:
+        assert probe(f"{up.url}/bot", "--body", '{"frage": "{prompt}"}') == 0
+    told = capsys.readouterr().out
+    assert 'session = { from = "meta.conversation_id" }' in told
+    assert 'conversation_id = "{session}"' in told
+
+
 @pytest.mark.parametrize(
     "name", sorted(p.name for p in (ROOT / "examples").iterdir() if p.is_file())
 )

@@ -46,6 +46,7 @@ class Report:
         lines = [f"A reply{shape}: {self.shown(reply.text)}", *self.exchange(reply)]
         if attempt.has_path:
             lines += self.texts(reply, str(attempt.table["reply"]))
+            lines += session_advice(reply)
         if finding.guessed:
             lines.append("  Several texts may be the reply: --reply PATH selects another one.")
         streamed = finding.streamed
@@ -170,6 +171,18 @@ class Report:
         return f"{text[:maximum]}…" if len(text) > maximum else text
 
 
+def session_advice(outcome: Outcome) -> list[str]:
+    """How to send the id of a chat back, where the answer seems to have one."""
+    for text in outcome.texts:
+        name = text.path.rpartition(".")[2]
+        if SESSION_ID.fullmatch(name):
+            settings = (
+                f'session = {{ from = "{text.path}" }} and {name} = "{{session}}" in the request'
+            )
+            return [f"  If {name} keeps the chat: {settings} send it with the next turn."]
+    return []
+
+
 def telling(outcome: Outcome) -> int:
     """A rank of failures: the smaller, the more an answer says about the API."""
     if outcome.response is None:
@@ -204,6 +217,8 @@ def assignments(variables: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in variables.items() if value]
 
 
+# Names of the id that a service gives a chat.
+SESSION_ID = re.compile(r"(?:conversation|session|chat|thread|dialog|context)_?id", re.IGNORECASE)
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
