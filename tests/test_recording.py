@@ -138,17 +138,11 @@ async def test_a_replay_has_the_same_bytes_without_the_upstream(kind: str, tmp_p
         plain_again = await client.post("/ask", json=ASKED)
     assert same(json_again.content) == same(json_answer.content)
     assert same(stream_again.content) == same(stream.content)
+    if kind == "openai":  # a relay keeps the ids and times of the upstream
+        assert json_again.content == json_answer.content
+        assert stream_again.content == stream.content
     assert plain_again.content == plain.content
     assert stream_again.headers["content-type"] == stream.headers["content-type"]
-
-
-async def test_a_relay_is_replayed_byte_for_byte_with_ids_and_times(tmp_path: Path) -> None:
-    async with upstream_of("openai") as settings:
-        async with serving(record=str(tmp_path), **settings) as client:
-            before = [await chat(client), await chat(client, stream=True)]
-    async with serving(replay=str(tmp_path), **nowhere(**settings)) as client:
-        after = [await chat(client), await chat(client, stream=True)]
-    assert [answer.content for answer in after] == [answer.content for answer in before]
 
 
 async def test_an_edit_by_hand_is_served_at_once(tmp_path: Path) -> None:
@@ -610,44 +604,31 @@ async def test_a_file_is_made_to_be_read_and_has_the_same_name_in_the_next_run(
 
 
 async def test_an_agent_run_gives_one_file_for_each_call_in_one_thread(tmp_path: Path) -> None:
-    tools = [{"type": "function", "function": {"name": "clock", "parameters": {}}}]
-
-    async def answer(request: Request, reader: Any, writer: Any) -> None:
-        calls = sum(message["role"] == "assistant" for message in request.asked["messages"])
-        message = call("clock", f"call_{calls}") | {"content": None}
-        message["tool_calls"][0]["type"] = "function"
-        if calls == 2:
-            message = {"role": "assistant", "content": "It is late."}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        body = {"id": "x", "object": "chat.completion", "choices": [choice]}
-        await send(writer, whole(JSON, json.dumps(body).encode()))
+    function = {"name": "clock", "parameters": {"type": "object", "properties": {}}}
 
     async def agent(client: httpx.AsyncClient, now: str) -> str:
-        messages: list[dict[str, Any]] = [{"role": "user", "content": "What time is it?"}]
+        """The text after a call of the tool. The upstream is a mock that calls a named tool."""
+        messages: list[dict[str, Any]] = user("Ask the clock for the time.")["messages"]
         while True:
-            reply = await client.post(
-                "/v1/chat/completions", json={"model": "m", "tools": tools, "messages": messages}
-            )
+            tools = [{"type": "function", "function": function}]
+            reply = await chat(client, messages=messages, tools=tools)
             message = reply.json()["choices"][0]["message"]
+            messages.append(message)
             if not message.get("tool_calls"):
                 return str(message["content"])
-            messages.append(message)
-            for tool_call in message["tool_calls"]:
-                messages.append(result(tool_call["id"], f"{now} {len(messages)}"))
+            messages += [result(made["id"], now) for made in message["tool_calls"]]
 
-    async with Upstream(answer) as up:
-        settings = {"openai_api_base": up.url + "/v1"}
-        async with serving(record=str(tmp_path), **settings) as client:
-            assert await agent(client, "12:00") == "It is late."
+    with served() as mock:
+        async with serving(record=str(tmp_path), openai_api_base=f"{mock}/v1") as client:
+            before = await agent(client, "12:00")
     names = names_in(tmp_path)
-    thread = names[0].removesuffix("_1.toml")
-    assert names == [f"{thread}_{position}.toml" for position in (1, 2, 3)]
-    async with serving(replay=str(tmp_path), **nowhere(**settings)) as client:
-        assert await agent(client, "18:30") == "It is late."
+    assert names == [names[0], names[0].replace("_1.toml", "_2.toml")]
+    async with serving(replay=str(tmp_path), **nowhere(openai_api_base="http://a/v1")) as client:
+        assert await agent(client, "18:30") == before
         entries = (await client.get("/mock/requests")).json()["data"]
     assert [entry["rule"] for entry in entries] == names
     assert entries[0]["difference"] is None
-    assert '"18:30 2", recorded is "12:00 2"' in entries[1]["difference"]
+    assert '"18:30", recorded is "12:00"' in entries[1]["difference"]
 
 
 QUOTES = ["'", "'''", '"', '"""', "\\", "\n", "\r\n", "a", "👋", "\u2028"]
