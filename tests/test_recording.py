@@ -307,6 +307,20 @@ async def test_the_speed_divides_the_recorded_times(tmp_path: Path) -> None:
     assert await seconds(0) < 0.2
 
 
+async def test_the_settings_set_the_speed_and_the_ignored_members(tmp_path: Path) -> None:
+    body = ASKED | {"seed": 1}
+    request = files.Request("POST", "/v1/chat/completions", json.dumps(body).encode())
+    made = Exchange(request, 200, 0.3, pieces=[Piece(0, completion("Hi", ASKED).encode())])
+    (tmp_path / "a.toml").write_text(toml_of(made))
+    settings: dict[str, Any] = nowhere(openai_api_base="http://a/v1") | {"replay": str(tmp_path)}
+    async with serving(replay_speed=1.0, replay_ignore=("seed",), **settings) as client:
+        answer = await chat(client, seed=2)
+    assert answer.status_code == 200
+    assert answer.elapsed.total_seconds() >= 0.3
+    async with serving(**settings) as client:
+        assert (await chat(client, seed=2)).status_code == 404
+
+
 async def test_a_wait_beyond_the_deadline_is_a_timeout(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text(
         'request = {method = "POST", path = "/chat", body = "{}"}\n'
