@@ -77,6 +77,7 @@ class Reader:
         match block.kind:
             case "toml" | "python" if "file" in block.values:
                 file = self.folder / "work" / block.values["file"]
+                file.parent.mkdir(exist_ok=True)
                 file.write_text(self.replaced(block.text))
             case "sh":
                 self.command(["sh", "-e", "-c", self.replaced(block.text)])

@@ -19,7 +19,7 @@ DOCUMENT = ROOT / "docs" / "testing.md"
 TEXT = DOCUMENT.read_text(encoding="utf-8")
 BLOCKS = blocks_of(DOCUMENT)
 NODE = ROOT / "tests" / "frameworks" / "node"
-INTERNAL = {"script", "settle", "count", "facts"}
+INTERNAL = {"script", "replay", "settle", "count", "facts"}
 
 
 def only(kind: str) -> Block:
