@@ -13,52 +13,48 @@ from typing import TypeVar
 T = TypeVar("T")
 FACTOR = 10
 LINEAR = 15.0
-ATTEMPTS = 4
-RUNS = 3
+ATTEMPTS = 8
+RUNS = 4
 
 
 def growth(make: Callable[[int], T], work: Callable[[T], object], size: int) -> float:
     """The cost of `work` for an input of ten times `size`, divided by that for one of `size`."""
     small = make(size)
     large = make(size * FACTOR)
-    ratios = []
-    with no_collection():
-        for _ in range(ATTEMPTS):
-            # As long as the large one, so that both are disturbed alike.
-            smalls = [seconds(lambda: repeat(work, small)) for _ in range(RUNS)]
-            larges = [seconds(lambda: work(large)) for _ in range(RUNS)]
-            ratios.append(min(larges) * FACTOR / min(smalls))
-            if ratios[-1] < LINEAR:
-                break
-    return min(ratios)
-
-
-async def growth_of(work: Callable[[int], Awaitable[object]], size: int) -> float:
-    """The same for a coroutine, which makes its own input of a size."""
-    ratios = []
-    with no_collection():
-        for _ in range(ATTEMPTS):
-            smalls = [await seconds_of(work, size, FACTOR) for _ in range(RUNS)]
-            larges = [await seconds_of(work, size * FACTOR, 1) for _ in range(RUNS)]
-            ratios.append(min(larges) * FACTOR / min(smalls))
-            if ratios[-1] < LINEAR:
-                break
-    return min(ratios)
+    # As long as the large one, so that both are disturbed alike.
+    return FACTOR * growth_between(
+        lambda: repeat(work, small), lambda: work(large), LINEAR / FACTOR
+    )
 
 
 def growth_between(
     small: Callable[[], object], large: Callable[[], object], limit: float = LINEAR
 ) -> float:
     """The cost of the large work divided by that of the small one, whose sizes the caller chose."""
-    ratios = []
+    smalls: list[float] = []
+    larges: list[float] = []
     with no_collection():
         for _ in range(ATTEMPTS):
-            smalls = [seconds(small) for _ in range(RUNS)]
-            larges = [seconds(large) for _ in range(RUNS)]
-            ratios.append(min(larges) / min(smalls))
-            if ratios[-1] < limit:
+            smalls += [seconds(small) for _ in range(RUNS)]
+            larges += [seconds(large) for _ in range(RUNS)]
+            ratio = min(larges) / min(smalls)
+            if ratio < limit:
                 break
-    return min(ratios)
+    return ratio
+
+
+async def growth_of(work: Callable[[int], Awaitable[object]], size: int) -> float:
+    """The same for a coroutine, which makes its own input of a size."""
+    smalls: list[float] = []
+    larges: list[float] = []
+    with no_collection():
+        for _ in range(ATTEMPTS):
+            smalls += [await seconds_of(work, size, FACTOR) for _ in range(RUNS)]
+            larges += [await seconds_of(work, size * FACTOR, 1) for _ in range(RUNS)]
+            ratio = min(larges) * FACTOR / min(smalls)
+            if ratio < LINEAR:
+                break
+    return ratio
 
 
 @contextmanager
@@ -77,9 +73,9 @@ def repeat(work: Callable[[T], object], value: T) -> None:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
+    start = time.thread_time()
     work()
-    return time.process_time() - start
+    return time.thread_time() - start
 
 
 async def seconds_of(work: Callable[[int], Awaitable[object]], size: int, times: int) -> float:

@@ -1,10 +1,8 @@
 """The Responses API: requests as chat requests, replies as Response objects and events, and what is stored."""
 
-import gc
 import json
 import logging
 import time
-import timeit
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +11,7 @@ import httpx2
 import openai
 import orjson
 import pytest
+from growth import growth_between
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response
@@ -1309,21 +1308,6 @@ def test_a_chat_body_that_cannot_be_served_is_refused(payload: JSONObject) -> No
 # Growth.
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """The least CPU time of three runs, without the garbage collector, as timeit measures."""
-    gc.collect()
-    gc.disable()
-    try:
-        return min(timeit.repeat(work, timer=time.process_time, number=1, repeat=3))
-    finally:
-        gc.enable()
-
-
-def growth(small: Callable[[], object], large: Callable[[], object]) -> float:
-    """How much longer the large work takes; the least of three, as other processes disturb it."""
-    return min(seconds(large) / seconds(small) for _ in range(3))
-
-
 def many_calls(count: int) -> list[JSONObject]:
     return [function_call(f"c{n}") for n in range(count)] + [output(f"c{n}") for n in range(count)]
 
@@ -1350,7 +1334,7 @@ GROWING: dict[str, Callable[[int], list[JSONObject]]] = {
 def test_requests_cost_in_proportion_to_their_items(kind: str) -> None:
     small = {"input": GROWING[kind](1_000)}
     large = {"input": GROWING[kind](10_000)}
-    assert growth(lambda: parse_responses(small), lambda: parse_responses(large)) < 15
+    assert growth_between(lambda: parse_responses(small), lambda: parse_responses(large)) < 15
 
 
 REPLIES: dict[str, Callable[[int], list[Delta]]] = {
@@ -1372,7 +1356,7 @@ REPLIES: dict[str, Callable[[int], list[Delta]]] = {
 def test_streams_cost_in_proportion_to_their_deltas(kind: str) -> None:
     small = [*REPLIES[kind](500), END]
     large = [*REPLIES[kind](5_000), END]
-    assert growth(lambda: streamed(small), lambda: streamed(large)) < 15
+    assert growth_between(lambda: streamed(small), lambda: streamed(large)) < 15
 
 
 # The stored responses.

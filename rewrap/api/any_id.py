@@ -23,7 +23,7 @@ from rewrap.api.responses.routes import ResponseRoutes
 from rewrap.api.responses.stored import item_page, listed
 from rewrap.api.stored import JSONResponse
 from rewrap.api.surfaces import Incoming, ResponsesSurface, Turn
-from rewrap.storage.base import Filter, Page, Store, message_body
+from rewrap.storage.base import Filter, Observer, Page, Store, message_body
 from rewrap.types import ChatRequest, Delta, JSONObject, PassedRequest, ResponseInfo, dumps
 
 MODEL = "mock-gpt-model"
@@ -64,6 +64,12 @@ class AnyIdStore(Store):
 
     async def close(self) -> None:
         await self.inner.close()
+
+    def observe_with(self, observe: Observer) -> None:
+        self.inner.observe_with(observe)
+
+    async def ping(self) -> None:
+        await self.inner.ping()
 
     async def put(
         self,
