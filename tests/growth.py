@@ -1,44 +1,51 @@
 """How the cost of a function grows with its input: a ratio, which does not depend on the machine.
 
 Ten times the input may cost at most 15 times the CPU time. Work that grows with the square costs 100
-times. Other processes disturb each measurement, so the least of several counts.
+times, at each size. Other processes disturb each measurement, so the least of several counts. Where
+the larger input alone leaves a cache of the processor, the ratio is high at that size: so larger
+inputs are tried, too.
 """
 
 import gc
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
 FACTOR = 10
 LINEAR = 15.0
-ATTEMPTS = 8
+SCALES = (1, 3, 8)  # of the caller's size, until one is linear
+ATTEMPTS = 4
 RUNS = 4
 
 
 def growth(make: Callable[[int], T], work: Callable[[T], object], size: int) -> float:
-    """The cost of `work` for an input of ten times `size`, divided by that for one of `size`."""
-    small = make(size)
-    large = make(size * FACTOR)
-    # As long as the large one, so that both are disturbed alike.
-    return FACTOR * growth_between(
-        lambda: repeat(work, small), lambda: work(large), LINEAR / FACTOR
-    )
+    """The cost of `work` for an input of ten times `size`, divided by that for one of `size`.
+
+    `work` must not change its input.
+    """
+    for scale in SCALES:
+        small = make(size * scale)
+        large = make(size * scale * FACTOR)
+        # As long as the large one, so that both are disturbed alike.
+        ratio = FACTOR * growth_between(partial(repeat, work, small), partial(work, large))
+        if ratio < LINEAR:
+            break
+    return ratio
 
 
-def growth_between(
-    small: Callable[[], object], large: Callable[[], object], limit: float = LINEAR
-) -> float:
-    """The cost of the large work divided by that of the small one, whose sizes the caller chose."""
+def growth_between(repeated: Callable[[], object], large: Callable[[], object]) -> float:
+    """The cost of the large work divided by that of the small work, repeated."""
     smalls: list[float] = []
     larges: list[float] = []
     with no_collection():
         for _ in range(ATTEMPTS):
-            smalls += [seconds(small) for _ in range(RUNS)]
+            smalls += [seconds(repeated) for _ in range(RUNS)]
             larges += [seconds(large) for _ in range(RUNS)]
             ratio = min(larges) / min(smalls)
-            if ratio < limit:
+            if ratio * FACTOR < LINEAR:
                 break
     return ratio
 

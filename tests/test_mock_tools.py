@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from growth import LINEAR, growth, growth_between
+from growth import LINEAR, growth
 from mock_schemas import REAL, Invoice, Node, problems
 from openai.lib._pydantic import to_strict_json_schema
 from pydantic import BaseModel
@@ -250,12 +250,12 @@ def test_ids_of_calls_depend_on_the_position_and_the_seed_alone() -> None:
 
 
 def test_time_to_choose_grows_linearly_with_the_text_and_the_tools() -> None:
-    def choose(size: int) -> None:
+    def asked(size: int) -> tuple[Any, Any]:
         tools = [function(f"tool_{index}") for index in range(size)]
         messages = [user("get tool and " * size), *[user("tool") for _ in range(size)]]
-        choose_calls([*messages, user("tool 5 and " * size)], tools)
+        return [*messages, user("tool 5 and " * size)], tools
 
-    assert growth_between(lambda: choose(150), lambda: choose(1500)) < LINEAR
+    assert growth(asked, lambda made: choose_calls(*made), 150) < LINEAR
 
 
 # Strict mode.

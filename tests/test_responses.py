@@ -11,7 +11,7 @@ import httpx2
 import openai
 import orjson
 import pytest
-from growth import growth_between
+from growth import LINEAR, growth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.types.responses import Response
@@ -1332,9 +1332,7 @@ GROWING: dict[str, Callable[[int], list[JSONObject]]] = {
 
 @pytest.mark.parametrize("kind", GROWING)
 def test_requests_cost_in_proportion_to_their_items(kind: str) -> None:
-    small = {"input": GROWING[kind](1_000)}
-    large = {"input": GROWING[kind](10_000)}
-    assert growth_between(lambda: parse_responses(small), lambda: parse_responses(large)) < 15
+    assert growth(lambda n: {"input": GROWING[kind](n)}, parse_responses, 1_000) < LINEAR
 
 
 REPLIES: dict[str, Callable[[int], list[Delta]]] = {
@@ -1354,9 +1352,7 @@ REPLIES: dict[str, Callable[[int], list[Delta]]] = {
 
 @pytest.mark.parametrize("kind", REPLIES)
 def test_streams_cost_in_proportion_to_their_deltas(kind: str) -> None:
-    small = [*REPLIES[kind](500), END]
-    large = [*REPLIES[kind](5_000), END]
-    assert growth_between(lambda: streamed(small), lambda: streamed(large)) < 15
+    assert growth(lambda n: [*REPLIES[kind](n), END], streamed, 500) < LINEAR
 
 
 # The stored responses.

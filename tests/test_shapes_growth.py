@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from growth import growth_between
+from growth import LINEAR, growth
 
 from rewrap.types import ChatRequest, Delta, ResponseInfo, Shape
 from rewrap.upstream import lenient
@@ -15,9 +15,7 @@ from rewrap.upstream.failures import failure_in
 from rewrap.upstream.shapes import known_shapes, shape_from
 from rewrap.upstream.unsupported import check_supported
 
-SMALL = 800
-TIMES = 10
-MOST = 15  # times the cost for ten times the input
+SIZE = 800
 SHAPES: dict[str, Shape] = {"auto": AutoShape(), **known_shapes()}
 # One shape for each way to write a conversation.
 WAYS = ["auto", "ollama", "tgi", "promptflow", "cohere", "anthropic", "gemini"]
@@ -63,29 +61,21 @@ def request(messages: list[Message], **payload: Any) -> ChatRequest:
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 def test_a_request_is_translated_in_linear_time(name: str, conversation: str) -> None:
     shape = SHAPES[name]
-    made = [request(CONVERSATIONS[conversation](n)) for n in (SMALL, SMALL * TIMES)]
 
     def work(asked: ChatRequest) -> None:
         shape.payload(asked)
         shape.dropped(asked)
 
-    # A copy of each message is so cheap that the caches of the processor count.
-    most = 25 if name == "auto" else MOST
-    assert growth_between(lambda: work(made[0]), lambda: work(made[1]), most) < most
+    assert growth(lambda n: request(CONVERSATIONS[conversation](n)), work, SIZE) < LINEAR
 
 
 def test_many_dropped_names_are_checked_in_linear_time() -> None:
-    sizes = (SMALL * 10, SMALL * 10 * TIMES)
-    made = [
-        request([user([{"type": "text", "text": "a"}] * n)], **{f"p{k}": 1 for k in range(n)})
-        for n in sizes
-    ]
-    names = [[f"p{number}" for number in range(n)] for n in sizes]
+    def made(size: int) -> tuple[ChatRequest, list[str]]:
+        names = [f"p{number}" for number in range(size)]
+        parts = [{"type": "text", "text": "a"}] * size
+        return request([user(parts)], **dict.fromkeys(names, 1)), names
 
-    def work(index: int) -> None:
-        check_supported(made[index], names[index])
-
-    assert growth_between(lambda: work(0), lambda: work(1)) < MOST
+    assert growth(made, lambda asked: check_supported(*asked), SIZE * 10) < LINEAR
 
 
 def chunk(delta: dict[str, Any], index: int = 0) -> Any:
@@ -129,16 +119,17 @@ STREAMS: dict[str, tuple[Shape, Callable[[int], Any]]] = {
 @pytest.mark.parametrize("name", STREAMS)
 def test_a_stream_is_read_in_linear_time(name: str) -> None:
     shape, event = STREAMS[name]
-    sizes = (SMALL, SMALL * TIMES)
-    events = [[json.dumps(event(number)).encode() for number in range(n)] for n in sizes]
 
-    def work(index: int) -> list[Delta]:
+    def events(size: int) -> list[bytes]:
+        return [json.dumps(event(number)).encode() for number in range(size)]
+
+    def work(stream: list[bytes]) -> list[Delta]:
         reader = shape.reader()
         normalized = DeltaNormalizer(ResponseInfo())
-        deltas = [delta for data in events[index] for delta in normalized(reader("", data))]
+        deltas = [delta for data in stream for delta in normalized(reader("", data))]
         return deltas + list(normalized.end())
 
-    assert growth_between(lambda: work(0), lambda: work(1)) < MOST
+    assert growth(events, work, SIZE) < LINEAR
 
 
 ANSWERS: dict[str, tuple[Shape, Callable[[int], Any]]] = {
@@ -167,13 +158,12 @@ ANSWERS: dict[str, tuple[Shape, Callable[[int], Any]]] = {
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_whole_answer_is_read_in_linear_time(name: str) -> None:
     shape, value = ANSWERS[name]
-    values = [value(n) for n in (SMALL, SMALL * TIMES)]
 
-    def work(index: int) -> list[Delta]:
+    def work(answer: Any) -> list[Delta]:
         normalized = DeltaNormalizer(ResponseInfo())
-        return list(normalized(shape.answer(values[index]))) + list(normalized.end())
+        return list(normalized(shape.answer(answer))) + list(normalized.end())
 
-    assert growth_between(lambda: work(0), lambda: work(1)) < MOST
+    assert growth(value, work, SIZE) < LINEAR
 
 
 @pytest.mark.parametrize(
@@ -187,10 +177,11 @@ def test_a_whole_answer_is_read_in_linear_time(name: str) -> None:
     ids=["members", "a code", "an error code", "items"],
 )
 def test_a_failure_is_found_in_linear_time(value: Callable[[int], Any]) -> None:
-    values = [value(n) for n in (SMALL * 20, SMALL * 20 * TIMES)]
-    assert growth_between(lambda: failure_in(values[0]), lambda: failure_in(values[1])) < MOST
+    assert growth(value, failure_in, SIZE * 20) < LINEAR
 
 
 def test_json_is_repaired_in_linear_time() -> None:
-    texts = ["[" + r'{"a":"\ud800","b":NaN},' * n + "1]" for n in (SMALL, SMALL * TIMES)]
-    assert growth_between(lambda: lenient.loads(texts[0]), lambda: lenient.loads(texts[1])) < MOST
+    def text(size: int) -> str:
+        return "[" + r'{"a":"\ud800","b":NaN},' * size + "1]"
+
+    assert growth(text, lenient.loads, SIZE) < LINEAR
