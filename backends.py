@@ -53,6 +53,7 @@ from rewrap.upstream.errors import (
     rejection_error,
     upstream_error,
 )
+from rewrap.upstream.explain import Explainer
 from rewrap.upstream.models import ModelList, model_cards
 from rewrap.upstream.params import Params
 from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion, relayed
@@ -61,6 +62,7 @@ from rewrap.upstream.shapes import shape_from, shape_named
 from rewrap.upstream.tables import check_constant
 from rewrap.upstream.traffic import Traffic
 from rewrap.upstream.unsupported import check_supported
+from rewrap.urls import is_loopback
 
 log = logging.getLogger("rewrap")
 EXAMPLE = ChatRequest("m", [], {"user": "u"}, session="s")  # to check the URL of a backend
@@ -99,6 +101,7 @@ class ChatURL:
         forward_headers: Sequence[str] = (),
         responses: str = "auto",
         on_unsupported: str = "error",
+        explain_to_client: bool = False,
     ) -> None:
         """`responses` is for OpenAI. Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
         self.client = client
@@ -118,6 +121,7 @@ class ChatURL:
         self.has_key = bool(key) or "authorization" in self.own_headers
         self.targets: dict[tuple[str, bool], object] = {}
         self.secrets = secrets_in(url, key, self.own_headers)
+        self.explain = Explainer(name, self.secrets, for_client=explain_to_client)
         self.responses = responses
         self.embed = embedder_of(self)
         shape.check(url)
@@ -221,6 +225,7 @@ class ChatURL:
         """
         headers = prepared.headers
         reply = None
+        answer: Answer | None = None
         try:
             target = self.target(prepared.url, prepared.stream)
             now = running_loop().time()
@@ -254,10 +259,11 @@ class ChatURL:
             del prepared
             yield answer
         except UpstreamRejection as rejection:
-            raise self.rejection_error(rejection, headers) from None
+            raise self.rejection_error(rejection, headers, answer) from None
         except UPSTREAM_ERRORS as exc:
             self.traffic.failed(exc)
-            raise upstream_error(exc, self.failure_status) from exc
+            error = upstream_error(exc, self.failure_status)
+            raise self.explain(error, answer) from exc
         except (AttributeError, LookupError, TypeError, RecursionError) as exc:
             log.exception("%s: unexpected reply format", self.name)
             raise bad_gateway(FAILED, type(exc).__name__, self.failure_status) from exc
@@ -289,14 +295,19 @@ class ChatURL:
         if not (reader.done or reader.complete or normalized.ended):
             raise bad_gateway(CUT_SHORT, "cut short", self.failure_status)
         if not normalized.started and not reader.finish:
-            raise bad_gateway(NO_REPLY, "empty stream", self.failure_status)
+            raise self.explain(bad_gateway(NO_REPLY, "empty stream", self.failure_status), answer)
         if answer.chat is not None:
             answer.chat.close()
         for delta in normalized.end(reader.finish):
             yield delta
 
-    def rejection_error(self, rejection: UpstreamRejection, headers: Mapping[str, str]) -> APIError:
-        """The client's error, and a line for the log."""
+    def rejection_error(
+        self,
+        rejection: UpstreamRejection,
+        headers: Mapping[str, str],
+        answer: Answer | None = None,
+    ) -> APIError:
+        """The client's error, and a line for the log. `answer` is the good answer that holds the rejection."""
         error = rejection_error(
             rejection,
             self.secrets,
@@ -304,6 +315,8 @@ class ChatURL:
             transparent=self.transparent,
             failure_status=self.failure_status,
         )
+        if not rejection.is_clear:
+            return self.explain(error, answer or rejection)
         reason = reason_of(rejection, self.secrets)
         log.info("backend %s: the upstream answered %d: %r", self.name, rejection.status, reason)
         return error
@@ -502,6 +515,7 @@ def checked_backend(
         "failure_status": common.settings.upstream_failure_status,
         "forward_headers": common.settings.forward_headers,
         "on_unsupported": common.settings.on_unsupported,
+        "explain_to_client": is_loopback(common.settings.host),
     }
     try:
         return kind(common.client, url, shape, **(defaults | options))  # type: ignore[arg-type]

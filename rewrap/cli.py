@@ -31,8 +31,8 @@ def check() -> int:
 def serve() -> None:
     """Serve until a signal. One line at the start has the address and the backends."""
     from rewrap.main import load_app
-    from rewrap.server.hosts import is_loopback
     from rewrap.server.serve import serve_app
+    from rewrap.urls import is_loopback
 
     app = load_app()
     settings = app.settings

@@ -76,11 +76,23 @@ class UpstreamRejection(Exception):
         if message:
             self.error["message"] = message
         self.headers: Headers = []
+        self.start = b""  # of the body
 
     @property
     def message(self) -> str:
         text = self.error.get("message")
         return text if isinstance(text, str) else ""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the upstream says itself what is wrong."""
+        return bool(self.message)
+
+
+class NoReplyFound(UpstreamRejection):
+    """A good answer in which a shape finds no reply. The message is the shape's."""
+
+    is_clear = False
 
 
 class NoEndpoint(Exception):

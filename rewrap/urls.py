@@ -1,6 +1,7 @@
-"""Checks of URLs and headers. Imports nothing of the project."""
+"""Checks of URLs, hosts and headers. Imports nothing of the project."""
 
 import re
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import httpx
 
@@ -9,6 +10,7 @@ HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(?:%[\w.-]+)?")
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 WEBSOCKET = "a WebSocket URL needs a function backend: see examples/websocket_backend.py"
+LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
 
 
 def check_url(url: str, where: str) -> None:
@@ -44,3 +46,15 @@ def is_header(name: str, value: object) -> bool:
     if not isinstance(value, str):
         return False
     return bool(HEADER_NAME.fullmatch(name) and HEADER_VALUE.fullmatch(value))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address belongs to this machine alone."""
+    text = host[1:-1] if host.startswith("[") else host
+    try:
+        address: IPv4Address | IPv6Address = ip_address(text)
+    except ValueError:
+        return host in LOOPBACK
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:  # one socket may take both
+        return address.ipv4_mapped.is_loopback
+    return address.is_loopback

@@ -1,13 +1,13 @@
-"""The Host header, the path of a request, and the client's address behind proxies. Imports nothing of the project."""
+"""The Host header, the path of a request, and the client's address behind proxies. Imports leaf files alone."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.types import Scope
 
-LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
+from rewrap.urls import is_loopback
+
 LOCAL_SUFFIXES = (
     ".localhost",
     ".docker.internal",
@@ -52,18 +52,6 @@ class HostCheck:
 def host_name(host: str) -> str:
     """A Host in lower case, without its port."""
     return PORT.sub("", host).lower()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or an address belongs to this machine alone."""
-    text = host[1:-1] if host.startswith("[") else host
-    try:
-        address: IPv4Address | IPv6Address = ip_address(text)
-    except ValueError:
-        return host in LOOPBACK
-    if isinstance(address, IPv6Address) and address.ipv4_mapped:  # one socket may take both
-        return address.ipv4_mapped.is_loopback
-    return address.is_loopback
 
 
 is_own_loopback = lru_cache(64)(is_loopback)  # a server has few addresses

@@ -20,6 +20,7 @@ from rewrap.upstream.errors import (
     forwardable_headers,
     rejection_in_body,
 )
+from rewrap.upstream.explain import EXCERPT_BYTES
 from rewrap.upstream.framing import (
     Decoder,
     Event,
@@ -81,6 +82,11 @@ class Answer:
     stored: bool
     choices: int
     chat: ChatSession | None = None
+    start: bytes = b""  # of the body
+
+    @property
+    def status(self) -> int:
+        return self.reply.status
 
     def is_event_stream(self) -> bool:
         kind = self.reply.headers.get(b"content-type", b"")
@@ -88,7 +94,9 @@ class Answer:
 
     async def whole(self, first: bytes = b"") -> bytes:
         """The body to its end, after the `first` bytes."""
-        return await read_whole(self.reply, self.limits, self.deadline, self.failure_status, first)
+        body = await read_whole(self.reply, self.limits, self.deadline, self.failure_status, first)
+        self.start = body[:EXCERPT_BYTES]
+        return body
 
     async def opened(
         self, known_framing: str, *, text_is_reply: bool
@@ -101,6 +109,7 @@ class Answer:
             return await reply.read()
 
         kind, first = await framing(reply.headers, more, known_framing if self.stream else "auto")
+        self.start = first[:EXCERPT_BYTES]
         encoding = charset(reply.headers)
         if "text" in kind and not text_is_reply:
             raise ValueError("plain text")
@@ -127,6 +136,7 @@ class Answer:
         reply = self.reply
         remaining = float("inf") if self.stream else self.limits.reply_bytes
         data = opened.first or await reply.read()
+        self.start = data[:EXCERPT_BYTES]
         while True:
             remaining -= len(data)
             if remaining < 0:
@@ -172,6 +182,7 @@ async def read_rejection(reply: Reply, shape: Shape) -> UpstreamRejection:
     except ValueError:
         rejection = rejection_in_body(reply.status, body)
     rejection.headers = forwardable_headers(reply.headers)
+    rejection.start = body[:EXCERPT_BYTES]
     return rejection
 
 

@@ -79,7 +79,7 @@ def rejection_error(
     `transparent`: a 5xx with a message keeps its status, as from an OpenAI-compatible upstream.
     """
     status = rejection.status or failure_status
-    reason = f"upstream: {status}"
+    reason = f"upstream: {rejection.status or 'an error with status 200'}"
     if 300 <= status < 400:
         return configuration_error(REDIRECTED, reason, failure_status)
     if status == 407 or (status == 401 and own_key):  # 407 is from a proxy of this server

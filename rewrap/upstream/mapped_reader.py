@@ -1,6 +1,6 @@
 """The reader of a mapped shape's streams. Takes events, gives Deltas; does no I/O."""
 
-from rewrap.types import ChatSession, Delta, JSONObject, UpstreamRejection
+from rewrap.types import ChatSession, Delta, JSONObject, NoReplyFound
 from rewrap.upstream import lenient
 from rewrap.upstream.framing import TEXT
 from rewrap.upstream.paths import Condition, Path, parse_condition, parse_paths, text_at
@@ -106,9 +106,9 @@ class MappedReader:
         return delta
 
     def check_json(self, value: object) -> None:
-        """Raises UpstreamRejection for a text where the shape expects JSON."""
+        """Raises NoReplyFound for a text where the shape expects JSON."""
         if value and isinstance(value, str) and not self.done and () not in self.paths.reply:
-            raise UpstreamRejection(502, "an event of the upstream is not JSON")
+            raise NoReplyFound(0, "an event of the upstream is not JSON")
 
     def new_text(self, text: str) -> str:
         """The new part of an event's text.

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from rewrap.types import ChatRequest, ChatSession, Delta, Reader, UpstreamRejection
+from rewrap.types import ChatRequest, ChatSession, Delta, NoReplyFound, Reader, UpstreamRejection
 from rewrap.upstream.mapped_reader import FRAMINGS, MODES, MappedReader, StreamPaths
 from rewrap.upstream.paths import text_at
 from rewrap.upstream.reply_paths import REJECTION_PATHS, ReplyPaths
@@ -59,7 +59,7 @@ class MappedShape(MappedRequest):
             reason = "tool_calls"
         if text is None and not reason:
             place = self.table["reply"]
-            raise UpstreamRejection(502, f"the upstream's answer has no text at {place!r}")
+            raise NoReplyFound(0, f"the upstream's answer has no text at {place!r}")
         if chat is not None:
             chat.observe(value, delta.content)
         delta.finish_reason = reason or "stop"
