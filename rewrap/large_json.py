@@ -22,7 +22,7 @@ MAX_DEPTH = 250  # orjson writes 254 levels
 MAX_VALUES = 1_000_000  # a million objects take 250 MB, and 0.1 s to free
 NESTED_PATTERNS = 8  # levels of nesting that one match may span
 # orjson decodes so much in a millisecond (of a machine of 2020), and may take so many of them at once.
-BYTES_PER_MILLISECOND = 400_000
+BYTES_PER_MILLISECOND = 700_000
 VALUES_PER_MILLISECOND = 5_000
 MILLISECONDS = 20
 

@@ -30,7 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -91,17 +91,26 @@ STREAM = [HEAD, ROLE, *(framed(WORD % f"word{i:03} ") for i in range(100)), FINI
 STAMP = re.compile(rb'"t(\d+) "')  # the content of a paced chunk: when it was sent, in nanoseconds
 
 
-def question(say: str, stream: bool, max_tokens: int) -> bytes:
+LOOK_BYTES = 4_000  # the upstream looks for its orders in the first bytes of a body
+TURN = [
+    {"role": "user", "content": "x" + " word" * 400},  # 2 kB each, as agents send them
+    {"role": "assistant", "content": "y" + " word" * 400},
+]
+
+
+def question(say: str, stream: bool, max_tokens: int, prompt_bytes: int = 0) -> bytes:
     """A chat whose prompt tells the fake upstream what to do; the mock answers with the prompt, up to `max_tokens` words."""
+    turns = TURN * (prompt_bytes // len(json.dumps(TURN)))
     messages = [
-        {"role": "system", "content": "You are terse. " * 11},
+        {"role": "system", "content": "You are terse. " * 11 + say},
+        *turns,
         {"role": "user", "content": f"{say} {words(99)}"},
     ]
     payload = {
         "model": "gpt-4o-mini",
-        "messages": messages,
         "max_tokens": max_tokens,
         "stream": stream,
+        "messages": messages,
     }
     return json.dumps(payload, separators=(",", ":")).encode()
 
@@ -121,7 +130,8 @@ class Upstream(asyncio.Protocol):
         self.transport, self.loop = transport, asyncio.get_running_loop()
         self.fd: int = transport.get_extra_info("socket").fileno()
         self.parser = httptools.HttpRequestParser(self)
-        self.url = self.body = b""
+        self.url = b""
+        self.body = bytearray()
 
     def data_received(self, data: bytes) -> None:
         self.parser.feed_data(data)
@@ -133,7 +143,8 @@ class Upstream(asyncio.Protocol):
         self.body += data
 
     def on_message_complete(self) -> None:
-        body, self.body = self.body, b""
+        body = bytes(self.body[:LOOK_BYTES])
+        self.body.clear()
         if self.url.endswith(b"/chat"):
             asked = re.search(rb"words=(\d+)", body)
             self.send(REPLIES[int(asked[1]) if asked else 60])
@@ -334,6 +345,13 @@ class Server:
         """Resident bytes."""
         return self.sum(24, 24) * os.sysconf("SC_PAGE_SIZE")
 
+    def sockets(self) -> list[int]:
+        """The number of open sockets of each process."""
+        return [
+            sum(os.readlink(link).startswith("socket:") for link in (path.parent / "fd").iterdir())
+            for path in self.stats
+        ]
+
     def status(self, method: str, path: str, body: bytes = b"") -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
@@ -369,8 +387,8 @@ class Server:
         return True
 
 
-def spawn(command: list[str], core: int, **options: Any) -> subprocess.Popen[bytes]:
-    os.sched_setaffinity(0, {core})  # a child inherits it
+def spawn(command: list[str], cores: Collection[int], **options: Any) -> subprocess.Popen[bytes]:
+    os.sched_setaffinity(0, cores)  # a child inherits it
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
     os.sched_setaffinity(0, {LOAD_CORE})
     return process
@@ -384,10 +402,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
             process.wait(2)
 
 
-NGINX_CONF = """daemon off; worker_processes 1; worker_rlimit_nofile 8192; pid {dir}/pid; error_log {dir}/error.log;
-events {{ worker_connections 4096; }}
+NGINX_CONF = """daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {dir}/pid; error_log {dir}/error.log;
+events {{ worker_connections 32768; }}
 http {{
     access_log off; keepalive_requests 1000000000; default_type application/json; client_body_temp_path {dir}/body;
+    client_max_body_size 100m; proxy_request_buffering off;
     proxy_temp_path {dir}/proxy; fastcgi_temp_path {dir}/fastcgi; uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
     upstream up {{ server 127.0.0.1:{upstream}; keepalive 2048; keepalive_requests 1000000000; }}
     server {{
@@ -420,8 +439,10 @@ class Target:
     cwd: str | None = None  # None: the temporary folder, where no .env lies
 
     @contextmanager
-    def started(self, mode: str, upstream: int) -> Iterator[Server]:
-        """A fresh process that has answered its first chat. Raises Wrong."""
+    def started(
+        self, mode: str, upstream: int, settings: str = "", cores: Collection[int] = (SERVER_CORE,)
+    ) -> Iterator[Server]:
+        """A fresh process that has answered its first chat, with more settings. Raises Wrong."""
         if self.name == DIRECT:
             yield Server(upstream)
             return
@@ -435,17 +456,15 @@ class Target:
                 dir=folder, port=port, upstream=upstream, location=LOCATIONS[mode]
             )
             Path(folder, "nginx.conf").write_text(conf)
-            text = f"{SETTINGS} {MODES[mode]}\n{self.command}".replace("{port}", str(port)).replace(
-                "{folder}", folder
-            )
-            settings, command = text.replace("{upstream}", f"http://127.0.0.1:{upstream}").split(
+            text = f"{SETTINGS} {MODES[mode]} {settings}\n{self.command}".replace(
+                "{port}", str(port)
+            ).replace("{folder}", folder)
+            variables, command = text.replace("{upstream}", f"http://127.0.0.1:{upstream}").split(
                 "\n", 1
             )
-            env = os.environ | dict(setting.split("=", 1) for setting in settings.split())
+            env = os.environ | dict(setting.split("=", 1) for setting in variables.split())
             began, cwd = time.perf_counter(), self.cwd or folder
-            process = spawn(
-                shlex.split(command), SERVER_CORE, cwd=cwd, env=env, stdout=log, stderr=log
-            )
+            process = spawn(shlex.split(command), cores, cwd=cwd, env=env, stdout=log, stderr=log)
             try:
                 server = Server(port, process)
                 if not server.answers(process, began):
@@ -480,6 +499,8 @@ class Scenario:
     chunks: int = 0  # in a stream; 0: as many as the server likes
     connections: int = 32
     pace: int = 0  # milliseconds from chunk to chunk; 0: as fast as it goes
+    prompt_bytes: int = 0  # of further messages
+    settings: Callable[[], str] = str  # of the server
 
     def suits(self, target: Target) -> bool:
         if target.name == DIRECT:
@@ -489,7 +510,7 @@ class Scenario:
         )
 
     def measure(self, target: Target, upstream: int, seconds: float) -> Figures:
-        with target.started(self.mode, upstream) as server:
+        with target.started(self.mode, upstream, self.settings()) as server:
             if not self.say:
                 return {f"s to {path}": seconds for path, seconds in server.ready.items()}
             figures = uvloop.run(
@@ -504,9 +525,8 @@ class Scenario:
     async def closed_loop(self, server: Server, seconds: float) -> Figures:
         """Every connection asks again as soon as it has its answer."""
         words = 0 if self.mode == "mock" else self.words  # another mock says what it likes
-        run = Run(
-            question(self.say, self.stream, max(self.words, 60)), words, self.chunks, again=True
-        )
+        body = question(self.say, self.stream, max(self.words, 60), self.prompt_bytes)
+        run = Run(body, words, self.chunks, again=True)
         await run.connect(server.port, Client, self.connections)
         await run.wait(max(0.5, seconds / 4))
         cpu, began, start, start_first = (
@@ -564,6 +584,77 @@ class Scenario:
         return figures | {"kB a stream": memory / 1000 / self.connections}
 
 
+@dataclass(frozen=True)
+class Idle(Scenario):
+    """The memory of a server at rest, and after a burst of 1,000 requests of 1 MB."""
+
+    def measure(self, target: Target, upstream: int, seconds: float) -> Figures:
+        with target.started(self.mode, upstream) as server:
+            before = server.memory()
+            uvloop.run(self.burst(server))
+            time.sleep(min(REST_SECONDS, seconds * 4))
+            after = server.memory()
+        return {"MB": before / 1e6, "MB after": after / 1e6, "times as much": after / before}
+
+    async def burst(self, server: Server) -> None:
+        body = question(self.say, self.stream, 60, self.prompt_bytes)
+        run = Run(body, 60, 0, again=True)
+        await run.connect(server.port, Client, self.connections)
+        await run.wait(120, lambda: len(run.times) >= BURST)
+        await run.finish()
+
+
+BURST = 1_000  # requests
+REST_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Workers(Scenario):
+    """JSON by one worker and by two, on two cores that they share with the load and the upstream."""
+
+    def suits(self, target: Target) -> bool:
+        return target.name == OURS and len(CORES) > 1
+
+    def measure(self, target: Target, upstream: int, seconds: float) -> Figures:
+        found: list[Figures] = []
+        for count in (1, 2):
+            with target.started(self.mode, upstream, f"WORKERS={count}", CORES) as server:
+                found.append(uvloop.run(self.spread(server, seconds)))
+                found[-1][f"s to {PATH}"] = server.ready[PATH]
+        one, two = found
+        return {
+            "CPU-µs, 1 worker": one["CPU-µs"],
+            "CPU-µs, 2 workers": two["CPU-µs"],
+            "times as much": two["CPU-µs"] / one["CPU-µs"],
+            "% of connections, most": two["% of connections, most"],
+            f"s to {PATH}": two[f"s to {PATH}"],
+        }
+
+    async def spread(self, server: Server, seconds: float) -> Figures:
+        idle = server.sockets()
+        run = Run(question(self.say, self.stream, 60), self.words, 0, again=True)
+        await run.connect(server.port, Client, self.connections)
+        await run.wait(seconds / 4)
+        taken = [now - before for now, before in zip(server.sockets(), idle, strict=True)]
+        cpu, start = server.cpu(), len(run.times)
+        await run.wait(seconds)
+        cpu, count = server.cpu() - cpu, len(run.times) - start
+        await run.finish()
+        return {
+            "CPU-µs": cpu * 1e6 / count,
+            "% of connections, most": 100 * max(taken) / sum(taken),
+        }
+
+
+@cache
+def exact_rules() -> str:
+    """The setting for 10,000 rules, of which none matches."""
+    path = Path(stores().name, "rules.toml")
+    rule = '[[rule]]\nwhen = "question {number}"\nthen = "answer {number}"\n'
+    path.write_text("".join(rule.format(number=number) for number in range(10_000)))
+    return f"MOCK_RULES={path}"
+
+
 class ListRun(Run):
     """Asks for 20 stored completions by metadata, in place of a chat."""
 
@@ -609,14 +700,15 @@ LIST = (
     f"GET {PATH}?metadata[topic]=3&limit=20&order=desc HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 )
 SIZES = (100, 100_000)
+PROMPTS = {"10 kB": 10_000, "100 kB": 100_000, "1 MB": 1_000_000, "10 MB": 10_000_000}
 FILL = """
 import asyncio, sys
-from rewrap.storage import sqlite as store
-store.GROUP = 5_000  # writes to a transaction
+from rewrap.storage import sqlite, sqlite_worker
+sqlite_worker.MAX_GROUP = 5_000  # writes to a transaction
 async def fill(path, size, body):
-    kept = store.open_store(f"sqlite:///{path}")
-    for start in range(0, size, store.GROUP):
-        numbers = range(start, min(start + store.GROUP, size))
+    kept = sqlite.SQLiteStore(path, 0)
+    for start in range(0, size, 5_000):
+        numbers = range(start, min(start + 5_000, size))
         rows = [eval(body) | {"id": f"c{n}", "created": 1_760_000_000 + n, "metadata": {"topic": str(n % 5)}} for n in numbers]
         messages = [{"role": "user", "content": "-" * 300}, {"role": "assistant", "content": "-" * 500}]
         await asyncio.gather(*(kept.put(row, messages, owner="") for row in rows))
@@ -643,26 +735,38 @@ def stored(size: int) -> Path:
     return path
 
 
-THOUSAND: Goals = {
+CHUNK: Goals = {
+    "CPU-µs a chunk": (60, 1.6),
     "added ms, p50": (),
-    "added ms, p99": (2,),
-    "CPU-µs a chunk": (),
+    "added ms, p99": (),
     "chunks/s": (),
-    "kB a stream": (25,),
 }
+THOUSAND: Goals = CHUNK | {"added ms, p99": (2,), "kB a stream": (20,)}
+MANY: Goals = CHUNK | {"added ms, p99": (5,), "kB a stream": (20,)}
 LISTED: Goals = {**{f"p50 ms, of {size:,}": () for size in SIZES}, "times as long": (1.5,)}
+NO_RULES = "mock, JSON of 60 words"
 SCENARIOS = [
     Scenario(
         "JSON through an OpenAI-compatible upstream",
         "relay",
-        {"CPU-µs": (200, 8), **LOOP},
+        {"CPU-µs": (200, 5), **LOOP},
         words=60,
     ),
-    Scenario("JSON through CHAT_URL", "chat", {"CPU-µs": (300,), **LOOP}, "words=60", words=60),
+    *(
+        Scenario(
+            f"JSON, {count:,} connections",
+            "relay",
+            {"CPU-µs": (200, 5)},
+            words=60,
+            connections=count,
+        )
+        for count in (1, 256, 1_000)
+    ),
+    Scenario("JSON through CHAT_URL", "chat", {"CPU-µs": (300, 8), **LOOP}, "words=60", words=60),
     Scenario(
         "stream of 102 chunks, relayed",
         "relay",
-        {"CPU-µs": (700, 1.6), **CHUNKED},
+        {"CPU-µs": (1_000, 0.9), **CHUNKED},
         "-",
         True,
         100,
@@ -676,14 +780,55 @@ SCENARIOS = [
         True,
         100,
     ),
-    Scenario("mock, JSON of 60 words", "mock", {"CPU-µs": (100,), **LOOP, "words": ()}, words=60),
+    Scenario(NO_RULES, "mock", {"CPU-µs": (100, 4.5), **LOOP, "words": ()}, words=60),
+    Scenario(
+        f"{NO_RULES}, 10,000 rules",
+        "mock",
+        {"CPU-µs": (110,)},
+        words=60,
+        settings=exact_rules,
+    ),
     Scenario(
         "mock, 100 words streamed",
         "mock",
-        {"CPU-µs": (500,), **CHUNKED, "words": ()},
+        {"CPU-µs": (100,), **CHUNKED, "words": ()},
         "-",
         True,
         100,
+    ),
+    *(
+        Scenario(
+            f"prompt of {name}, relayed",
+            "relay",
+            {"CPU-µs": (1e6, 4.5)},
+            words=60,
+            prompt_bytes=size,
+            connections=8,
+        )
+        for name, size in PROMPTS.items()
+    ),
+    *(
+        Scenario(
+            f"prompt of {name}, CHAT_URL",
+            "chat",
+            {"CPU-µs": (1e6, 7)},
+            "words=60",
+            words=60,
+            prompt_bytes=size,
+            connections=8,
+        )
+        for name, size in PROMPTS.items()
+    ),
+    *(
+        Scenario(
+            f"prompt of {name}, mock",
+            "mock",
+            {"CPU-µs": ()},
+            words=60,
+            prompt_bytes=size,
+            connections=8,
+        )
+        for name, size in PROMPTS.items()
     ),
     Scenario(
         "first byte, 1 connection", "relay", {"added ms, p50": (0.25,)}, "short", True, 1, 3, 1
@@ -695,10 +840,38 @@ SCENARIOS = [
         connections=1,
         pace=2,
     ),
+    Scenario("100 streams of 10 chunks/s", "relay", CHUNK, connections=100, pace=100),
     Scenario("1,000 streams of 10 chunks/s", "relay", THOUSAND, connections=1000, pace=100),
+    Scenario(
+        "9,000 streams of 1 chunk/s",
+        "relay",
+        MANY,
+        connections=9_000,
+        pace=1000,
+        settings=lambda: "MAX_CONNECTIONS=9500",
+    ),
+    Idle(
+        "memory, before and after 1,000 requests of 1 MB",
+        "relay",
+        {"MB": (38,), "MB after": (), "times as much": (1.15,)},
+        prompt_bytes=1_000_000,
+    ),
+    Workers(
+        "two workers on two cores",
+        "relay",
+        {
+            "CPU-µs, 1 worker": (),
+            "CPU-µs, 2 workers": (),
+            "times as much": (1.15,),
+            "% of connections, most": (60,),
+            f"s to {PATH}": (0.5,),
+        },
+        words=60,
+        connections=256,
+    ),
     Listing("list 20 stored, by metadata", "mock", LISTED, connections=1),
     Scenario(
-        "start to first answer", "relay", {"s to /health": (0.5,), f"s to {PATH}": (0.5,)}, say=""
+        "start to first answer", "relay", {"s to /health": (0.2,), f"s to {PATH}": (0.2,)}, say=""
     ),
 ]
 INSTALLED: Goals = {"MB": (25,), "packages": (15,)}
@@ -853,7 +1026,7 @@ def main() -> None:
     targets += [*args.beside, Target(DIRECT, "")]
     columns = list(dict.fromkeys(target.name for target in targets))
     lines = [["32 connections unless said", "figure", "goal", *columns]]
-    process = spawn([sys.executable, __file__, "upstream"], UPSTREAM_CORE, stdout=subprocess.PIPE)
+    process = spawn([sys.executable, __file__, "upstream"], [UPSTREAM_CORE], stdout=subprocess.PIPE)
     try:
         port = int((process.stdout or sys.stdin.buffer).readline())
         for scenario in SCENARIOS:
