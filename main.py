@@ -223,10 +223,15 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, read and parse a request, and answer it."""
         context: RequestContext = scope["context"]
+        gate = self.gateway.gate
         identity = await self.gateway.admit(context)
-        self.gateway.gate.check()  # before the body, which may be large
-        # No caller holds the body or the request: a long stream need not keep the conversation.
-        await self.gated(context, await self.read(context, identity))
+        gate.check()  # before the body, which may be large
+        incoming = await self.read(context, identity)
+        with gate, context.watch():  # a body that arrives slowly has taken no place
+            # No caller holds the body or the request: a long stream need not keep the conversation.
+            serving = self.serve(context, incoming)
+            del incoming
+            await serving
 
     async def read(self, context: RequestContext, identity: str) -> Incoming:
         gateway = self.gateway
@@ -235,13 +240,6 @@ class Endpoint:
             log.debug("%s %s", context.id, loggable(body, gateway.secrets))
         path_model = context.scope["path_params"].get("model", "")
         return Incoming(body, gateway.client_headers(context), path_model, identity)
-
-    async def gated(self, context: RequestContext, incoming: Incoming) -> None:
-        """Serve in one of MAX_CONCURRENT_REQUESTS places. A body that arrives slowly has taken none."""
-        with self.gateway.gate, context.watch():
-            serving = self.serve(context, incoming)
-            del incoming
-            await serving
 
     async def serve(self, context: RequestContext, incoming: Incoming) -> None:
         identity = incoming.identity
@@ -269,8 +267,8 @@ class Endpoint:
             )
         if turn.record is not None:
             deltas = turn.record(deltas, rendering)
-        context.holds_request = gateway.recorder.concerns(request) or turn.holds_request
         if request.stream:
+            context.holds_request = gateway.recorder.concerns(request) or turn.holds_request
             del request, turn
             ping_seconds = gateway.settings.sse_ping_seconds
             await send_stream(context, rendering, deltas, ping_seconds)

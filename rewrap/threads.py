@@ -15,7 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from rewrap import large_json
 from rewrap.large_json import LARGE_BYTES
-from rewrap.memory import reserved
+from rewrap.memory import CURRENT, reserved
 from rewrap.types import dumps
 
 P = ParamSpec("P")
@@ -150,7 +150,8 @@ async def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
 
     A small request calls at once, and pays 0.2 µs for the question. A medium one waits for its turn. A large one has a thread.
     """
-    size = reserved()
+    current = CURRENT.get()
+    size = current.size if current is not None else 0
     if size <= MEDIUM_BYTES:
         return function(*args, **kwargs)
     if size <= LARGE_BYTES:

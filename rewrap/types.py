@@ -319,7 +319,7 @@ class Reader(Protocol):
         """The Deltas of one event. Raises UpstreamRejection; ValueError if it is not an event of a reply."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: 0.3 µs
 class Outgoing:
     """One request to an endpoint, beside its constant headers."""
 

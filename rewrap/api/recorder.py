@@ -50,6 +50,7 @@ class Recorder:
     ) -> None:
         self.before = before
         self.after = after
+        self.has_hooks = bool(before or after)
         self.stored = stored
         self.store_by_default = store_by_default
         self.reply_bytes = reply_bytes
@@ -59,9 +60,9 @@ class Recorder:
     def concerns(self, request: ChatRequest) -> bool:
         """Whether a hook or the store has to see this chat."""
         payload = request.payload
-        return bool(
-            self.before or self.after or self.stores(payload) or payload.get("completion_id")
-        )
+        if self.has_hooks or payload.get("completion_id"):
+            return True
+        return self.stores(payload)
 
     def stores(self, payload: JSONObject) -> bool:
         """Whether a chat is stored: `store`, or STORE_BY_DEFAULT."""

@@ -81,13 +81,14 @@ class Authenticator:
         On an open server the client's key is meant for the upstream, and takes CLIENT_HEADERS along. Headers that
         FORWARD_HEADERS names always go.
         """
-        found: dict[str, str] = {}
         headers = context.request_headers
-        for name, text in self.forwarded:
-            value = headers.get(name)
-            if value is not None:
-                found[text] = value.decode("latin-1")
-        key = context.header(b"api-key")
-        if self.open and key and "authorization" not in found:
-            found["authorization"] = f"Bearer {key}"
+        found = {
+            text: headers[name].decode("latin-1")
+            for name, text in self.forwarded
+            if name in headers
+        }
+        if self.open and "authorization" not in found:
+            key = context.header(b"api-key")
+            if key:
+                found["authorization"] = f"Bearer {key}"
         return found

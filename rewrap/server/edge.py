@@ -141,6 +141,7 @@ class EdgeMiddleware:
                 # CORS answers a preflight by itself, so that a foreign host has to be refused before it.
                 if scope["method"] != "OPTIONS" or not self.is_foreign(context):
                     app = self.origins.app_for_page(scope)
+                    context.sends_directly = False
             await app(scope, receive, context.send)
         finally:
             self.open_requests.discard(context)

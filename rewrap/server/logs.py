@@ -161,21 +161,19 @@ def text_line(context: RequestContext) -> str:
     """Method, path, status, times, model, backend, tokens, error, id."""
     now = time.perf_counter()
     first_byte = (context.first_byte or now) - context.started
-    parts = [
-        f"{context.scope['method']} {printable(context.scope['original_path'])} {context.final_status()}",
-        f"first_byte={first_byte * 1e3:.1f}ms total={(now - context.started) * 1e3:.1f}ms",
-    ]
+    line = (
+        f"{context.scope['method']} {printable(context.scope['original_path'])} {context.final_status()}"
+        f" first_byte={first_byte * 1e3:.1f}ms total={(now - context.started) * 1e3:.1f}ms"
+    )
     info = context.info
     if info is not None:
         counts = info.usage or {}
         prompt = counts.get("prompt_tokens", "-")
         reply = counts.get("completion_tokens", "-")
-        parts.append(f"model={printable(info.model)} backend={info.backend}")
-        parts.append(f"tokens={prompt}+{reply}")
+        line += f" model={printable(info.model)} backend={info.backend} tokens={prompt}+{reply}"
     if context.error:
-        parts.append(f"error={context.error}")
-    parts.append(f"id={context.id}")
-    return " ".join(parts)
+        line += f" error={context.error}"
+    return f"{line} id={context.id}"
 
 
 def json_line(context: RequestContext, created: float, level: int) -> str:

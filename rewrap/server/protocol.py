@@ -6,6 +6,7 @@ A request that it refuses gets OpenAI's envelope. Upgrades are ignored. Does not
 import asyncio
 import logging
 import os
+import re
 import socket
 import struct
 from secrets import token_hex
@@ -28,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from rewrap.server.context import CONNECTION, ClientConnection
 from rewrap.server.signals import UNSENT_SECONDS
-from rewrap.types import Sink
+from rewrap.types import Headers, Sink
 
 log = logging.getLogger("rewrap")
 
@@ -36,6 +37,7 @@ HEAD_BYTES = 64 * 2**10
 NOT_HTTP = "This is not an HTTP request."
 TOO_SLOW = "The rest of the request did not come in time."
 TOO_LARGE = f"The head of the request is too large: this server takes {HEAD_BYTES} bytes at most."
+UNSAFE = re.compile(rb"[^\t\r\n -~\x80-\xff]")  # in the head of an answer
 NO_LINGER = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 REFUSAL_HEAD = (
     b"content-type: application/json\r\n"
@@ -152,6 +154,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(coalescing)
         self.client_connection = ClientConnection()
         self.client_connection.chunk_writer = self.chunk_writer
+        self.client_connection.write_answer = self.write_answer
         self.overhead = 0  # bytes in a row that are not a body
         self.refused = False
         self.heard = False  # bytes came since the last check
@@ -165,12 +168,40 @@ class Protocol(HttpToolsProtocol):
         self.timer.cancel()
         super().connection_lost(exc)
         self.client_connection.lost = True
-        self.client_connection.chunk_writer = None  # a cycle of references
+        # Cycles of references.
+        self.client_connection.chunk_writer = None
+        self.client_connection.write_answer = None
         if self.running is not None and not self.running.response_complete:
             self.running.disconnected = True
             self.running.message_event.set()
             if self.client_connection.on_lost is not None:
                 self.client_connection.on_lost()
+
+    def write_answer(self, status: int, headers: Headers, body: bytes) -> bool:
+        """Write the whole answer of the running request. False if uvicorn has to send it: only it knows the special cases.
+
+        `headers` have names in lower case, and the length of the body.
+        """
+        cycle = self.running
+        if cycle is None or cycle.response_started or cycle.disconnected or cycle.more_body:
+            return False
+        if not cycle.keep_alive or self.flow.write_paused or cycle.scope["method"] == "HEAD":
+            return False
+        lines = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            if name == b"connection":
+                return False
+            lines.append(b"%b: %b\r\n" % (name, value))
+        head = b"".join(lines)
+        if not len(lines) == head.count(b"\r") == head.count(b"\n") or UNSAFE.search(head):
+            return False
+        cycle.response_started = True
+        cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        self.transport.write(b"%b\r\n%b" % (head, body))
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def chunk_writer(self) -> Sink | None:
         """A writer of chunks for the running request; None if its answer has none."""

@@ -35,11 +35,13 @@ PROTOCOL_ATTRIBUTES = {
 # Members of a request (uvicorn calls it a cycle) that it uses.
 CYCLE_ATTRIBUTES = {
     "chunked_encoding",
+    "default_headers",
     "disconnected",
     "expected_content_length",
     "keep_alive",
     "message_event",
     "more_body",
+    "on_response",
     "response_complete",
     "response_started",
     "scope",

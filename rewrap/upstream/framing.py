@@ -307,9 +307,13 @@ def last_event_end(data: bytes, start: int = 0) -> int:
 
 def is_plain_events(data: bytes) -> bool:
     """Whether each event is one line with a JSON object, as almost all are; the last one may be `data: [DONE]`."""
-    if (
-        data.find(b"\n") == len(data) - 2 and b"\r" not in data
-    ):  # one event: 0.3 µs, where the pattern needs 1
-        if data.startswith(b"data: {") and data.endswith(b"}\n\n"):
+    # Counts take a third of the time of the pattern.
+    if data.startswith(b"data: {") and b"\r" not in data:
+        events = data.count(b"}\n\ndata: {") + 1
+        ended = data.endswith(b"}\n\n")
+        if data.endswith(b"}\n\ndata: [DONE]\n\n"):
+            events += 1
+            ended = True
+        if ended and data.count(b"\n") == 2 * events:
             return True
     return PLAIN_EVENTS.fullmatch(data) is not None

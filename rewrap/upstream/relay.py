@@ -99,8 +99,12 @@ class RelayStream:
                 return b""
         if not data.isascii():
             data.decode()  # the client's reader would fail, too
-        if b'"error"' in data or b"[DONE]" in data or not is_plain_events(data):
+        if not is_plain_events(data):
             data = self.rewritten(data)
+        else:
+            end = first_suspect(data)
+            if end < len(data):  # a fast upstream sends much before its [DONE]: that passes
+                data = data[:end] + self.rewritten(data[end:])
         if not self.started:
             data = self.from_first_delta(data)
         if not data:
@@ -246,6 +250,17 @@ async def relayed(reply: Reply, relay: RelayStream, stall: float, info: Response
         yield Delta(raw=last)
 
 
+def first_suspect(data: bytes) -> int:
+    """Of plain events, the start of the first one that may be an error or the end; without one the length of `data`."""
+    position = data.find(b'"error"')
+    if position < 0:
+        position = len(data)
+        if not data.endswith(DONE_EVENT):
+            return position
+    before = data.rfind(b"\n\n", 0, position - 2)
+    return before + 2 if before >= 0 else 0
+
+
 def rejection_of(name: str, event: bytes) -> UpstreamRejection | None:
     """The error in one event, if it is one. Raises ValueError if it looks like one and is not JSON."""
     is_object = event.startswith(b"{")
@@ -286,7 +301,7 @@ def is_completion(value: JSONObject) -> bool:
     choices = value.get("choices")
     if not isinstance(choices, list) or not choices:
         return False
-    return all(is_answered(choice) for choice in choices)
+    return all(map(is_answered, choices))
 
 
 def is_answered(choice: object) -> bool:
