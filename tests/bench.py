@@ -9,8 +9,9 @@ user and system time of all processes of the server.
     python tests/bench.py --beside 'other=some-proxy --port {port} --upstream {upstream}/v1'
     python tests/bench.py --beside 'other@chat=some-proxy --port {port} --url {upstream}/chat'     (@mock: needs no upstream)
 
-Linux only; needs uvloop and httptools. Servers must keep connections alive and answer POST /v1/chat/completions; each gets
-this project's settings in its environment. Only --installed leaves loopback. With 2 cores, load and upstream share one.
+`tests/peers/install.sh` installs other programs, and --peers measures them. Linux only; needs uvloop and httptools. Servers
+must keep connections alive and answer POST /v1/chat/completions; each gets this project's settings in its environment. Only
+--installed leaves loopback. With 2 cores, load and upstream share one.
 """
 
 import argparse
@@ -972,6 +973,30 @@ def machine() -> str:
     return f"{time.strftime('%Y-%m-%d')}; {cores}; Python {platform.python_version()}"
 
 
+def peers() -> list[Target]:
+    """The programs that tests/peers/install.sh has installed."""
+    folder, files = ROOT / ".venv" / "peers", ROOT / "tests" / "peers"
+    known = [
+        Target(
+            "vllm-router 0.1.17",
+            f"{folder}/vllm-router/bin/vllm-router --host 127.0.0.1 --port {{port}} --worker-urls {{upstream}}"
+            " --policy round_robin --prometheus-port 29999",
+            ("relay",),
+        ),
+        Target(
+            "LiteLLM 1.108.7",
+            f"{folder}/litellm/bin/litellm --host 127.0.0.1 --port {{port}} --config {files}/litellm.yaml",
+            ("relay",),
+        ),
+        Target(
+            "aimock 1.43.0",
+            f"{folder}/aimock/node_modules/.bin/llmock --port {{port}} --fixtures {files}/fixtures --log-level silent",
+            ("mock",),
+        ),
+    ]
+    return [target for target in known if Path(target.command.split()[0]).exists()]
+
+
 def beside(text: str) -> Target:
     """NAME=command or NAME@MODE=command."""
     name, _, command = text.partition("=")
@@ -994,6 +1019,9 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--beside", type=beside, action="append", default=[], metavar="NAME=COMMAND"
+    )
+    parser.add_argument(
+        "--peers", action="store_true", help="also the programs of tests/peers/install.sh"
     )
     parser.add_argument(
         "--quick", action="store_true", help="one round of one second: only to see that all works"
@@ -1023,7 +1051,7 @@ def main() -> None:
     targets = [Target(OURS, f"{sys.executable} {ROOT / 'main.py'}")]
     if nginx := shutil.which("nginx"):
         targets.append(Target(NGINX, f"{nginx} -p {{folder}} -c nginx.conf -e error.log"))
-    targets += [*args.beside, Target(DIRECT, "")]
+    targets += [*(peers() if args.peers else ()), *args.beside, Target(DIRECT, "")]
     columns = list(dict.fromkeys(target.name for target in targets))
     lines = [["32 connections unless said", "figure", "goal", *columns]]
     process = spawn([sys.executable, __file__, "upstream"], [UPSTREAM_CORE], stdout=subprocess.PIPE)

@@ -19,6 +19,7 @@ from rewrap.mock.errors import CATALOGUE
 from rewrap.mock.facts import Facts, lane_of
 from rewrap.mock.rules import RuleSet
 from rewrap.mock.safe_regex import Pattern
+from rewrap.mock.script import Script
 from rewrap.mock.steps import has_placeholders
 from rewrap.types import APIError, ChatRequest, Delta
 
@@ -1479,3 +1480,16 @@ def test_facts_of_a_long_conversation_are_linear() -> None:
         return best
 
     assert cost(20_000) < 30 * cost(2_000)
+
+
+def test_headers_are_needed_for_a_rule_that_looks_at_them_alone() -> None:
+    exact = {"when": "Hello", "then": "Hi"}
+    script = Script(RuleSet())
+    assert not script.needs_headers([b"host"])
+    script.rules.add([exact])
+    assert not script.needs_headers([b"host"])
+    assert script.needs_headers([b"host", b"x-mock-lane"])
+    script.rules.add([{"when": {"header": {"x-team": "red"}}, "then": "Red"}])
+    assert script.needs_headers([b"host"])
+    script.rules.reset()
+    assert not script.needs_headers([b"host"])

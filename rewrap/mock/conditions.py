@@ -19,6 +19,7 @@ FORMATS = ("text", "json_object", "json_schema")
 TEXT_FIELDS = ("exact", "contains", "regex")
 SECRET_HEADER = re.compile(r"auth|cookie|key|token|secret|password")
 SHOWN = 80  # characters of a value in a report
+HEADER = "header "  # before the name of a header, in the name of a condition
 CONTEXT = 20  # characters before the first difference of two texts
 MAX_NUMBER = 10**6
 
@@ -172,11 +173,11 @@ def parse_one_header(name: str, value: object, where: str) -> Condition:
     def text_of_header(facts: Facts) -> str:
         return facts.headers.get(header, "")
 
-    found = parse_text(f"header {header}", value, where, text_of_header)
+    found = parse_text(f"{HEADER}{header}", value, where, text_of_header)
     if not SECRET_HEADER.search(header):
         return found
     # A report goes to clients and into the journal: it never shows a secret.
-    difference = f"header {header}: not the expected value"
+    difference = f"{HEADER}{header}: not the expected value"
     return Condition(found.name, found.holds, lambda facts: difference, found.names)
 
 

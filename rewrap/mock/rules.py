@@ -14,7 +14,7 @@ from heapq import merge
 from pathlib import Path
 
 from rewrap.mock.answers import Answer
-from rewrap.mock.conditions import Captures, shown
+from rewrap.mock.conditions import HEADER, Captures, shown
 from rewrap.mock.facts import Facts
 from rewrap.mock.rules_file import MAX_RULES, Rule, parse_rules, read_rules, rule_files
 
@@ -72,6 +72,8 @@ class Index:
             for message in dict.fromkeys(rule.exact):
                 self.by_message.setdefault(message, []).append((place, rule))
         self.has_nth = any(rule.nth for rule in rules)
+        conditions = [condition for rule in rules for condition in rule.conditions]
+        self.looks_at_headers = any(condition.name.startswith(HEADER) for condition in conditions)
 
     def candidates(self, facts: Facts) -> Iterable[Ranked]:
         """The rules that can match a request, in their order."""
@@ -159,6 +161,11 @@ class RuleSet:
 
     def __len__(self) -> int:
         return len(self.added) + len(self.from_files)
+
+    def look_at_headers(self) -> bool:
+        """Whether a rule has a condition on a header."""
+        with self.lock:
+            return self.indexed().looks_at_headers
 
     def indexed(self) -> Index:
         if self.index is None:
