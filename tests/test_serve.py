@@ -123,3 +123,56 @@ def test_one_process_serves_where_the_system_is_not_unix(before: str, tmp_path: 
         process.terminate()
         _, rest = process.communicate(timeout=20)
     assert (process.returncode, "Traceback" in rest) == (0, False)
+
+
+# What a configuration does not use costs it no time at the start, and no memory.
+OPTIONAL = (
+    "prometheus_client",
+    "pymongo",
+    "pytest",
+    "redis",
+    "rewrap.mock.formats",
+    "rewrap.mock.replay",
+    "rewrap.mock.schema",
+    "rewrap.mock.tools",
+    "rewrap.probe",
+    "rewrap.pytest_plugin",
+    "rewrap.server.metrics",
+    "rewrap.server.workers",
+    "rewrap.storage.mongo",
+    "rewrap.testing",
+    "rewrap.upstream.recording",
+)
+LOADED = """
+import sys
+from rewrap.main import load_app
+load_app()
+import rewrap.server.serve, rewrap.server.protocol
+print(*sys.modules, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"USE_MOCK_API": "true"},
+        {"OPENAI_API_BASE": "http://127.0.0.1:9/v1", "OPENAI_API_KEY": "sk-x"},
+        {"CHAT_URL": "http://127.0.0.1:9/chat"},
+    ],
+    ids=["mock", "relay", "chat URL"],
+)
+def test_the_start_loads_no_module_of_a_feature_that_is_off(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        cwd=tmp_path,
+        env=settings | {"PYTHONPATH": str(ROOT), "STORE_URL": "sqlite://"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = done.stdout.split()
+    assert "rewrap.backends" in loaded
+    found = {name for name in loaded for unused in OPTIONAL if f"{name}.".startswith(f"{unused}.")}
+    assert not found
