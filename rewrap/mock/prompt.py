@@ -73,7 +73,7 @@ words_of_name = lru_cache(1024)(words_of)
 
 
 class Prompt:
-    """The text of a prompt, and the facts in it that no value has taken yet."""
+    """The two ends of a prompt, and the facts in them that are not used yet."""
 
     def __init__(self, text: str) -> None:
         if len(text) > 2 * READ:

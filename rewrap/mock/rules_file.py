@@ -37,7 +37,7 @@ class Rule:
     steps: tuple[Answer, ...]
     times: int  # 0: without end
     priority: int
-    ends: bool  # after the last step; else that repeats
+    ends: bool  # after the last step; otherwise the last step repeats
     on_tool_result: bool
 
     @property

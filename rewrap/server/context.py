@@ -40,7 +40,7 @@ class ClientConnection:
         self.lost = False
         # Writes a whole answer at once; False if it cannot, and has written nothing.
         self.write_answer: Callable[[int, Headers, bytes], bool] | None = None
-        # Makes a writer of chunks for the answer in progress; None if that answer has no chunks.
+        # Makes a writer of chunks for the answer in progress, or None if that answer has no chunks.
         self.chunk_writer: Callable[[], Sink | None] | None = None
         self.on_lost: Callable[[], None] | None = None  # called when the client has left
 
