@@ -62,7 +62,6 @@ from rewrap.upstream.shapes import shape_from, shape_named
 from rewrap.upstream.tables import check_constant
 from rewrap.upstream.traffic import Traffic
 from rewrap.upstream.unsupported import check_supported
-from rewrap.urls import is_loopback
 
 log = logging.getLogger("rewrap")
 EXAMPLE = ChatRequest("m", [], {"user": "u"}, session="s")  # to check the URL of a backend
@@ -101,7 +100,6 @@ class ChatURL:
         forward_headers: Sequence[str] = (),
         responses: str = "auto",
         on_unsupported: str = "error",
-        explain_to_client: bool = False,
     ) -> None:
         """`responses` is for OpenAI. Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
         self.client = client
@@ -121,7 +119,7 @@ class ChatURL:
         self.has_key = bool(key) or "authorization" in self.own_headers
         self.targets: dict[tuple[str, bool], object] = {}
         self.secrets = secrets_in(url, key, self.own_headers)
-        self.explain = Explainer(name, self.secrets, for_client=explain_to_client)
+        self.explain = Explainer(name, self.secrets)
         self.responses = responses
         self.embed = embedder_of(self)
         shape.check(url)
@@ -263,7 +261,9 @@ class ChatURL:
         except UPSTREAM_ERRORS as exc:
             self.traffic.failed(exc)
             error = upstream_error(exc, self.failure_status)
-            raise self.explain(error, answer) from exc
+            if answer is not None and isinstance(exc, ValueError):  # what came is not a reply
+                self.explain(error, headers, answer)
+            raise error from exc
         except (AttributeError, LookupError, TypeError, RecursionError) as exc:
             log.exception("%s: unexpected reply format", self.name)
             raise bad_gateway(FAILED, type(exc).__name__, self.failure_status) from exc
@@ -295,7 +295,8 @@ class ChatURL:
         if not (reader.done or reader.complete or normalized.ended):
             raise bad_gateway(CUT_SHORT, "cut short", self.failure_status)
         if not normalized.started and not reader.finish:
-            raise self.explain(bad_gateway(NO_REPLY, "empty stream", self.failure_status), answer)
+            error = bad_gateway(NO_REPLY, "empty stream", self.failure_status)
+            raise self.explain(error, {}, answer)
         if answer.chat is not None:
             answer.chat.close()
         for delta in normalized.end(reader.finish):
@@ -316,7 +317,7 @@ class ChatURL:
             failure_status=self.failure_status,
         )
         if not rejection.is_clear:
-            return self.explain(error, answer or rejection)
+            return self.explain(error, headers, answer, rejection)
         reason = reason_of(rejection, self.secrets)
         log.info("backend %s: the upstream answered %d: %r", self.name, rejection.status, reason)
         return error
@@ -515,7 +516,6 @@ def checked_backend(
         "failure_status": common.settings.upstream_failure_status,
         "forward_headers": common.settings.forward_headers,
         "on_unsupported": common.settings.on_unsupported,
-        "explain_to_client": is_loopback(common.settings.host),
     }
     try:
         return kind(common.client, url, shape, **(defaults | options))  # type: ignore[arg-type]

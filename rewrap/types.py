@@ -54,6 +54,16 @@ class APIError(Exception):
         self.code = code
         self.headers = headers or []
         self.reason = reason or code or type
+        self.explanation = ""  # for a client on the same machine
+
+    def explained(self) -> "APIError":
+        """The same error, with the explanation in its message."""
+        stop = "" if self.message.endswith((".", "!", "?")) else "."
+        self.message = f"{self.message}{stop} {self.explanation}"
+        self.explanation = ""
+        if self.error is not None:
+            self.error = self.error | {"message": self.message}
+        return self
 
     @property
     def body(self) -> JSONObject:
@@ -76,7 +86,7 @@ class UpstreamRejection(Exception):
         if message:
             self.error["message"] = message
         self.headers: Headers = []
-        self.start = b""  # of the body
+        self.start: bytes | None = None  # of the body; None: it was not read
 
     @property
     def message(self) -> str:
@@ -88,11 +98,17 @@ class UpstreamRejection(Exception):
         """Whether the upstream says itself what is wrong."""
         return bool(self.message)
 
+    @property
+    def reason(self) -> str:
+        """For the access log."""
+        return f"upstream: {self.status or 'an error with status 200'}"
+
 
 class NoReplyFound(UpstreamRejection):
     """A good answer in which a shape finds no reply. The message is the shape's."""
 
     is_clear = False
+    reason = "no reply found"
 
 
 class NoEndpoint(Exception):

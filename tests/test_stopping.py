@@ -409,8 +409,9 @@ def workers(process: Command) -> list[int]:
     """The pids of those that serve."""
     found = []
     for pid in children(process.pid):
-        if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            found.append(pid)
+        with suppress(FileNotFoundError):  # it has just ended
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
     return found
 
 

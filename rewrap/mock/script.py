@@ -85,7 +85,10 @@ class Script:
         self.on_reset: Callable[[], None] | None = None
 
     def needs_headers(self, names: Iterable[bytes]) -> bool:
-        """Whether the headers of a request can matter. To decode all of them costs 5 µs."""
+        """Whether the headers of a request can matter. To decode all of them costs 5 µs.
+
+        A rule that is added while a request is read does not see its headers.
+        """
         self.rules.reload_if_changed()
         if len(self.rules) and self.rules.look_at_headers():
             return True

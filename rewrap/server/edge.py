@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from rewrap.eventloop import running_loop
 from rewrap.memory import MemoryBudget
 from rewrap.server.context import ClientLeft, RequestContext, printable, stopping
-from rewrap.server.hosts import NORMAL, HostCheck, forwarded_address, normal_path
+from rewrap.server.hosts import NORMAL, HostCheck, forwarded_address, is_local, normal_path
 from rewrap.server.limits import Gate
 from rewrap.server.logs import AccessLog
 from rewrap.server.origins import OriginPolicy
@@ -222,6 +222,8 @@ class EdgeMiddleware:
     def api_error(self, context: RequestContext, exc: Exception) -> APIError:
         """The error that the client sees for an exception."""
         if isinstance(exc, APIError):
+            if exc.explanation and is_local(context.scope, context.request_headers):
+                return exc.explained()
             return exc
         if isinstance(exc, HTTPException) and exc.status_code == 404:
             return self.unknown_url(context)

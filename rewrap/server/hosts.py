@@ -16,6 +16,7 @@ LOCAL_SUFFIXES = (
 PORT = re.compile(r":\d*\Z")
 IPV6 = re.compile(r"[0-9A-Fa-f]*:.*:")  # without the brackets that it has in a URL
 KNOWN_HOSTS = 100
+FORWARDED = frozenset([b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"])  # by a proxy
 
 
 class HostCheck:
@@ -55,6 +56,15 @@ def host_name(host: str) -> str:
 
 
 is_own_loopback = lru_cache(64)(is_loopback)  # a server has few addresses
+
+
+def is_local(scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
+    """Whether the client is on this machine, and no proxy is between. `headers`: those of the scope, by name."""
+    server = scope.get("server")
+    client = scope.get("client")
+    if server is None or client is None or not FORWARDED.isdisjoint(headers):
+        return False
+    return is_own_loopback(server[0]) and is_loopback(client[0])
 
 
 def forwarded_address(headers: Iterable[tuple[bytes, bytes]], hops: int) -> str:

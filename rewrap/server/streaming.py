@@ -64,8 +64,7 @@ async def gathered(deltas: Deltas) -> list[Delta]:
     found: list[Delta] = []
     async with aclosing(deltas):
         async for delta in deltas:
-            if not delta.raw:  # these bytes count already: they were read as a whole
-                reserve(delta_size(delta))
+            reserve(delta_size(delta))
             found.append(delta)
     return found
 

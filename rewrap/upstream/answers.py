@@ -15,12 +15,12 @@ from rewrap.threads import apart
 from rewrap.types import APIError, ChatSession, Limits, Reply, Shape, UpstreamRejection
 from rewrap.upstream import lenient
 from rewrap.upstream.errors import (
+    START_BYTES,
     TOO_LARGE,
     bad_gateway,
     forwardable_headers,
     rejection_in_body,
 )
-from rewrap.upstream.explain import EXCERPT_BYTES
 from rewrap.upstream.framing import (
     Decoder,
     Event,
@@ -82,7 +82,7 @@ class Answer:
     stored: bool
     choices: int
     chat: ChatSession | None = None
-    start: bytes = b""  # of the body
+    start: bytes | None = None  # of the body, or of a stream's last read; None: nothing was read
 
     @property
     def status(self) -> int:
@@ -95,7 +95,7 @@ class Answer:
     async def whole(self, first: bytes = b"") -> bytes:
         """The body to its end, after the `first` bytes."""
         body = await read_whole(self.reply, self.limits, self.deadline, self.failure_status, first)
-        self.start = body[:EXCERPT_BYTES]
+        self.start = body[:START_BYTES]
         return body
 
     async def opened(
@@ -109,7 +109,7 @@ class Answer:
             return await reply.read()
 
         kind, first = await framing(reply.headers, more, known_framing if self.stream else "auto")
-        self.start = first[:EXCERPT_BYTES]
+        self.start = first[:START_BYTES]
         encoding = charset(reply.headers)
         if "text" in kind and not text_is_reply:
             raise ValueError("plain text")
@@ -136,7 +136,6 @@ class Answer:
         reply = self.reply
         remaining = float("inf") if self.stream else self.limits.reply_bytes
         data = opened.first or await reply.read()
-        self.start = data[:EXCERPT_BYTES]
         while True:
             remaining -= len(data)
             if remaining < 0:
@@ -148,6 +147,7 @@ class Answer:
                 yield event
             if not data:
                 return
+            self.start = data[:START_BYTES]
             reply.deadline = self.next_deadline()
             data = await reply.read()
 
@@ -182,7 +182,7 @@ async def read_rejection(reply: Reply, shape: Shape) -> UpstreamRejection:
     except ValueError:
         rejection = rejection_in_body(reply.status, body)
     rejection.headers = forwardable_headers(reply.headers)
-    rejection.start = body[:EXCERPT_BYTES]
+    rejection.start = body[:START_BYTES]
     return rejection
 
 

@@ -31,6 +31,9 @@ TRACEBACK = "Traceback (most recent call last)"
 ERROR_BYTES = 16_384  # of all members of an error
 ERROR_DEPTH = 20
 DETAILS = 20  # items of a list of errors
+START_BYTES = 8192  # kept of a body to explain a failure: secrets are taken out before it is cut
+CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufeff]")  # UTF-16 is full of them
+ESCAPE = re.compile(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # no surrogates
 # Other names of an error's message.
 MESSAGE_NAMES = [
     *("detail", "details", "errors", "error_message", "error_msg", "errorMessage", "errmsg"),
@@ -79,7 +82,7 @@ def rejection_error(
     `transparent`: a 5xx with a message keeps its status, as from an OpenAI-compatible upstream.
     """
     status = rejection.status or failure_status
-    reason = f"upstream: {rejection.status or 'an error with status 200'}"
+    reason = rejection.reason
     if 300 <= status < 400:
         return configuration_error(REDIRECTED, reason, failure_status)
     if status == 407 or (status == 401 and own_key):  # 407 is from a proxy of this server
@@ -176,7 +179,10 @@ def rejection_in_success(error: object) -> UpstreamRejection:
     members: JSONObject = error if isinstance(error, dict) else {"message": error}
     if not isinstance(members.get("message"), str):
         members = {name: value for name, value in members.items() if name != "message"}
-    return UpstreamRejection(status_in(members), error=members)
+    rejection = UpstreamRejection(status_in(members), error=members)
+    if members:
+        rejection.start = orjson.dumps(members)
+    return rejection
 
 
 def rejection_in_body(status: int, body: bytes) -> UpstreamRejection:
@@ -184,10 +190,16 @@ def rejection_in_body(status: int, body: bytes) -> UpstreamRejection:
     try:
         value: object = orjson.loads(body)
     except ValueError:
-        text = body.decode("utf-8", "replace").strip()
+        text = unescaped(body).strip()
         # A page for people is not a message.
         return UpstreamRejection(status, "" if text.startswith("<") else text)
     return UpstreamRejection(status, error=error_in(value))
+
+
+def unescaped(body: bytes) -> str:
+    """Text that may be broken or foreign JSON, without its escapes: they would hide secrets."""
+    text = CONTROL.sub("", body.decode("utf-8", "replace")).replace("\\/", "/")
+    return ESCAPE.sub(lambda match: chr(int(match[1], 16)), text)
 
 
 def error_in(value: object) -> JSONObject:

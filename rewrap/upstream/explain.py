@@ -5,16 +5,19 @@ Imports types, redaction and errors. Does not know shapes.
 
 import logging
 import time
-from collections.abc import Sequence
+from codecs import BOM_UTF8
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from rewrap.redaction import redacted
+import orjson
+
+from rewrap.redaction import NAMED_SECRET, redacted, secrets_in
 from rewrap.types import APIError
-from rewrap.upstream.errors import TRACEBACK
+from rewrap.upstream.errors import ERROR_DEPTH, START_BYTES, TRACEBACK, redacted_value, unescaped
 
 log = logging.getLogger("rewrap")
 
-EXCERPT_BYTES = 800  # UTF-8 has four bytes a character at most
+SECRET_CHARACTERS = 512  # a longer secret may be cut at the end of what was kept
 EXCERPT_CHARACTERS = 200
 SILENT_SECONDS = 60.0  # between two lines of one kind
 MAX_KINDS = 100
@@ -22,39 +25,46 @@ NEXT_STEP = "try: rewrap probe URL"  # addresses are not logged: they may hold k
 
 
 class Answered(Protocol):
-    """What an upstream answered: a good answer, or a rejection."""
+    """A good answer, or a rejection."""
 
     @property
     def status(self) -> int: ...
 
     @property
-    def start(self) -> bytes:
-        """The first bytes of the body."""
+    def start(self) -> bytes | None:
+        """The beginning of the body; None if nothing was read."""
 
 
 class Explainer:
-    """Adds the beginning of an upstream's answer to the log, and to the client's error if `for_client`.
+    """Adds the beginning of an upstream's answer to the log, and to errors for clients on this machine."""
 
-    A server on a loopback address has clients of this machine alone, which may see it.
-    """
-
-    def __init__(self, name: str, secrets: Sequence[str], *, for_client: bool) -> None:
+    def __init__(self, name: str, secrets: Sequence[str]) -> None:
         self.name = name
         self.secrets = secrets
-        self.for_client = for_client
         self.logged: dict[str, float] = {}  # kind: monotonic seconds
 
-    def __call__(self, error: APIError, answered: Answered | None) -> APIError:
-        """The same error, with the explanation. Without an answer there is nothing to explain."""
-        if answered is None:
-            return error
-        text = excerpt(answered.start, self.secrets)
-        explanation = f"backend {self.name} answered {answered.status}, {text} ({NEXT_STEP})"
-        self.write(error.reason, explanation)
-        if self.for_client:
-            error.message = f"{error.message} The {explanation}"
-            if error.error is not None:
-                error.error = error.error | {"message": error.message}
+    def __call__(
+        self,
+        error: APIError,
+        headers: Mapping[str, str],
+        answer: Answered | None,
+        rejection: Answered | None = None,
+    ) -> APIError:
+        """The same error with its explanation, from a good answer, a rejection, or a rejection in a good answer.
+
+        The values of `headers`, which the request had, are secrets, too.
+        """
+        found = [each for each in (answer, rejection) if each is not None]
+        status = found[0].status
+        start = found[-1].start
+        if start is None:
+            start = found[0].start
+        answered = f"backend {self.name} answered {status}"
+        if start is not None:
+            secrets = [*self.secrets, *secrets_in("", "", headers)]
+            answered = f"{answered}, {excerpt(start, secrets)}"
+        error.explanation = f"The {answered} ({NEXT_STEP})"
+        self.write(f"{error.reason} {status}", f"{answered} ({NEXT_STEP})")
         return error
 
     def write(self, kind: str, line: str) -> None:
@@ -62,16 +72,30 @@ class Explainer:
         now = time.monotonic()
         if now - self.logged.get(kind, float("-inf")) < SILENT_SECONDS:
             return
-        if len(self.logged) < MAX_KINDS:
-            self.logged[kind] = now
+        if len(self.logged) >= MAX_KINDS:
+            self.logged.clear()
+        self.logged[kind] = now
         log.info("%s", line)
 
 
 def excerpt(start: bytes, secrets: Sequence[str]) -> str:
     """The beginning of a body in printable characters, without secrets and tracebacks."""
-    start = start.strip()
-    if not start or start.startswith(b"<"):  # the body of a page is not always read
-        return "a web page or an empty body"
-    text = redacted(start.decode("utf-8", "replace"), secrets).partition(TRACEBACK)[0]
+    body = start.removeprefix(BOM_UTF8).strip()
+    if not body:
+        return "an empty body"
+    if body.startswith(b"<"):
+        return "a web page"
+    text = NAMED_SECRET.sub(r"\1***", without_secrets(body, secrets)).partition(TRACEBACK)[0]
     characters = text[:EXCERPT_CHARACTERS]
     return "".join(character if character.isprintable() else " " for character in characters)
+
+
+def without_secrets(body: bytes, secrets: Sequence[str]) -> str:
+    """A body as text without these secrets, however they are escaped."""
+    try:
+        return orjson.dumps(redacted_value(orjson.loads(body), secrets, ERROR_DEPTH)).decode()
+    except (ValueError, TypeError):
+        text = redacted(unescaped(body), secrets)
+    if len(body) >= START_BYTES - SECRET_CHARACTERS:
+        text = text[:-SECRET_CHARACTERS]
+    return text
