@@ -7,7 +7,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import httpx
 import pytest
@@ -176,3 +176,78 @@ def test_the_start_loads_no_module_of_a_feature_that_is_off(
     assert "rewrap.backends" in loaded
     found = {name for name in loaded for unused in OPTIONAL if f"{name}.".startswith(f"{unused}.")}
     assert not found
+
+
+# A whole answer goes out in one write.
+
+
+class Cycle(SimpleNamespace):
+    """What `write_answer` needs of uvicorn's request."""
+
+    def __init__(self, **changes: object) -> None:
+        facts: dict[str, object] = {
+            "response_started": False,
+            "response_complete": False,
+            "disconnected": False,
+            "more_body": False,
+            "keep_alive": True,
+            "waiting_for_100_continue": True,
+            "scope": {"method": "POST"},
+            "default_headers": [(b"date", b"now")],
+            "message_event": asyncio.Event(),
+            "answered": 0,
+        }
+        super().__init__(**facts | changes)
+
+    def on_response(self) -> None:
+        self.answered += 1
+
+
+def answering(cycle: Cycle, *, write_paused: bool = False) -> tuple[protocol.Protocol, list[bytes]]:
+    """A protocol with this request, and what it writes."""
+    writes: list[bytes] = []
+    found = protocol.Protocol.__new__(protocol.Protocol)
+    found.running = cycle  # type: ignore[assignment]
+    found.flow = SimpleNamespace(write_paused=write_paused)  # type: ignore[assignment]
+    found.transport = SimpleNamespace(write=writes.append)  # type: ignore[assignment]
+    return found, writes
+
+
+def test_a_whole_answer_is_one_write() -> None:
+    cycle = Cycle()
+    answering_protocol, writes = answering(cycle)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"2")]
+    assert answering_protocol.write_answer(200, headers, b"{}")
+    head = b"HTTP/1.1 200 OK\r\ndate: now\r\ncontent-type: application/json\r\ncontent-length: 2"
+    assert writes == [head + b"\r\n\r\n{}"]
+    assert cycle.response_started
+    assert cycle.response_complete
+    assert not cycle.waiting_for_100_continue
+    assert cycle.message_event.is_set()
+    assert cycle.answered == 1
+
+
+@pytest.mark.parametrize(
+    ("cycle", "header", "write_paused"),
+    [
+        (Cycle(response_started=True), b"x", False),
+        (Cycle(disconnected=True), b"x", False),
+        (Cycle(more_body=True), b"x", False),
+        (Cycle(keep_alive=False), b"x", False),
+        (Cycle(scope={"method": "HEAD"}), b"x", False),
+        (Cycle(), b"a\r\nset-cookie: b", False),
+        (Cycle(), b"a\nb", False),
+        (Cycle(), b"a\x00b", False),
+        (Cycle(), b"x", True),
+    ],
+    ids=["begun", "left", "body", "last", "HEAD", "CR LF", "LF", "NUL", "full"],
+)
+def test_uvicorn_sends_an_answer_that_needs_more_than_one_write(
+    cycle: Cycle, header: bytes, write_paused: bool
+) -> None:
+    answering_protocol, writes = answering(cycle, write_paused=write_paused)
+    assert not answering_protocol.write_answer(200, [(b"x-a", header)], b"{}")
+    closing = [(b"connection", b"close"), (b"content-length", b"2")]
+    assert not answering_protocol.write_answer(503, closing, b"{}")
+    assert not writes
+    assert not cycle.answered
