@@ -282,6 +282,7 @@ def test_the_settings_go_along_with_a_message(open_chat: Callable[..., Chat]) ->
     with served_page(backend) as url:
         chat = open_chat(f"{url}/ui")
         page = chat.page
+        page.locator("#model option", has_text="large").wait_for(state="attached")
         assert page.locator("#model option").all_inner_texts() == [
             "small",
             "large",
