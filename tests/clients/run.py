@@ -5,7 +5,7 @@ a shape); those of error forms against one in front of failing upstreams. The ex
 `SKIP_CLIENTS=true` skips all.
 
 It needs python3, node 20 or later, and npm. It installs the pinned versions once, into the folder that
-environments.py names. Without the npm registry, the clients for Node are left out.
+client_environments.py names. Without the npm registry, the clients for Node are left out.
 """
 
 import json
@@ -24,7 +24,7 @@ HERE = Path(__file__).absolute().parent
 ROOT = HERE.parent.parent
 sys.path[:0] = [str(ROOT), str(HERE.parent)]
 
-from environments import CACHE, Unavailable, environment  # noqa: E402
+from client_environments import CACHE, Unavailable, environment  # noqa: E402
 from error_upstream import FORMS, MESSAGE, backends_file, error_upstream  # noqa: E402
 from serving import started  # noqa: E402
 

@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).absolute().parent
 sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
 
-from environments import Unavailable, environment  # noqa: E402
+from client_environments import Unavailable, environment  # noqa: E402
 from serving import started  # noqa: E402
 
 VERSION = "3.57.0"
