@@ -755,7 +755,7 @@ SCENARIOS = [
     ),
     *(
         Scenario(
-            f"JSON, {count:,} connections",
+            f"JSON, connections: {count:,}",
             "relay",
             {"CPU-µs": (200, 5)},
             words=60,
