@@ -265,7 +265,7 @@ class RequestContext:
         return write_now
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        """Send a whole answer. In one write, if the server has a way for it: that saves 8 µs."""
+        """Send a whole answer. In one write, if the server has a way for it: that saves 3 µs."""
         headers = [*headers, (b"content-length", b"%d" % len(body))]
         connection: ClientConnection | None = self.scope.get(CONNECTION)
         if self.sends_directly and connection is not None and connection.write_answer is not None:
