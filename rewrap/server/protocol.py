@@ -27,6 +27,7 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
+from rewrap.held_writes import HoldingTransport
 from rewrap.server.context import CONNECTION, ClientConnection
 from rewrap.server.signals import UNSENT_SECONDS
 from rewrap.types import Headers, Sink
@@ -47,51 +48,6 @@ REFUSAL_HEAD = (
     b"x-request-id: %b\r\n"
     b"\r\n"
 )
-
-
-class HeadCoalescingTransport:
-    """A transport that holds back the head of an answer until its body comes.
-
-    One system call for both saves 8 µs a request. The head waits until the next turn of the loop at most; an interim
-    answer (100 Continue) does not wait.
-    """
-
-    __slots__ = ("head", "is_closing", "loop", "transport")
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self.transport = transport
-        self.loop = loop
-        self.head = b""
-        self.is_closing = transport.is_closing
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self.head:
-            head = self.head
-            self.head = b""
-            self.transport.write(head + data)
-        elif is_final_head(data):
-            self.head = data
-            self.loop.call_soon(self.flush)
-        else:
-            self.transport.write(data)
-
-    def flush(self) -> None:
-        if self.head:
-            self.write(b"")
-
-    def close(self) -> None:
-        self.flush()
-        self.transport.close()
-
-
-def is_final_head(data: bytes) -> bool:
-    """Whether the bytes are the head of an answer whose status is not 1xx."""
-    if not data.startswith(b"HTTP/1.1 ") or data.startswith(b"HTTP/1.1 1"):
-        return False
-    return data.endswith(b"\r\n\r\n")
 
 
 class UnchunkedCycle(RequestResponseCycle):
@@ -150,8 +106,8 @@ class Protocol(HttpToolsProtocol):
     PATIENCE_SECONDS = 60.0
 
     def connection_made(self, transport: Any) -> None:
-        coalescing: Any = HeadCoalescingTransport(transport, self.loop)
-        super().connection_made(coalescing)
+        holding: Any = HoldingTransport(transport, self.loop)
+        super().connection_made(holding)
         self.client_connection = ClientConnection()
         self.client_connection.chunk_writer = self.chunk_writer
         self.client_connection.write_answer = self.write_answer
@@ -210,13 +166,13 @@ class Protocol(HttpToolsProtocol):
             return None
         if not cycle.chunked_encoding or cycle.scope["method"] == "HEAD":
             return None
-        transport = self.transport
+        transport: Any = self.transport
         flow = self.flow
 
         def write(body: bytes) -> bool:
             if cycle.disconnected:
                 return False
-            transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+            transport.write_now(b"%x\r\n%b\r\n" % (len(body), body))
             return not flow.write_paused
 
         return write

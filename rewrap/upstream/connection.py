@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import httptools
 import httpx
 
+from rewrap.held_writes import HoldingTransport
 from rewrap.types import Sink
 
 Origin = tuple[bool, str, int]  # TLS, host, port
@@ -85,6 +86,7 @@ class Connection(asyncio.Protocol):
         "used",
         "waiter",
         "write_paused",
+        "writes",
     )
     # fmt: on
 
@@ -131,9 +133,14 @@ class Connection(asyncio.Protocol):
     # From the socket.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
+        self.use(transport)
         if self.abandoned:
             self.transport.abort()
+
+    def use(self, transport: Any) -> None:
+        """Use a new transport: the first one, or the one with TLS."""
+        self.transport = transport
+        self.writes = HoldingTransport(transport, self.loop)
 
     def data_received(self, data: bytes) -> None:
         if not self.answering:  # not an answer to a request of ours
@@ -300,7 +307,7 @@ class Connection(asyncio.Protocol):
     async def send(self, head: bytes, body: bytes) -> None:
         """Write a request. A body of more than WRITE_BYTES goes as fast as the server takes it. Raises WriteTimeout."""
         self.answering = True
-        self.transport.write(head + body[:WRITE_BYTES])
+        self.writes.write(head + body[:WRITE_BYTES])
         self.sent_at = self.loop.time()
         for start in range(WRITE_BYTES, len(body), WRITE_BYTES):
             while self.write_paused and not self.closed and not self.head_done:
@@ -308,7 +315,7 @@ class Connection(asyncio.Protocol):
             if self.transport.is_closing() or self.head_done:
                 self.reusable = False  # an early answer, such as 413: the rest is not wanted
                 return
-            self.transport.write(body[start : start + WRITE_BYTES])
+            self.writes.write(body[start : start + WRITE_BYTES])
             self.sent_at = self.loop.time()
 
     async def drain(self) -> None:

@@ -207,9 +207,10 @@ class Transport(httpx.AsyncBaseTransport):
         tls, host, _ = connection.origin
         if self.proxy is not None and tls:
             await self.open_tunnel(connection)
-            connection.transport = await self.loop.start_tls(
+            transport = await self.loop.start_tls(
                 connection.transport, connection, self.ssl_context, server_hostname=host
             )
+            connection.use(transport)
 
     async def open(self, connection: Connection, origin: Origin, addresses: list[str]) -> None:
         """Connect to the first address that can be reached. Raises OSError."""
