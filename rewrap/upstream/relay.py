@@ -103,8 +103,11 @@ class RelayStream:
             data = self.rewritten(data)
         else:
             end = first_suspect(data)
-            if end < len(data):  # a fast upstream sends much before its [DONE]: that passes
-                data = data[:end] + self.rewritten(data[end:])
+            rest = data[end:]
+            if rest == DONE_EVENT:
+                self.done = True
+            elif rest:  # a fast upstream sends much before its [DONE]: that passes
+                data = data[:end] + self.rewritten(rest)
         if not self.started:
             data = self.from_first_delta(data)
         if not data:
