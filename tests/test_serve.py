@@ -6,6 +6,7 @@ import importlib.metadata
 import inspect
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -22,11 +23,16 @@ from rewrap.server import protocol, signals, uvicorn_internals, workers
 MAIN = str(ROOT / "main.py")
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 def overridden(child: type, parent: type) -> set[str]:
     return {name for name in vars(child) if name in dir(parent) and not name.startswith("__")}
 
 
-def attributes_of(code: ModuleType | type, *variables: str) -> set[str]:
+def attributes_of(code: ModuleType | type | Callable[..., object], *variables: str) -> set[str]:
     """The attributes of these variables that the source names, such as {"x"} for `cycle.x`."""
     found = set()
     for node in ast.walk(ast.parse(inspect.getsource(code))):
@@ -42,6 +48,8 @@ def test_every_internal_of_uvicorn_that_the_project_uses_is_listed_in_one_place(
     assert used == uvicorn_internals.PROTOCOL_ATTRIBUTES
     used = attributes_of(protocol_class, "cycle", "last", "self.cycle", "self.running")
     used |= attributes_of(cycle_class, "self") - set(vars(cycle_class))
+    used |= attributes_of(protocol.ChunkedAnswer, "cycle", "self.cycle")
+    used |= attributes_of(protocol.end_answer, "cycle")
     assert used - {"__class__"} == uvicorn_internals.CYCLE_ATTRIBUTES
     methods = overridden(cycle_class, RequestResponseCycle)
     assert methods == uvicorn_internals.CYCLE_METHODS
@@ -192,7 +200,8 @@ class Cycle(SimpleNamespace):
             "more_body": False,
             "keep_alive": True,
             "waiting_for_100_continue": True,
-            "scope": {"method": "POST"},
+            "scope": {"method": "POST", "http_version": "1.1"},
+            "chunked_encoding": None,
             "default_headers": [(b"date", b"now")],
             "message_event": asyncio.Event(),
             "answered": 0,
@@ -209,7 +218,7 @@ def answering(cycle: Cycle, *, write_paused: bool = False) -> tuple[protocol.Pro
     found = protocol.Protocol.__new__(protocol.Protocol)
     found.running = cycle  # type: ignore[assignment]
     found.flow = SimpleNamespace(write_paused=write_paused)  # type: ignore[assignment]
-    found.transport = SimpleNamespace(write=writes.append)  # type: ignore[assignment]
+    found.transport = SimpleNamespace(write=writes.append, write_now=writes.append)  # type: ignore[assignment]
     return found, writes
 
 
@@ -227,6 +236,46 @@ def test_a_whole_answer_is_one_write() -> None:
     assert cycle.answered == 1
 
 
+@pytest.mark.anyio
+async def test_an_answer_in_chunks_has_one_head_and_an_end() -> None:
+    cycle = Cycle()
+    answering_protocol, writes = answering(cycle)
+    answer = answering_protocol.start_chunks(200, [(b"content-type", b"text/plain")])
+    assert answer is not None
+    assert cycle.response_started
+    assert answer.write(b"a" * 16)
+    await answer.send(b"b", more=True)
+    await answer.send(b"", more=True)
+    assert not cycle.response_complete
+    await answer.send(b"c", more=False)
+    head = b"HTTP/1.1 200 OK\r\ndate: now\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunks = b"10\r\n" + b"a" * 16 + b"\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n"
+    assert b"".join(writes) == head + chunks
+    assert cycle.response_complete
+    assert cycle.answered == 1
+
+
+@pytest.mark.anyio
+async def test_a_client_that_left_gets_no_more_chunks() -> None:
+    cycle = Cycle()
+    answering_protocol, writes = answering(cycle)
+    answer = answering_protocol.start_chunks(200, [])
+    assert answer is not None
+    writes.clear()
+    cycle.disconnected = True
+    assert not answer.write(b"a")
+    await answer.send(b"b", more=False)
+    assert not writes
+    assert not cycle.answered
+
+
+def test_uvicorn_sends_a_stream_of_http_1_0() -> None:
+    cycle = Cycle(scope={"method": "POST", "http_version": "1.0"})
+    answering_protocol, writes = answering(cycle)
+    assert answering_protocol.start_chunks(200, []) is None
+    assert not writes
+
+
 @pytest.mark.parametrize(
     ("cycle", "header", "write_paused"),
     [
@@ -234,7 +283,7 @@ def test_a_whole_answer_is_one_write() -> None:
         (Cycle(disconnected=True), b"x", False),
         (Cycle(more_body=True), b"x", False),
         (Cycle(keep_alive=False), b"x", False),
-        (Cycle(scope={"method": "HEAD"}), b"x", False),
+        (Cycle(scope={"method": "HEAD", "http_version": "1.1"}), b"x", False),
         (Cycle(), b"a\r\nset-cookie: b", False),
         (Cycle(), b"a\nb", False),
         (Cycle(), b"a\x00b", False),
@@ -249,5 +298,7 @@ def test_uvicorn_sends_an_answer_that_needs_more_than_one_write(
     assert not answering_protocol.write_answer(200, [(b"x-a", header)], b"{}")
     closing = [(b"connection", b"close"), (b"content-length", b"2")]
     assert not answering_protocol.write_answer(503, closing, b"{}")
+    assert answering_protocol.start_chunks(200, [(b"x-a", header)]) is None
+    assert answering_protocol.start_chunks(503, closing) is None
     assert not writes
     assert not cycle.answered

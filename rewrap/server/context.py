@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
+from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -31,17 +32,29 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
 
 
+class ChunkedAnswer(Protocol):
+    """An answer in chunks that has begun."""
+
+    def write(self, body: bytes) -> bool:
+        """Write a chunk at once. False while the client reads too slowly, and after it has left."""
+
+    async def send(self, body: bytes, more: bool) -> None:
+        """Send a chunk, when the client has read what came before. Without `more` it is the last one."""
+
+
 class ClientConnection:
     """A connection as its requests see it. This project's HTTP protocol keeps it up to date."""
 
-    __slots__ = ("chunk_writer", "lost", "on_lost", "write_answer")
+    __slots__ = ("chunks", "lost", "on_lost", "start_chunks", "write_answer")
 
     def __init__(self) -> None:
         self.lost = False
         # Writes a whole answer at once; False if it cannot, and has written nothing.
         self.write_answer: Callable[[int, Headers, bytes], bool] | None = None
-        # Makes a writer of chunks for the answer in progress, or None if that answer has no chunks.
-        self.chunk_writer: Callable[[], Sink | None] | None = None
+        # Begins an answer in chunks; None if it cannot, and has written nothing.
+        self.start_chunks: Callable[[int, Headers], ChunkedAnswer | None] | None = None
+        # The answer in progress; None if it has no chunks.
+        self.chunks: Callable[[], ChunkedAnswer | None] | None = None
         self.on_lost: Callable[[], None] | None = None  # called when the client has left
 
 
@@ -55,6 +68,7 @@ class RequestContext:
         "active_watch",
         "admitted",
         "body_gate",
+        "chunked",
         "ending",
         "error",
         "extra_headers",
@@ -86,6 +100,7 @@ class RequestContext:
         self.receive = receive
         self.raw_send = send
         self.sends_directly = True  # nothing wraps the sending
+        self.chunked: ChunkedAnswer | None = None  # the answer, if it began so
         self.loop = loop
         self.request_headers: dict[bytes, bytes] = dict(scope["headers"])
         self.send_start: Send = self.send  # through CORS, if it is on
@@ -241,9 +256,18 @@ class RequestContext:
         return own
 
     async def start_stream(self, headers: Headers) -> None:
+        """Send the head of an answer in parts."""
+        connection: ClientConnection | None = self.scope.get(CONNECTION)
+        if self.sends_directly and connection is not None and connection.start_chunks is not None:
+            self.chunked = connection.start_chunks(200, self.begun(200, headers))
+            if self.chunked is not None:
+                return
         await self.send_start({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def send_body(self, body: bytes, *, more: bool) -> None:
+        if self.chunked is not None and self.sends_directly:
+            await self.chunked.send(body, more)
+            return
         await self.raw_send({"type": "http.response.body", "body": body, "more_body": more})
 
     def direct_writer(self) -> Sink | None:
@@ -252,11 +276,12 @@ class RequestContext:
         It returns False while the client reads too slowly: then the next part has to go through `send_body`, which waits.
         """
         connection: ClientConnection | None = self.scope.get(CONNECTION)
-        if connection is None or connection.chunk_writer is None:
+        if connection is None or connection.chunks is None:
             return None
-        write = connection.chunk_writer()
-        if write is None:
+        answer = self.chunked or connection.chunks()
+        if answer is None:
             return None
+        write = answer.write
 
         def write_now(body: bytes) -> bool:
             self.sends += 1

@@ -21,6 +21,7 @@ from uvicorn._types import (
     ASGISendEvent,
     Scope,
 )
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
@@ -30,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
 from rewrap.held_writes import HoldingTransport
 from rewrap.server.context import CONNECTION, ClientConnection
 from rewrap.server.signals import UNSENT_SECONDS
-from rewrap.types import Headers, Sink
+from rewrap.types import Headers
 
 log = logging.getLogger("rewrap")
 
@@ -38,6 +39,7 @@ HEAD_BYTES = 64 * 2**10
 NOT_HTTP = "This is not an HTTP request."
 TOO_SLOW = "The rest of the request did not come in time."
 TOO_LARGE = f"The head of the request is too large: this server takes {HEAD_BYTES} bytes at most."
+CHUNKED = (b"transfer-encoding", b"chunked")
 UNSAFE = re.compile(rb"[^\t\r\n -~\x80-\xff]")  # in the head of an answer
 NO_LINGER = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 REFUSAL_HEAD = (
@@ -84,6 +86,44 @@ def reset_at_close(transport: asyncio.Transport) -> None:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
 
 
+def end_answer(cycle: RequestResponseCycle) -> None:
+    """What uvicorn does after the last byte of an answer."""
+    cycle.response_complete = True
+    cycle.message_event.set()
+    cycle.on_response()
+
+
+class ChunkedAnswer:
+    """An answer in chunks that has begun. uvicorn's way costs 3 µs a chunk more, and 8 for the head."""
+
+    __slots__ = ("cycle", "flow", "transport")
+
+    def __init__(self, cycle: RequestResponseCycle, transport: Any, flow: FlowControl) -> None:
+        self.cycle = cycle
+        self.transport = transport
+        self.flow = flow
+
+    def write(self, body: bytes) -> bool:
+        """Write a chunk at once. False while the client reads too slowly, and after it has left."""
+        if self.cycle.disconnected:
+            return False
+        self.transport.write_now(b"%x\r\n%b\r\n" % (len(body), body))
+        return not self.flow.write_paused
+
+    async def send(self, body: bytes, more: bool) -> None:
+        """Send a chunk, when the client has read what came before. Without `more` it is the last one."""
+        cycle = self.cycle
+        if self.flow.write_paused and not cycle.disconnected:
+            await self.flow.drain()
+        if cycle.disconnected:
+            return
+        if body:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(body), body))
+        if not more:
+            self.transport.write(b"0\r\n\r\n")
+            end_answer(cycle)
+
+
 class Protocol(HttpToolsProtocol):
     """One connection of a client.
 
@@ -109,7 +149,8 @@ class Protocol(HttpToolsProtocol):
         holding: Any = HoldingTransport(transport, self.loop)
         super().connection_made(holding)
         self.client_connection = ClientConnection()
-        self.client_connection.chunk_writer = self.chunk_writer
+        self.client_connection.chunks = self.chunks
+        self.client_connection.start_chunks = self.start_chunks
         self.client_connection.write_answer = self.write_answer
         self.overhead = 0  # bytes in a row that are not a body
         self.refused = False
@@ -125,7 +166,8 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self.client_connection.lost = True
         # Cycles of references.
-        self.client_connection.chunk_writer = None
+        self.client_connection.chunks = None
+        self.client_connection.start_chunks = None
         self.client_connection.write_answer = None
         if self.running is not None and not self.running.response_complete:
             self.running.disconnected = True
@@ -138,44 +180,53 @@ class Protocol(HttpToolsProtocol):
 
         `headers` have names in lower case, and the length of the body.
         """
+        head = self.head_of_answer(status, headers)
+        if not head:
+            return False
+        assert self.running is not None
+        self.transport.write(head + body)
+        end_answer(self.running)
+        return True
+
+    def start_chunks(self, status: int, headers: Headers) -> ChunkedAnswer | None:
+        """Write the head of an answer in chunks. None if uvicorn has to send it. `headers` as for `write_answer`."""
+        cycle = self.running
+        if cycle is None or cycle.scope["http_version"] != "1.1":
+            return None
+        head = self.head_of_answer(status, [*headers, CHUNKED])
+        if not head:
+            return None
+        cycle.chunked_encoding = True
+        self.transport.write(head)
+        return self.chunks()
+
+    def head_of_answer(self, status: int, headers: Headers) -> bytes:
+        """The head of the running request's answer, which has begun then. Empty if it is a special case."""
         cycle = self.running
         if cycle is None or cycle.response_started or cycle.disconnected or cycle.more_body:
-            return False
+            return b""
         if not cycle.keep_alive or self.flow.write_paused or cycle.scope["method"] == "HEAD":
-            return False
+            return b""
         lines = [STATUS_LINE[status]]
         for name, value in (*cycle.default_headers, *headers):
             if name == b"connection":
-                return False
+                return b""
             lines.append(b"%b: %b\r\n" % (name, value))
         head = b"".join(lines)
         if not len(lines) == head.count(b"\r") == head.count(b"\n") or UNSAFE.search(head):
-            return False
+            return b""
         cycle.response_started = True
-        cycle.response_complete = True
         cycle.waiting_for_100_continue = False
-        self.transport.write(b"%b\r\n%b" % (head, body))
-        cycle.message_event.set()
-        cycle.on_response()
-        return True
+        return head + b"\r\n"
 
-    def chunk_writer(self) -> Sink | None:
-        """A writer of chunks for the running request; None if its answer has none."""
+    def chunks(self) -> ChunkedAnswer | None:
+        """The answer of the running request, if it has begun and comes in chunks."""
         cycle = self.running
         if cycle is None or not cycle.response_started or cycle.response_complete:
             return None
         if not cycle.chunked_encoding or cycle.scope["method"] == "HEAD":
             return None
-        transport: Any = self.transport
-        flow = self.flow
-
-        def write(body: bytes) -> bool:
-            if cycle.disconnected:
-                return False
-            transport.write_now(b"%x\r\n%b\r\n" % (len(body), body))
-            return not flow.write_paused
-
-        return write
+        return ChunkedAnswer(cycle, self.transport, self.flow)
 
     # From the parser.
 
