@@ -8,15 +8,14 @@ Imports types, config, mock and upstream; never Starlette, the server or the API
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
-from itertools import chain
+from dataclasses import replace
 
 import httpx
-import orjson
 
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
+from rewrap.memory import gathered
 from rewrap.mock.backend import Mock, configured_mock, connect_mocks
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.threads import apart, encoded
@@ -37,7 +36,7 @@ from rewrap.types import (
     model_card,
     prompt_size,
 )
-from rewrap.upstream.answers import Answer, Prepared, WholeReply, read_rejection, read_whole
+from rewrap.upstream.answers import Answer, Opened, Prepared, WholeReply, read_rejection
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
 from rewrap.upstream.deltas import DeltaNormalizer, take_identity
@@ -54,14 +53,15 @@ from rewrap.upstream.errors import (
     upstream_error,
 )
 from rewrap.upstream.explain import Explainer
-from rewrap.upstream.models import ModelList, model_cards
+from rewrap.upstream.models import ModelList, asked_models
 from rewrap.upstream.params import Params
 from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion, relayed
 from rewrap.upstream.router import ModelRouter, Row
 from rewrap.upstream.shapes import shape_from, shape_named
 from rewrap.upstream.tables import check_constant
+from rewrap.upstream.targets import Targets
 from rewrap.upstream.traffic import Traffic
-from rewrap.upstream.unsupported import check_supported
+from rewrap.upstream.unsupported import DroppedParts
 
 log = logging.getLogger("rewrap")
 EXAMPLE = ChatRequest("m", [], {"user": "u"}, session="s")  # to check the URL of a backend
@@ -111,39 +111,20 @@ class ChatURL:
         self.params = params or Params()
         self.limits = limits or Limits()
         self.failure_status = failure_status
-        self.on_unsupported = on_unsupported
-        self.warned = False  # that tools are dropped
+        self.check_dropped = DroppedParts(name, on_unsupported)
         self.traffic = Traffic()
         self.forward_headers = [name.lower() for name in forward_headers]
         self.own_headers = {name.lower(): value for name, value in (headers or {}).items()}
         self.has_key = bool(key) or "authorization" in self.own_headers
-        self.targets: dict[tuple[str, bool], object] = {}
         self.secrets = secrets_in(url, key, self.own_headers)
         self.explain = Explainer(name, self.secrets)
         self.responses = responses
         self.embed = embedder_of(self)
         shape.check(url)
         check_constant(self.own_headers)
+        self.target = Targets(client, shape, self.agent() | self.own_headers, key)
         for stream in (False, True):  # an unusable address or header stops the start
             self.target(shape.prepare(url, replace(EXAMPLE, stream=stream)).url, stream)
-
-    def target(self, url: str, stream: bool) -> object:
-        """The constant part of requests to a URL: made once."""
-        target = self.targets.get((url, stream))
-        if target is not None:
-            return target
-        accept = "application/json, */*"
-        if stream:
-            accept = f"text/event-stream, {accept}"
-        headers = self.agent() | {"accept": accept}
-        if self.shape.content_type:
-            headers["content-type"] = self.shape.content_type
-        headers |= self.shape.headers(self.key, stream) | self.own_headers
-        target = self.client.target(self.shape.method, url, headers)
-        # A URL may contain the model, which the client chooses, or a prompt.
-        if len(self.targets) < 256 and len(url) < 512:
-            self.targets[url, stream] = target
-        return target
 
     def agent(self) -> dict[str, str]:
         """The constant User-Agent; {} if each request has its own."""
@@ -166,13 +147,7 @@ class ChatURL:
 
     def dropped(self, request: ChatRequest) -> list[str]:
         """The parts of a request that have no place. Raises APIError 400 if they change its meaning."""
-        names = self.shape.dropped(request)
-        if names and self.on_unsupported == "error":
-            check_supported(request, names)
-        if "tools" in names and not self.warned:
-            self.warned = True
-            log.warning("backend %s: the upstream has no place for tools: dropped", self.name)
-        return names
+        return self.check_dropped(request, self.shape.dropped(request))
 
     def upstream_model(self, model: str) -> str:
         return self.params.model or model
@@ -186,15 +161,32 @@ class ChatURL:
         }
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
-        if self.client.journal is not None:
-            self.client.journal.begin(request, info)
-        prepared = await apart(self.prepare, request, info)
+        prepared = await self.prepared(request, info)
         del request  # while the upstream works, the bytes for it are kept alone
         async with self.answer(prepared, info) as answer:
             del prepared
             async with aclosing(self.read(answer, info)) as deltas:
                 async for delta in deltas:
                     yield delta
+
+    async def whole(self, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
+        prepared = await self.prepared(request, info)
+        del request
+        async with self.answer(prepared, info) as answer:
+            del prepared
+            return await self.read_whole(answer, info)
+
+    async def read_whole(self, answer: Answer, info: ResponseInfo) -> list[Delta]:
+        """All Deltas of a good answer to a request without a stream."""
+        opened = await answer.opened(self.shape.framing, text_is_reply=self.text_is_reply)
+        if isinstance(opened, WholeReply):
+            return self.deltas_in(opened, answer, info)
+        return await gathered(self.read(answer, info, opened))
+
+    async def prepared(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
+        if self.client.journal is not None:
+            self.client.journal.begin(request, info)
+        return await apart(self.prepare, request, info)
 
     def prepare(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
         """The request to send. Raises APIError."""
@@ -271,19 +263,31 @@ class ChatURL:
             if reply is not None:
                 await reply.aclose()
 
-    async def read(self, answer: Answer, info: ResponseInfo) -> Deltas:
-        """The Deltas of a good answer, in any framing."""
+    def deltas_in(self, reply: WholeReply, answer: Answer, info: ResponseInfo) -> list[Delta]:
+        """The Deltas of a good answer that came in one piece."""
+        if not answer.stored:
+            take_identity(reply.value, info)
+        found = self.shape.answer(reply.value, answer.chat)
+        if answer.chat is not None:
+            answer.chat.close()
         normalized = DeltaNormalizer(info)
-        opened = await answer.opened(self.shape.framing, text_is_reply=self.text_is_reply)
-        if isinstance(opened, WholeReply):
-            if not answer.stored:
-                take_identity(opened.value, info)
-            found = self.shape.answer(opened.value, answer.chat)
-            if answer.chat is not None:
-                answer.chat.close()
-            for delta in chain(normalized(found), normalized.end()):
+        return [*normalized(found), *normalized.end()]
+
+    async def read(
+        self, answer: Answer, info: ResponseInfo, opened: Opened | None = None
+    ) -> Deltas:
+        """The Deltas of a good answer, in any framing; it may be `opened` already."""
+        if opened is None and not answer.stream:
+            for delta in await self.read_whole(answer, info):
                 yield delta
             return
+        if opened is None:
+            opened = await answer.opened(self.shape.framing, text_is_reply=self.text_is_reply)
+        if isinstance(opened, WholeReply):
+            for delta in self.deltas_in(opened, answer, info):
+                yield delta
+            return
+        normalized = DeltaNormalizer(info)
         reader = self.shape.reader(answer.chat)
         async with aclosing(answer.events(opened)) as events:
             async for name, event in events:
@@ -384,35 +388,33 @@ class OpenAI(ChatURL):
     def dropped(self, request: ChatRequest) -> list[str]:
         return []
 
-    async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
-        """The upstream's own bytes if the rendering takes them: a JSON answer whole, a stream in whole events."""
-        alias = ModelAlias(request.model) if self.params.model else None
-        info.accepted = False  # its own head says so
-        if self.client.journal is not None:
-            self.client.journal.begin(request, info)
-        prepared = await apart(self.prepare, request, info)
-        del request
-        async with self.answer(prepared, info) as answer:
-            del prepared
-            info.accepted = True
-            if not answer.relay or answer.stream != answer.is_event_stream():
-                async with aclosing(self.read(answer, info)) as deltas:
-                    async for delta in deltas:
-                        yield delta
-                return
-            if not answer.stream:
-                body, info.usage = await apart(checked_completion, await answer.whole())
-                yield Delta(raw=alias(body) if alias else body)
-                return
-            relay = RelayStream(
-                self.limits.event_bytes,
-                self.failure_status,
-                one_choice=answer.choices == 1,
-                alias=alias,
-            )
-            async with aclosing(relayed(answer.reply, relay, self.limits.stall, info)) as deltas:
-                async for delta in deltas:
-                    yield delta
+    async def prepared(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
+        info.accepted = False  # until its own head says so
+        return await super().prepared(request, info)
+
+    def read(self, answer: Answer, info: ResponseInfo, opened: Opened | None = None) -> Deltas:
+        """The upstream's own bytes if the rendering takes them: a stream in whole events, a JSON answer whole."""
+        info.accepted = True
+        if not (answer.stream and answer.relay and answer.is_event_stream()):
+            return super().read(answer, info, opened)
+        relay = RelayStream(
+            self.limits.event_bytes,
+            self.failure_status,
+            one_choice=answer.choices == 1,
+            alias=self.alias(info),
+        )
+        return relayed(answer.reply, relay, self.limits.stall, info)
+
+    async def read_whole(self, answer: Answer, info: ResponseInfo) -> list[Delta]:
+        if not answer.relay or answer.is_event_stream():
+            return await super().read_whole(answer, info)
+        body, info.usage = await apart(checked_completion, await answer.whole())
+        alias = self.alias(info)
+        return [Delta(raw=alias(body) if alias else body)]
+
+    def alias(self, info: ResponseInfo) -> ModelAlias | None:
+        """Puts the client's name of the model into answers, if the upstream has another name for it."""
+        return ModelAlias(info.model) if self.params.model else None
 
     def checks(self, model: str) -> Checks:
         return Checks.ROUTING
@@ -425,18 +427,15 @@ class OpenAI(ChatURL):
 
     async def ask_models(self, headers: dict[str, str]) -> list[JSONObject]:
         """The models that the upstream lists now; [] if it has no list. Raises APIError."""
-        deadline = running_loop().time() + min(10.0, self.limits.first_byte)
         try:
-            reply = await self.client.ask(self.models_target, headers, b"", deadline)
-            try:
-                if reply.status in (404, 405):
-                    return []
-                if reply.status != 200:
-                    raise await read_rejection(reply, self.shape)
-                body = await read_whole(reply, self.limits, deadline, self.failure_status)
-                return model_cards(orjson.loads(body))
-            finally:
-                await reply.aclose()
+            return await asked_models(
+                self.client,
+                self.models_target,
+                headers,
+                self.shape,
+                self.limits,
+                self.failure_status,
+            )
         except UpstreamRejection as rejection:
             error = self.rejection_error(rejection, headers)
             if error.status in (400, 404, 413, 422):  # the client's request has no fault
@@ -449,22 +448,11 @@ class OpenAI(ChatURL):
 # The backend that the settings name.
 
 
-@dataclass(frozen=True, slots=True)
-class Common:
-    """Options that all backends of a configuration share."""
-
-    client: Client
-    limits: Limits
-    settings: Settings
-
-
 def build_backend(settings: Settings, client: Client) -> Backend:
     """The backend of the settings. Raises ValueError, in one line that names the setting.
 
     USE_MOCK_API comes first, then CONFIG, CHAT_URL and OPENAI_API_BASE. With none of them the mock answers.
     """
-    limits = settings.limits()
-    common = Common(client, limits, settings)
     mock = configured_mock(settings)
     if settings.replay:
         from rewrap.mock.replay import ReplayJournal
@@ -474,7 +462,7 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         return mock
     if settings.config:
         tables = read_backends_file(settings.config, variables())
-        backends = [table_backend(table, common, settings.config) for table in tables]
+        backends = [table_backend(table, client, settings) for table in tables]
         connect_mocks(backends, mock.script)
         rows = zip(backends, tables, strict=True)
         return ModelRouter([Row(made, table.models, table.fallbacks) for made, table in rows])
@@ -485,7 +473,8 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         return checked_backend(
             ChatURL,
             "CHAT_URL",
-            common,
+            client,
+            settings,
             settings.chat_url,
             shape,
             key=settings.chat_key,
@@ -497,7 +486,8 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         return checked_backend(
             OpenAI,
             "OPENAI_API_BASE",
-            common,
+            client,
+            settings,
             settings.openai_api_base,
             AutoShape(),
             key=settings.openai_api_key,
@@ -508,27 +498,33 @@ def build_backend(settings: Settings, client: Client) -> Backend:
 
 
 def checked_backend(
-    kind: type[ChatURL], place: str, common: Common, url: str, shape: Shape, **options: object
+    kind: type[ChatURL],
+    place: str,
+    client: Client,
+    settings: Settings,
+    url: str,
+    shape: Shape,
+    **options: object,
 ) -> Backend:
     """A backend whose URL and headers can be sent. Raises ValueError, which begins with `place`."""
     defaults = {
-        "limits": common.limits,
-        "failure_status": common.settings.upstream_failure_status,
-        "forward_headers": common.settings.forward_headers,
-        "on_unsupported": common.settings.on_unsupported,
+        "limits": settings.limits(),
+        "failure_status": settings.upstream_failure_status,
+        "forward_headers": settings.forward_headers,
+        "on_unsupported": settings.on_unsupported,
     }
     try:
-        return kind(common.client, url, shape, **(defaults | options))  # type: ignore[arg-type]
+        return kind(client, url, shape, **(defaults | options))  # type: ignore[arg-type]
     except (httpx.InvalidURL, httpx.LocalProtocolError, APIError, ValueError) as error:
         text = str(error)
         raise ValueError(text if text.startswith(place) else f"{place}: {text}") from None
 
 
-def table_backend(table: BackendTable, common: Common, path: str) -> Backend:
+def table_backend(table: BackendTable, client: Client, settings: Settings) -> Backend:
     """The backend of one table of the file. Raises ValueError."""
     if table.kind == "mock":
-        return Mock(table.words_per_second, table.name, common.limits.reply_bytes)
-    place = f"CONFIG: {path}: backend {table.name!r}"
+        return Mock(table.words_per_second, table.name, settings.max_reply_bytes)
+    place = f"CONFIG: {settings.config}: backend {table.name!r}"
     shape: Shape = AutoShape()
     if table.mapping:
         shape = shape_from(table.mapping, f"{place}: mapping")
@@ -537,13 +533,14 @@ def table_backend(table: BackendTable, common: Common, path: str) -> Backend:
     return checked_backend(
         OpenAI if table.kind == "openai" else ChatURL,
         place,
-        common,
+        client,
+        settings,
         table.url,
         shape,
         name=table.name,
         key=table.key,
         headers=table.headers,
         params=Params(**table.params, model=table.model),
-        limits=table.limits(common.limits),
-        responses=table.responses or common.settings.responses,
+        limits=table.limits(settings.limits()),
+        responses=table.responses or settings.responses,
     )

@@ -5,13 +5,14 @@ does not fit is refused before it is read. Code that does not know the request r
 """
 
 import os
+from contextlib import aclosing
 from contextvars import ContextVar, Token
 from pathlib import Path
 
 import orjson
 
 from rewrap.large_json import Count
-from rewrap.types import APIError, Delta
+from rewrap.types import APIError, Delta, Deltas
 
 SHARE = 4  # one part of so many of the memory of the container or machine
 UNKNOWN_MEMORY = 4 * 2**30  # of a system that does not report its memory
@@ -117,6 +118,16 @@ def delta_size(delta: Delta) -> int:
     if delta.fields or delta.logprobs:
         size += len(orjson.dumps([delta.fields, delta.logprobs]))
     return size
+
+
+async def gathered(deltas: Deltas) -> list[Delta]:
+    """All Deltas of a reply, within the budget. Raises APIError 503."""
+    found: list[Delta] = []
+    async with aclosing(deltas):
+        async for delta in deltas:
+            reserve(delta_size(delta))
+            found.append(delta)
+    return found
 
 
 def default_budget(workers: int) -> int:

@@ -9,6 +9,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterator,
     Mapping,
     MutableMapping,
@@ -260,7 +261,8 @@ ChecksOf = Callable[[str], Checks]  # by the model
 class Backend(Protocol):
     """Answers requests. Closing the Deltas ends the upstream's work.
 
-    A backend may have a method `checks(model)`, which gives the Checks of its requests.
+    A backend may have two more methods: `checks(model)` gives the Checks of its requests, and `whole(request, info)` all Deltas
+    of the reply to a request without a stream, which saves the generators of `stream`.
     """
 
     name: str
@@ -270,6 +272,9 @@ class Backend(Protocol):
 
     async def models(self, client_headers: Mapping[str, str]) -> list[JSONObject]:
         """Model cards, as `GET /v1/models` lists them. Raises APIError."""
+
+
+Whole = Callable[[ChatRequest, ResponseInfo], Coroutine[None, None, list[Delta]]]
 
 
 def checks_of(backend: Backend) -> ChecksOf:

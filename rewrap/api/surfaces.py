@@ -33,6 +33,11 @@ class Turn:
     # Makes one reply of several chats.
     join: Callable[[ResponseInfo, Stream], Deltas] | None = None
 
+    def deltas(self, stream: Stream, info: ResponseInfo, rendering: Rendering) -> Deltas:
+        """The reply, by a function that streams one chat. Raises APIError."""
+        deltas = stream(self.request, info) if self.join is None else self.join(info, stream)
+        return deltas if self.record is None else self.record(deltas, rendering)
+
     @property
     def holds_request(self) -> bool:
         """Whether the request is needed until the end of the answer."""

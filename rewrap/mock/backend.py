@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+from rewrap.memory import delta_size, gathered, reserve
 from rewrap.mock.answers import Answer, as_stream
 from rewrap.mock.echo import echo, prompt_words
 from rewrap.mock.embedding import embed_all
@@ -19,7 +20,7 @@ from rewrap.mock.judging import named_categories
 from rewrap.mock.pace import NO_PACE, broken_off, paced
 from rewrap.mock.reply import is_plain
 from rewrap.mock.rules import RuleSet
-from rewrap.mock.script import PLAIN, Script, scripted
+from rewrap.mock.script import PLAIN, Plan, Script, scripted
 from rewrap.threads import apart
 from rewrap.types import (
     APIError,
@@ -69,10 +70,29 @@ class Mock:
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         plan = await apart(self.script.plan, request, info)
-        if plan is PLAIN and not self.words_per_second and is_plain(request):
+        if self.is_echo(plan, request):
             for delta in await apart(self.echoed, request, info):
                 yield delta
             return
+        async with aclosing(self.planned(plan, request, info)) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def whole(self, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
+        plan = await apart(self.script.plan, request, info)
+        if not self.is_echo(plan, request):
+            return await gathered(self.planned(plan, request, info))
+        deltas = await apart(self.echoed, request, info)
+        for delta in deltas:
+            reserve(delta_size(delta))
+        return deltas
+
+    def is_echo(self, plan: Plan, request: ChatRequest) -> bool:
+        """Whether an echo answers at once."""
+        return plan is PLAIN and not self.words_per_second and is_plain(request)
+
+    async def planned(self, plan: Plan, request: ChatRequest, info: ResponseInfo) -> Deltas:
+        """The reply by the plan: its answer, pace and faults. Raises APIError."""
         info.headers += plan.headers
         if plan.faults:
             info.wrap_send = partial(FaultySend, plan.faults)

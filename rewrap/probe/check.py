@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterator
 
-from rewrap.backends import ChatURL, Common, table_backend
+from rewrap.backends import ChatURL, table_backend
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.probe.attempts import Attempt, Options, Outcome
-from rewrap.probe.recording import RecordingClient, ask, limits_of
+from rewrap.probe.recording import RecordingClient, ask
 from rewrap.probe.reply_candidates import json_values
 from rewrap.probe.report import Report
 from rewrap.upstream.paths import alternatives, find, parse_path
@@ -39,7 +39,7 @@ async def check_backend(table: BackendTable, path: str, seconds: float) -> bool:
         print("  answers by itself\n")
         return True
     async with RecordingClient(seconds) as client:
-        backend = table_backend(table, Common(client, limits_of(seconds), Settings()), path)
+        backend = table_backend(table, client, settings_for(path, seconds))
         assert isinstance(backend, ChatURL)
         attempt = Attempt(table.url)
         report = Report(Options(table.url, table.headers, table.key))
@@ -54,6 +54,16 @@ async def check_backend(table: BackendTable, path: str, seconds: float) -> bool:
             lines.append(f"  stream: {stream_result(streamed)}")
     print("\n".join([*lines, ""]))
     return bool(whole.deltas)
+
+
+def settings_for(path: str, seconds: float) -> Settings:
+    """The settings of a check: no answer may take longer than `seconds`."""
+    return Settings(
+        config=path,
+        first_byte_timeout_seconds=seconds,
+        stall_timeout_seconds=seconds,
+        total_timeout_seconds=seconds,
+    )
 
 
 def result_of(outcome: Outcome, report: Report) -> str:

@@ -3,10 +3,10 @@
 import asyncio
 from contextlib import aclosing
 
-from rewrap.memory import delta_size, release, reserve
+from rewrap.memory import release
 from rewrap.server.context import RequestContext
 from rewrap.server.heartbeat import Heartbeat
-from rewrap.types import APIError, CutConnection, Delta, Deltas, Rendering
+from rewrap.types import APIError, CutConnection, Deltas, Rendering
 
 
 async def send_stream(
@@ -56,16 +56,6 @@ async def send_deltas(context: RequestContext, rendering: Rendering, deltas: Del
         if body:
             context.sends += 1
             await context.send_body(body, more=True)
-
-
-async def gathered(deltas: Deltas) -> list[Delta]:
-    """All Deltas of a reply, within the budget of memory. Raises APIError 503."""
-    found: list[Delta] = []
-    async with aclosing(deltas):
-        async for delta in deltas:
-            reserve(delta_size(delta))
-            found.append(delta)
-    return found
 
 
 def last_bytes(context: RequestContext, rendering: Rendering, exc: BaseException) -> bytes | None:

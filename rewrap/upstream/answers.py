@@ -66,6 +66,9 @@ class WholeReply:
     value: object
 
 
+Opened = StreamedReply | WholeReply
+
+
 @dataclass(slots=True)
 class Answer:
     """A good answer on its way in, and the facts of its request that are needed until its end.
@@ -98,9 +101,7 @@ class Answer:
         self.start = body[:START_BYTES]
         return body
 
-    async def opened(
-        self, known_framing: str, *, text_is_reply: bool
-    ) -> StreamedReply | WholeReply:
+    async def opened(self, known_framing: str, *, text_is_reply: bool) -> Opened:
         """Find out the framing of the answer; read it to its end if it comes in one piece."""
         reply = self.reply
 
@@ -186,7 +187,7 @@ async def read_rejection(reply: Reply, shape: Shape) -> UpstreamRejection:
     return rejection
 
 
-def parsed(body: bytes, *, text: bool) -> StreamedReply | WholeReply:
+def parsed(body: bytes, *, text: bool) -> Opened:
     """A JSON value, lines of JSON, or a text if that may be a reply. Raises ValueError."""
     try:
         return WholeReply(lenient.loads(body))

@@ -6,8 +6,14 @@ from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import NamedTuple
 
-from rewrap.types import APIError, JSONObject, model_card
+import orjson
 
+from rewrap.eventloop import running_loop
+from rewrap.types import APIError, JSONObject, Limits, Shape, model_card
+from rewrap.upstream.answers import read_rejection, read_whole
+from rewrap.upstream.client import Client
+
+ASK_SECONDS = 10.0
 Ask = Callable[[dict[str, str]], Awaitable[list[JSONObject]]]
 
 
@@ -79,6 +85,31 @@ class ModelList:
             seconds = self.KEPT_SECONDS if cards else self.FAILED_SECONDS
             self.again_at = time.monotonic() + seconds
         return cards
+
+
+async def asked_models(
+    client: Client,
+    target: object,
+    headers: dict[str, str],
+    shape: Shape,
+    limits: Limits,
+    failure_status: int,
+) -> list[JSONObject]:
+    """The models that an upstream lists now; [] if it has no list.
+
+    Raises UpstreamRejection, APIError, and the exceptions of UPSTREAM_ERRORS.
+    """
+    deadline = running_loop().time() + min(ASK_SECONDS, limits.first_byte)
+    reply = await client.ask(target, headers, b"", deadline)
+    try:
+        if reply.status in (404, 405):
+            return []
+        if reply.status != 200:
+            raise await read_rejection(reply, shape)
+        body = await read_whole(reply, limits, deadline, failure_status)
+        return model_cards(orjson.loads(body))
+    finally:
+        await reply.aclose()
 
 
 # Members of an answer that have the list, and members of a row that have the name.

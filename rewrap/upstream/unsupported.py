@@ -1,17 +1,38 @@
 """Requests that an upstream cannot answer as they are meant: an error instead of a wrong reply.
 
-Pure functions. Imports types and the readers of messages.
+Imports types and the readers of messages.
 """
 
+import logging
 from collections.abc import Sequence
 
 from rewrap.types import APIError, ChatRequest
 from rewrap.upstream.messages import format_type, part_types
 
+log = logging.getLogger("rewrap")
+
 CHOICES = ("tool_choice", "function_call")
 FREE_CHOICES = (None, "auto", "none", {"type": "auto"}, {"type": "none"})
 SILENT_PARTS = frozenset(["refusal", "reasoning", "thinking"])  # of the assistant's own messages
 SETTING = "ON_UNSUPPORTED=drop"
+
+
+class DroppedParts:
+    """What a backend does with the parts of requests that have no place: an error or silence, by ON_UNSUPPORTED."""
+
+    def __init__(self, backend: str, on_unsupported: str) -> None:
+        self.backend = backend
+        self.on_unsupported = on_unsupported
+        self.warned = False  # that tools are dropped
+
+    def __call__(self, request: ChatRequest, names: list[str]) -> list[str]:
+        """The same names. Raises APIError 400 if they change the meaning of the request."""
+        if names and self.on_unsupported == "error":
+            check_supported(request, names)
+        if "tools" in names and not self.warned:
+            self.warned = True
+            log.warning("backend %s: the upstream has no place for tools: dropped", self.backend)
+        return names
 
 
 def check_supported(request: ChatRequest, dropped: Sequence[str]) -> None:
