@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -212,6 +212,11 @@ class Gateway:
         backend = getattr(self.backend, "summary", f"{self.backend.name} answers")
         keys = "open: no key is needed" if self.auth.open else "with a key"
         return f"{backend}; {keys}"
+
+    def notes(self, variables: Iterable[str]) -> list[str]:
+        """Lines for the start, in an environment with these variables: what may be a mistake."""
+        of_backend: list[str] = getattr(self.backend, "notes", [])
+        return [*start_notes(self.settings, variables), *of_backend]
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
@@ -428,7 +433,7 @@ def load_app() -> Rewrap:
         app = create_app(settings)
     except ValueError as error:
         sys.exit(f"rewrap: {error}")
-    app.notes = start_notes(settings, os.environ)
+    app.notes = app.gateway.notes(os.environ)
     return app
 
 

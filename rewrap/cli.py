@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 
 from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
-from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
 
 log = logging.getLogger("rewrap")
@@ -23,7 +22,7 @@ def check() -> int:
         print(f"rewrap: {error}", file=sys.stderr)
         return 2
     print(f"rewrap: {app.gateway.summary()}")
-    for note in start_notes(settings, os.environ):
+    for note in app.gateway.notes(os.environ):
         print(f"rewrap: {note}", file=sys.stderr)
     return 0
 

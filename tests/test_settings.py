@@ -221,6 +221,57 @@ def test_a_setting_without_effect_is_named_in_one_line(
     assert all(" has no effect: " in note and "\n" not in note for note in notes)
 
 
+# Backends that no model name reaches.
+
+
+@pytest.mark.parametrize(
+    ("members", "unreached"),
+    [
+        (["", ""], "b: every model goes to 'a'"),
+        (["", "", ""], "b: every model goes to 'a'; c: every model goes to 'a'"),
+        (['models = ["x", "*"]'] * 2, "b: its models (x, *) go to 'a'"),
+        (['models = ["x"]', 'models = ["y"]', 'models = ["y", "x"]'], "c: its models (y, x) go to"),
+        (['models = ["x", "*"]', 'models = ["y", "*"]'], ""),
+        (['models = ["x"]', ""], ""),
+        (['models = ["x-*"]', 'models = ["x-?"]', 'models = ["x-1"]'], ""),
+        (['fallbacks = ["b"]', ""], ""),
+        (["", 'fallbacks = ["c"]', ""], "b: every model goes to 'a'"),
+        (["", "models = []"], ""),
+        ([""], ""),
+    ],
+)
+def test_a_backend_that_no_model_name_reaches_is_named_in_one_line(
+    members: list[str], unreached: str
+) -> None:
+    rows = zip("abc", members, strict=False)
+    tables = [f'[[backend]]\nname = "{name}"\nkind = "mock"\n{more}\n' for name, more in rows]
+    Path("b.toml").write_text("".join(tables))
+    notes = create_app(Settings(config="b.toml")).gateway.notes([])
+    assert len(notes) == len(unreached.split("; ")) * bool(unreached)
+    for note, expected in zip(notes, unreached.split("; "), strict=False):
+        name, _, reason = expected.partition(": ")
+        assert note.startswith(f"no model name reaches backend {name!r}: {reason}")
+        assert note.endswith(f'; give {name!r} models = ["{name}"], or name it in fallbacks')
+
+
+def test_the_start_and_check_name_a_backend_that_no_model_name_reaches() -> None:
+    tables = [f'[[backend]]\nname = "{name}"\nurl = "http://{name}.example"\n' for name in "ab"]
+    Path("b.toml").write_text("".join(tables))
+    line = (
+        "no model name reaches backend 'b': every model goes to 'a', earlier in the file; "
+        "give 'b' models = [\"b\"], or name it in fallbacks"
+    )
+    file = str(Path("b.toml").absolute())
+    with started(CONFIG=file, STORE_URL="sqlite://", LOG_LEVEL="info") as process:
+        assert httpx.get(f"{process.url}/health", trust_env=False).status_code == 200
+    warnings = [text for text in process.log.splitlines() if " WARNING " in text]
+    assert len(warnings) == 1
+    assert warnings[0].endswith(line)
+    command = [sys.executable, str(ROOT / "main.py"), "check", "--config", "b.toml"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (0, f"rewrap: {line}\n")
+
+
 # Secrets in files.
 
 

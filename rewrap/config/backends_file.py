@@ -2,7 +2,7 @@
 
     [[backend]]
     name = "fast"                       # also in logs, /info and `fallbacks`
-    models = ["gpt-4o", "gpt-4o-*"]     # names, patterns with * and ?; "*" is every other name
+    models = ["gpt-4o", "gpt-4o-*"]     # names, patterns with * and ?; "*", the default: all others
     kind = "openai"                     # openai, chat (any chat URL), or mock
     url = "https://api.example.com/v1"
     key_env = "FAST_API_KEY"            # the variable that holds the key: the file never has a key

@@ -97,6 +97,27 @@ class ModelRouter:
             rows.append(f"{row.backend.name}{place} for {', '.join(row.patterns)}")
         return "; ".join(rows)
 
+    @property
+    def notes(self) -> list[str]:
+        """A line for each backend that no model name reaches, unless it is a fallback."""
+        fallbacks = {backend.name for row in self.fallbacks.values() for backend in row}
+        notes: list[str] = []
+        for row in self.rows:
+            name = row.backend.name
+            picked = [self.pick(pattern) for pattern in row.patterns]
+            if not picked or row.backend in picked or name in fallbacks:
+                continue
+            owners = dict.fromkeys(repr(backend.name) for backend in picked if backend)
+            models = f"its models ({', '.join(row.patterns)}) go"
+            if set(row.patterns) == {"*"}:
+                models = "every model goes"
+            notes.append(
+                f"no model name reaches backend {name!r}: {models} to {', '.join(owners)}, "
+                f"earlier in the file; give {name!r} models = [{json.dumps(name)}], "
+                "or name it in fallbacks"
+            )
+        return notes
+
     def checks(self, model: str) -> Checks:
         """The closest checks of the backends that may answer."""
         picked = self.pick(model)
