@@ -797,6 +797,32 @@ def test_a_body_and_a_reply_are_used_as_they_are(
             assert replies(url)[0] == "You said Hello"
 
 
+def test_the_tables_of_two_urls_stand_in_one_file(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second gets a name of its own. Each answers to its name, the first to all others."""
+
+    def answer(request: Request) -> tuple[int, object]:
+        return 200, {"daten": {"antwort": f"OK from {request.path}"}}
+
+    tables: list[str] = []
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
+        for path in ("/a", "/b"):
+            assert probe(up.url + path, "--body", '{"frage": "{prompt}"}') == 0
+            told = capsys.readouterr().out
+            assert '\nmodels = ["mine", "*"]  # ' in told
+            tables.append(told.split("Into backends.toml:\n")[1].split("Into .env:\n")[0])
+        file = tables[0] + tables[1].replace('"mine"', '"other"')
+        told = f"Into backends.toml:\n{file}Into .env:\nCONFIG=backends.toml\n"
+        said: dict[str, str] = {}
+        with pasted(told, monkeypatch) as url:
+            for model in ("mine", "other", "gpt-4o"):
+                asked = ASKED | {"model": model}
+                whole = httpx.post(f"{url}/v1/chat/completions", json=asked, trust_env=False)
+                said[model] = whole.json()["choices"][0]["message"]["content"]
+    assert said == {"mine": "OK from /a", "other": "OK from /b", "gpt-4o": "OK from /a"}
+
+
 def test_a_body_alone_leads_to_the_place_of_the_reply(
     portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -898,6 +924,105 @@ def test_check_of_a_backend_that_is_not_there_exits_with_2(
     assert message in capsys.readouterr().out
 
 
+# ---- the id of a chat in an answer
+
+
+@pytest.mark.parametrize("name", ["conversation_id", "chat_ref", "threadId", "convo"])
+def test_an_id_of_the_chat_in_the_answer_gets_advice(
+    name: str, portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = {"talk": {"text": "Good day to you"}, "meta": {name: "c-12345"}}
+    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, answer)))) as up:
+        assert probe(f"{up.url}/bot", "--body", '{"frage": "{prompt}"}') == 0
+    told = capsys.readouterr().out
+    assert f'  If {name} keeps the chat: session = {{ from = "meta.{name}" }}' in told
+    assert f'{name} = "{{session}}" in the request' in told
+
+
+def session_path(answer: object, sent: str = "Say OK.") -> str:
+    """The path of the id of the chat; "" if no text looks like one."""
+    found = texts(dumps(answer).encode(), dumps(sent).encode(), WANTED)
+    best = max(found, key=lambda text: text.session)
+    return best.path if best.session else ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sessionid", "1"),
+        ("CHATID", "c-1"),
+        ("chat_ref", "c-1"),
+        ("threadId", "c-1"),
+        ("threadID", "c-1"),
+        ("dialogKey", "c-1"),
+        ("context_token", "c-1"),
+        ("current-thread-uuid", "c-1"),
+        ("roomHandle", "c-1"),
+        ("idSession", "c-1"),
+        ("id_conversation", "c-1"),
+        ("thread", "thread_8fk2"),
+        ("convo", "5b0c7a3e-2f2d-4a5e-9a43-0d8f2a1c9b77"),
+        ("chatSession", "xKqPzTwL"),
+        ("dialogue", "a2V5PTE3/x+9=="),
+        ("context", "projects/p1/sessions/s2"),
+    ],
+)
+def test_a_name_of_a_chat_tells_its_id(name: str, value: str) -> None:
+    assert session_path({"answer": "Good day to you", name: value}) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("id", "c-12345"),
+        ("token", "c-12345"),
+        ("userId", "u-12345"),
+        ("message_id", "m-12345"),
+        ("chat_message_id", "m-12345"),
+        ("chat_model", "gpt-4o-mini"),
+        ("chat_model_id", "gpt-4o-mini"),
+        ("session_name", "visit-12345"),
+        ("contextual_key", "c-12345"),
+        ("webchat", "c-12345"),
+        ("context_tokens", "c-12345"),
+        ("chat_key", "the key of the chat"),
+        ("chat_ref", "https://chat.example/c-12345"),
+        # These name a chat, but their values are no ids.
+        ("chat", "Good day"),
+        ("chat", "Hello!"),
+        ("chat", "Room12?"),
+        ("context", "support"),
+        ("session", "c-1"),
+        ("thread", "1" * 129),
+        ("room", "https://chat.example/rooms/12345"),
+        ("conversation", "gpt-4o-mini"),
+    ],
+)
+def test_other_texts_are_no_id_of_a_chat(name: str, value: str) -> None:
+    assert session_path({"answer": "Good day to you", name: value}, "gpt-4o-mini") == ""
+
+
+def test_of_several_ids_the_one_that_says_so_is_named() -> None:
+    answer = {"thread": "thread_8fk2", "context_token": "c-1", "chat_id": "5", "say": "Good day"}
+    assert session_path(answer) == "chat_id"
+    del answer["chat_id"]
+    assert session_path(answer) == "context_token"
+    del answer["context_token"]
+    assert session_path(answer) == "thread"
+
+
+def test_the_id_of_a_chat_is_no_reply_and_a_reply_is_no_id(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reply_path(texts(b'{"chat_ref": "c9f8", "antwort": "Hallo"}', b"", WANTED)) == "antwort"
+    answer = {"chat": "Room12", "n": "x"}
+    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, answer)))) as up:
+        assert probe(f"{up.url}/bot", "--body", '{"frage": "{prompt}"}', "--reply", "chat") == 0
+    told = capsys.readouterr().out
+    assert "    chat = Room12  <- the reply\n" in told
+    assert "keeps the chat" not in told
+
+
 # ---- the examples
 
 
@@ -975,17 +1100,6 @@ EXAMPLES = {
     "redact.py": redact,
     "websocket_backend.py": websocket_backend,
 }
-
-
-def test_an_id_of_the_chat_in_the_answer_gets_advice(
-    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
-) -> None:
-    answer = {"talk": {"text": "Good day to you"}, "meta": {"conversation_id": "c-123"}}
-    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, answer)))) as up:
-        assert probe(f"{up.url}/bot", "--body", '{"frage": "{prompt}"}') == 0
-    told = capsys.readouterr().out
-    assert 'session = { from = "meta.conversation_id" }' in told
-    assert 'conversation_id = "{session}"' in told
 
 
 @pytest.mark.parametrize(

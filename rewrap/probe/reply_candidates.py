@@ -1,4 +1,4 @@
-"""The texts of an answer of unknown form, and which of them is the reply.
+"""The texts of an answer of unknown form: which is the reply, and which the id of the chat.
 
 Pure functions: bodies go in, paths (as in shapes.toml) come out.
 """
@@ -28,6 +28,17 @@ OTHER_NAMES = re.compile(
 ERROR_NAMES = re.compile(r"(?i)(?:is_?)?errors?_?(?:message|msg|text)?")
 LIKELY_NAMES = frozenset([*REPLY_NAMES, *MORE_NAMES, "message", "result", "msg", "say", "said"])
 
+# The words of names under which a service gives a chat its id: chat_ref, threadId, convo.
+CHAT_WORDS = "chat|context|conv|convo|conversation|dialog|dialogue|discussion|room|session|thread"
+ID_WORDS = "guid|handle|hash|id|identifier|key|ref|reference|sid|token|uid|uuid"
+SESSION_NAMES = (  # the likeliest last
+    re.compile(rf"(?:{CHAT_WORDS})(?:_(?:{CHAT_WORDS}))*"),
+    re.compile(rf"(?:.*_)?(?:{CHAT_WORDS})_?(?:{ID_WORDS})|(?:{ID_WORDS})_?(?:{CHAT_WORDS})"),
+    re.compile(rf"(?:.*_)?(?:{CHAT_WORDS})_?id"),
+)
+# The value of a name that speaks of a chat alone: it has digits, or capitals inside.
+ID_VALUE = re.compile(r"(?=.*(?:\d|[a-z][A-Z]))[\w.:~+/=-]{5,127}[\w=]", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -39,6 +50,7 @@ class Text:
     wanted: bool = False  # it contains the text that was asked for
     early: bool = False  # it is in the first event that has any text
     usual: bool = False  # its name is usual for replies
+    session: int = 0  # how likely it is the id of the chat
 
     def rank(self) -> tuple[bool, bool, bool, bool, bool]:
         """Greater for a likelier reply."""
@@ -93,10 +105,11 @@ def texts(body: bytes, sent: bytes, wanted: str) -> list[Text]:
         Text(
             path,
             text,
-            candidate=not failed and text not in echoes and may_be_reply(path),
+            candidate=not failed and text not in echoes and may_be_reply(path, text),
             wanted=bool(re.search(wanted, text, re.IGNORECASE)),
             early=path in early,
             usual=bool(LIKELY_NAMES.intersection(names_of(path)[-1:])),
+            session=0 if text in echoes else session_rank(path, text),
         )
         for path, text in joined.items()
     ]
@@ -120,8 +133,21 @@ def names_of(path: str) -> list[str]:
     return [name for name in re.split(r"[.\[\]]+", path) if name and not name.isdigit()]
 
 
-def may_be_reply(path: str) -> bool:
+def may_be_reply(path: str, text: str) -> bool:
+    if session_rank(path, text) > 1:
+        return False
     return not any(OTHER_NAMES.fullmatch(name) for name in names_of(path))
+
+
+def session_rank(path: str, text: str) -> int:
+    """How likely a text is the id of the chat, by the words of its name: 0 (it is not) to 3."""
+    name = re.sub(r"(?<=[a-z\d])(?=[A-Z])|-", "_", path.rpartition(".")[2]).lower()
+    matches = [rank for rank, names in enumerate(SESSION_NAMES, 1) if names.fullmatch(name)]
+    if not matches or re.search(r"\s|://", text):
+        return 0
+    if max(matches) == 1 and not ID_VALUE.fullmatch(text):
+        return 0
+    return max(matches)
 
 
 def reply_path(found: list[Text]) -> str | None:

@@ -46,7 +46,7 @@ class Report:
         lines = [f"A reply{shape}: {self.shown(reply.text)}", *self.exchange(reply)]
         if attempt.has_path:
             lines += self.texts(reply, str(attempt.table["reply"]))
-            lines += session_advice(reply)
+            lines += session_advice(reply, str(attempt.table["reply"]))
         if finding.guessed:
             lines.append("  Several texts may be the reply: --reply PATH selects another one.")
         streamed = finding.streamed
@@ -171,16 +171,15 @@ class Report:
         return f"{text[:maximum]}…" if len(text) > maximum else text
 
 
-def session_advice(outcome: Outcome) -> list[str]:
-    """How to send the id of a chat back, where the answer seems to have one."""
-    for text in outcome.texts:
-        name = text.path.rpartition(".")[2]
-        if SESSION_ID.fullmatch(name):
-            settings = (
-                f'session = {{ from = "{text.path}" }} and {name} = "{{session}}" in the request'
-            )
-            return [f"  If {name} keeps the chat: {settings} send it with the next turn."]
-    return []
+def session_advice(outcome: Outcome, reply: str) -> list[str]:
+    """How to send the id of a chat back, where the answer seems to have one beside the reply."""
+    found = [text for text in outcome.texts if text.session and text.path != reply]
+    if not found:
+        return []
+    path = max(found, key=lambda text: text.session).path
+    name = path.rpartition(".")[2]
+    settings = f'session = {{ from = "{path}" }} and {name} = "{{session}}" in the request'
+    return [f"  If {name} keeps the chat: {settings} send it with the next turn."]
 
 
 def telling(outcome: Outcome) -> int:
@@ -206,7 +205,7 @@ def mapping_lines(
     members = {"name": "mine", "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
     lines = ["[[backend]]"]
     lines += [f"{name} = {toml(value)}" for name, value in members.items() if value]
-    lines.append("[backend.mapping]")
+    lines += [MODELS, "[backend.mapping]"]
     for name, value in table.items():
         if name != "stream" or streams:
             lines.append(f"{name} = {toml(value)}")
@@ -217,8 +216,7 @@ def assignments(variables: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in variables.items() if value]
 
 
-# Names of the id that a service gives a chat.
-SESSION_ID = re.compile(r"(?:conversation|session|chat|thread|dialog|context)_?id", re.IGNORECASE)
+MODELS = 'models = ["mine", "*"]  # model names that select this backend; "*" is every other name'
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
