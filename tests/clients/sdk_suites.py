@@ -1,10 +1,11 @@
 """OpenAI's own tests of its SDKs against the mock: `python tests/clients/sdk_suites.py [--node CHECKOUT]`.
 
 The source package of openai on PyPI contains its tests; the package of openai on npm does not, so those
-need a checkout of its repository. With MOCK_ANY_ID=true all pass. Without it, those of EXPECTED fail:
-only a server that is made from the specification alone can pass them.
+need a checkout of its repository. With MOCK_ANY_ID=true all pass. Without it, those of EXPECTED fail;
+`--list` prints them.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -40,19 +41,50 @@ NODE_PACKAGES = {
     "ws": "8.18.3",
     "zod": "4.6.7",
 }
-# The tests that fail without MOCK_ANY_ID, as "file::method", and the reason.
+# The tests that fail without MOCK_ANY_ID, by reason: patterns of "file::test". For Python, a test stands
+# for its forms (method, raw_response, streaming_response), and for all modes if no "[mode]" follows.
 EXPECTED = {
-    r"chat/completions/test_messages\.py::.*": "the id of a completion that was never stored",
-    r"chat/test_completions\.py::.*_(retrieve|update|delete)": "the same",
-    r"chat/test_completions\.py::test_method_list_with_all_params": "`after` names none",
-    r"responses/test_input_items\.py::.*": "the id of a response that was never stored",
-    r"test_responses\.py::.*_(retrieve|delete|cancel)\b.*": "the same",
-    r"test_responses\.py::.*_retrieve_.*": "the same",
-    r"test_responses\.py::.*_create_.*": "no input; or a conversation, a prompt, the background",
-    r"responses/test_input_tokens\.py::.*": "no input; or an unknown previous response",
-    r"test_responses\.py::.*_compact.*": "responses are not compacted",
-    r"test_models\.py::.*_delete": "models cannot be deleted",
-    r"test_embeddings\.py::.*_create": "strict validation rejects the base64 that the SDK asks for",
+    "the id of a completion that was never stored: 404": (
+        r"chat/completions/test_messages\.py::list(_with_all_params)?",
+        r"chat/test_completions\.py::(retrieve|update|delete)",
+        r"chat/completions/messages\.test\.ts::list",
+        r"chat/completions/completions\.test\.ts::(retrieve|delete)",
+        r"chat/completions/completions\.test\.ts::update: (only required|required and optional) params",
+    ),
+    "the id of a response that was never stored: 404": (
+        r"responses/test_input_items\.py::list",
+        r"test_responses\.py::retrieve(_with_all_params)?_overload_[12]",
+        r"test_responses\.py::(delete|cancel)",
+        r"responses/input-items\.test\.ts::list",
+        r"responses/responses\.test\.ts::(retrieve|delete|cancel)",
+    ),
+    "`after` names a completion that was never stored: 404": (
+        r"chat/test_completions\.py::list_with_all_params",
+    ),
+    "a `limit` of 0, and the id of a response that was never stored: 400": (
+        r"responses/test_input_items\.py::list_with_all_params",
+    ),
+    "a response without input: 400": (
+        r"test_responses\.py::create_overload_[12]",
+        r"responses/test_input_tokens\.py::count",
+        r"responses/responses\.test\.ts::create",
+        r"responses/input-tokens\.test\.ts::count",
+    ),
+    "a previous response that was never stored: 400": (
+        r"test_responses\.py::create_with_all_params_overload_[12]",
+        r"responses/test_input_tokens\.py::count_with_all_params",
+    ),
+    "the mock does not compact responses: 400": (
+        r"test_responses\.py::compact(_with_all_params)?",
+        r"responses/responses\.test\.ts::compact: (only required|required and optional) params",
+    ),
+    "the mock's models cannot be deleted: 405": (
+        r"test_models\.py::delete",
+        r"models\.test\.ts::delete",
+    ),
+    "the SDK asks for base64, and its strict validation rejects base64": (
+        r"test_embeddings\.py::create\[(strict|aiohttp)\]",
+    ),
 }
 
 
@@ -82,15 +114,15 @@ def run_python(source: Path, url: str) -> str:
     return done.stdout + done.stderr
 
 
-def unexpected(output: str) -> list[str]:
-    """The tests that failed and are not in EXPECTED."""
-    failed = re.findall(r"^FAILED tests/api_resources/(\S+)::Test\w+::(\w+)", output, re.MULTILINE)
-    names = sorted({f"{file}::{method}" for file, method in failed})
-    known = [re.compile(pattern) for pattern in EXPECTED]
-    return [name for name in names if not any(pattern.fullmatch(name) for pattern in known)]
+def failed_python(output: str) -> list[str]:
+    """The names of the tests that failed, as EXPECTED has them."""
+    form = "(?:test_(?:method|raw_response|streaming_response)_)?"
+    pattern = rf"^FAILED tests/api_resources/(\S+?)::(?:Test\w+::)?{form}(\S+)"
+    failed = re.findall(pattern, output, re.MULTILINE)
+    return sorted({f"{file}::{test}" for file, test in failed})
 
 
-def check_python() -> bool:
+def check_python(listed: bool) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         source = unpacked(Path(folder))
         (source / "src").rename(source / "sources")
@@ -98,15 +130,8 @@ def check_python() -> bool:
             plain = run_python(source, mock.url)
         with started(MOCK_ANY_ID="true") as mock:
             lenient = run_python(source, mock.url)
-    print(f"openai {VERSION} (Python): {share(plain)}")
-    print(f"openai {VERSION} (Python), MOCK_ANY_ID=true: {share(lenient)}")
-    wrong = unexpected(plain)
-    for name in wrong:
-        print(f"failed, and not expected to fail: {name}")
-    failed, passed = counts(lenient)
-    if failed or not passed:
-        print(lenient[-3000:])
-    return passed > 0 and not failed and not wrong
+    as_expected = judge(failed_python(plain), listed)
+    return report(f"openai {VERSION} (Python)", plain, lenient) and as_expected
 
 
 def run_node(checkout: Path, url: str) -> str:
@@ -122,21 +147,60 @@ def run_node(checkout: Path, url: str) -> str:
     return done.stdout + done.stderr
 
 
-def check_node(checkout: Path) -> bool:
+def failed_node(output: str) -> list[str]:
+    """The names of the tests that failed, as EXPECTED has them."""
+    names = set()
+    for suite in re.split(r"^(?:PASS|FAIL) tests/api-resources/", output, flags=re.MULTILINE)[1:]:
+        file = suite.split()[0]
+        tests = re.findall(r"^  ● (?:resource \w+ › )?(.+)$", suite, re.MULTILINE)
+        names.update(f"{file}::{test}" for test in tests)
+    return sorted(names)
+
+
+def check_node(checkout: Path, listed: bool) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         names = ["src", "tests", "scripts", "jest.config.ts", "tsconfig.json"]
         subprocess.run(["cp", "-r", *[str(checkout / name) for name in names], folder], check=True)
         (copy / "package.json").write_text('{"private": true}')
         packages = [f"{name}@{version}" for name, version in NODE_PACKAGES.items()]
-        subprocess.run(["npm", "install", "--silent", "--ignore-scripts", *packages], cwd=copy)
+        command = ["npm", "install", "--silent", "--ignore-scripts", *packages]
+        subprocess.run(command, cwd=copy, check=True)
         with started() as mock:
             plain = run_node(copy, mock.url)
         with started(MOCK_ANY_ID="true") as mock:
             lenient = run_node(copy, mock.url)
-    print(f"openai (Node): {share(plain)}")
-    print(f"openai (Node), MOCK_ANY_ID=true: {share(lenient)}")
+    as_expected = judge(failed_node(plain), listed)
+    return report("openai (Node)", plain, lenient) and as_expected
+
+
+def reason(name: str) -> str | None:
+    """Why a test is expected to fail without MOCK_ANY_ID; None if it is not."""
+    forms = (name, name.partition("[")[0])
+    for text, patterns in EXPECTED.items():
+        if any(re.fullmatch(pattern, form) for pattern in patterns for form in forms):
+            return text
+    return None
+
+
+def judge(failed: list[str], listed: bool) -> bool:
+    """Whether all tests that failed are expected to. Prints the others, and if `listed` all, by reason."""
+    for text in EXPECTED if listed else ():
+        for name in sorted({name.partition("[")[0] for name in failed if reason(name) == text}):
+            print(f"expected to fail: {name} ({text})")
+    wrong = [name for name in failed if reason(name) is None]
+    for name in wrong:
+        print(f"failed, and not expected to fail: {name}")
+    return not wrong
+
+
+def report(sdk: str, plain: str, lenient: str) -> bool:
+    """Prints how many tests passed. Whether all did with MOCK_ANY_ID."""
+    print(f"{sdk}: {share(plain)}")
+    print(f"{sdk}, MOCK_ANY_ID=true: {share(lenient)}")
     failed, passed = counts(lenient)
+    if failed or not passed:
+        print(lenient[-3000:])
     return passed > 0 and not failed
 
 
@@ -153,16 +217,22 @@ def share(output: str) -> str:
     return f"{passed} of {failed + passed} tests pass"
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """The exit status."""
-    if arguments[:1] == ["--node"] and len(arguments) == 2:
-        return 0 if check_node(Path(arguments[1])) else 1
+    parser = argparse.ArgumentParser(description="OpenAI's own tests of its SDKs against the mock")
+    parser.add_argument("--node", type=Path, metavar="CHECKOUT", help="run those of openai-node")
+    parser.add_argument("--list", action="store_true", help="print the tests that fail as expected")
+    options = parser.parse_args()
     try:
-        return 0 if check_python() else 1
+        if options.node is None:
+            passed = check_python(options.list)
+        else:
+            passed = check_node(options.node, options.list)
     except (Unavailable, subprocess.CalledProcessError) as error:
         print(f"the SDK's tests cannot be had: {error}")
         return 1
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
