@@ -167,8 +167,7 @@ class Gateway:
     ) -> Deltas:
         """The reply. Nothing is sent upstream until the stream is iterated. Raises APIError."""
         if self.recorder.concerns(request):
-            owner = owner_id(identity)
-            return self.recorder.stream(self.backend, request, info, owner, request_id)
+            return self.recorder.stream(self.backend, request, info, owner_id(identity), request_id)
         return self.backend.stream(request, info)
 
     def whole(
@@ -421,9 +420,6 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         *docs_routes(document(__version__), assets=settings.docs_assets_url, theme=THEME),
         *rest,
     ]
-
-
-# The app of the environment. rewrap/cli.py serves it.
 
 
 def load_app() -> Rewrap:

@@ -582,7 +582,7 @@ async def test_what_clients_make_up_is_remembered_within_bounds() -> None:
             await client(app).post(CHAT, json=ASKED | {"model": f"m-{number}"})
         ).status_code == 200
     assert isinstance(app.gateway.backend, ChatURL)
-    assert len(app.gateway.backend.targets) <= 256
+    assert len(app.gateway.backend.target.kept) <= 256
 
 
 @pytest.mark.parametrize("path", ["/v1/images/generations", "/v1/files"])
