@@ -207,13 +207,11 @@ class Protocol(HttpToolsProtocol):
             return b""
         if not cycle.keep_alive or self.flow.write_paused or cycle.scope["method"] == "HEAD":
             return b""
-        lines = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *headers):
-            if name == b"connection":
-                return b""
-            lines.append(b"%b: %b\r\n" % (name, value))
-        head = b"".join(lines)
-        if not len(lines) == head.count(b"\r") == head.count(b"\n") or UNSAFE.search(head):
+        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        head = STATUS_LINE[status] + b"".join(lines)
+        if b"\r\nconnection: " in head:
+            return b""
+        if not len(lines) + 1 == head.count(b"\r") == head.count(b"\n") or UNSAFE.search(head):
             return b""
         cycle.response_started = True
         cycle.waiting_for_100_continue = False

@@ -294,7 +294,8 @@ class TextDecoder:
 # At the start of a line only: in the text of a reply, line breaks are escaped.
 DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
 EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
-PLAIN_EVENTS = re.compile(rb"(?:data: \{[^\r\n]*\}\n\n)*(?:data: \[DONE\]\n\n)?")
+# `.` is faster than a set without \r and \n: 3 µs for 100 events. The `*+` keeps no way back.
+PLAIN_EVENTS = re.compile(rb"(?:data: \{.*\}\n\n)*+(?:data: \[DONE\]\n\n)?")
 
 
 def last_event_end(data: bytes, start: int = 0) -> int:
@@ -307,13 +308,4 @@ def last_event_end(data: bytes, start: int = 0) -> int:
 
 def is_plain_events(data: bytes) -> bool:
     """Whether each event is one line with a JSON object, as almost all are; the last one may be `data: [DONE]`."""
-    # Counts take a third of the time of the pattern.
-    if data.startswith(b"data: {") and b"\r" not in data:
-        events = data.count(b"}\n\ndata: {") + 1
-        ended = data.endswith(b"}\n\n")
-        if data.endswith(b"}\n\ndata: [DONE]\n\n"):
-            events += 1
-            ended = True
-        if ended and data.count(b"\n") == 2 * events:
-            return True
-    return PLAIN_EVENTS.fullmatch(data) is not None
+    return b"\r" not in data and PLAIN_EVENTS.fullmatch(data) is not None
