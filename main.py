@@ -43,6 +43,7 @@ from rewrap.server.app import EdgeApp
 from rewrap.server.auth import Authenticator
 from rewrap.server.context import RequestContext
 from rewrap.server.edge import JSON_TYPE, EdgeOptions
+from rewrap.server.heartbeat import Heartbeats
 from rewrap.server.limits import Gate, RateLimit, count
 from rewrap.server.logs import set_up_log
 from rewrap.server.streaming import send_stream
@@ -95,6 +96,7 @@ class Gateway:
             settings.revoked_keys,
             settings.forward_headers,
         )
+        self.heartbeats = Heartbeats(settings.sse_ping_seconds)
         self.gate = Gate(settings.max_concurrent_requests)
         self.rate_limit: RateLimit | None = None
         per_minute = settings.rate_limit_per_minute
@@ -279,7 +281,7 @@ class Endpoint:
             deltas = turn.deltas(stream, info, rendering)
             context.holds_request = gateway.recorder.concerns(request) or turn.holds_request
             del request, turn
-            await send_stream(context, rendering, deltas, gateway.settings.sse_ping_seconds)
+            await send_stream(context, rendering, deltas, gateway.heartbeats)
             return
         if turn.holds_request:
             asking = gathered(turn.deltas(stream, info, rendering))

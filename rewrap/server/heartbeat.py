@@ -1,50 +1,71 @@
-"""Pings in a silent stream: intermediaries close connections that are silent for too long."""
+"""Pings in silent streams: intermediaries close connections that are silent for too long."""
 
 import asyncio
 
 from rewrap.server.context import RequestContext
-from rewrap.types import Headers, Rendering
+from rewrap.types import Rendering
 
 TICKS = 3  # a stream is silent if nothing was sent for so many of them
 
 
+class Heartbeats:
+    """All streams of an app. One timer for all of them saves 3 µs a stream."""
+
+    def __init__(self, seconds: float) -> None:
+        """A stream gets a ping after `seconds` of silence, or up to a third more. 0: never."""
+        self.seconds = seconds
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.streams: set[Heartbeat] = set()
+        self.timer: asyncio.TimerHandle | None = None
+
+    def of(self, context: RequestContext, rendering: Rendering) -> "Heartbeat":
+        return Heartbeat(self, context, rendering)
+
+    def add(self, stream: "Heartbeat") -> None:
+        loop = stream.context.loop
+        if self.loop is not loop:  # the first one, or a test's own
+            self.loop = loop
+            self.streams = set()
+            self.timer = None
+        self.streams.add(stream)
+        if self.timer is None:
+            self.timer = loop.call_later(self.seconds / TICKS, self.tick)
+
+    def tick(self) -> None:
+        self.timer = None
+        if self.loop is not None and self.streams:
+            self.timer = self.loop.call_later(self.seconds / TICKS, self.tick)
+        for stream in self.streams:
+            stream.tick()
+
+
 class Heartbeat:
-    """A `with` block: while it runs, a stream that is silent for `seconds` gets the rendering's ping.
+    """A `with` block: while it runs, a silent stream gets the rendering's ping.
 
     A ping may start the answer: then the status is 200, and a later failure has the rendering's form. It never does so before
-    `info.accepted`. One timer a stream counts the silent ticks, so that a chunk costs nothing more than a counter.
+    `info.accepted`. A chunk costs nothing more than a counter.
     """
 
-    __slots__ = ("context", "headers", "quiet", "rendering", "seconds", "seen", "task", "timer")
+    __slots__ = ("all", "context", "quiet", "rendering", "seen", "task")
 
-    def __init__(
-        self, context: RequestContext, rendering: Rendering, headers: Headers, seconds: float
-    ) -> None:
+    def __init__(self, all: Heartbeats, context: RequestContext, rendering: Rendering) -> None:
+        self.all = all
         self.context = context
         self.rendering = rendering
-        self.headers = headers
-        self.seconds = seconds
         self.seen = 0
-        self.quiet = 0
-        self.timer: asyncio.TimerHandle | None = None
+        self.quiet = -1  # whole ticks without a chunk; the first tick is not a whole one
         self.task: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
-        if self.seconds:
-            self.schedule()
+        if self.all.seconds:
+            self.all.add(self)
 
     def __exit__(self, *exc: object) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+        self.all.streams.discard(self)
         if self.task is not None:
             self.task.cancel()
 
-    def schedule(self) -> None:
-        self.timer = self.context.loop.call_later(self.seconds / TICKS, self.tick)
-
     def tick(self) -> None:
-        self.schedule()
         if self.context.sends != self.seen:
             self.seen = self.context.sends
             self.quiet = 0
@@ -64,5 +85,5 @@ class Heartbeat:
         if not body:
             return
         if not self.context.status:
-            await self.context.start_stream(self.headers)
+            await self.context.start_stream(self.rendering.headers)
         await self.context.send_body(body, more=True)

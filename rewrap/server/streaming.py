@@ -5,7 +5,7 @@ from contextlib import aclosing
 
 from rewrap.memory import release
 from rewrap.server.context import RequestContext
-from rewrap.server.heartbeat import Heartbeat
+from rewrap.server.heartbeat import Heartbeats
 from rewrap.types import APIError, CutConnection, Deltas, Rendering
 
 
@@ -13,16 +13,15 @@ async def send_stream(
     context: RequestContext,
     rendering: Rendering,
     deltas: Deltas,
-    ping_seconds: float,
+    heartbeats: Heartbeats,
 ) -> None:
     """Send Deltas as they come.
 
     A failure before the head has a status; one after it has the rendering's form.
     """
     context.streams = True
-    heartbeat = Heartbeat(context, rendering, rendering.headers, ping_seconds)
     async with aclosing(deltas):  # a client that leaves closes the upstream, too
-        with heartbeat:
+        with heartbeats.of(context, rendering):
             try:
                 await send_deltas(context, rendering, deltas)
                 end = rendering.end()
