@@ -9,6 +9,7 @@ import httpx
 import pytest
 from commands import UVICORN, running
 
+from rewrap import threads
 from rewrap.config.settings import Settings
 from rewrap.large_json import LARGE_BYTES
 from rewrap.main import create_app
@@ -102,7 +103,12 @@ async def test_only_a_large_request_is_worked_on_in_a_thread() -> None:
         assert await apart(threading.get_ident) != here
 
 
-async def test_medium_requests_work_one_at_a_time_and_others_have_their_turn_in_between() -> None:
+async def test_medium_requests_work_one_at_a_time_and_others_have_their_turn_in_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        threads, "TURN_SECONDS", -1.0
+    )  # each call is too long for the rest of a turn
     order: list[str] = []
 
     async def medium(name: str) -> None:
@@ -121,7 +127,26 @@ async def test_medium_requests_work_one_at_a_time_and_others_have_their_turn_in_
     assert "small" in order[order.index("b") : order.index("c")]
 
 
-async def test_a_medium_request_that_leaves_passes_its_turn_on() -> None:
+async def test_short_works_of_medium_requests_share_a_turn_and_a_long_one_ends_it() -> None:
+    turns = Turns()
+    order: list[object] = []
+
+    def work(seconds: float) -> None:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            pass
+        order.append(seconds)
+
+    asyncio.get_running_loop().call_soon(order.append, "next turn")
+    for seconds in (0, 0, threads.TURN_SECONDS, 0):
+        await turns.take(work, seconds)
+    assert order == [0, 0, threads.TURN_SECONDS, "next turn", 0]
+
+
+async def test_a_medium_request_that_leaves_passes_its_turn_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "TURN_SECONDS", -1.0)
     turns = Turns()
     calls: list[int] = []
     tasks = [asyncio.create_task(turns.take(calls.append, number)) for number in range(4)]
