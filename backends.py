@@ -15,7 +15,7 @@ import httpx
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
-from rewrap.memory import gathered
+from rewrap.memory import gathered, with_reserve
 from rewrap.mock.backend import Mock, configured_mock, connect_mocks
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.threads import apart, encoded
@@ -122,7 +122,7 @@ class ChatURL:
         self.embed = embedder_of(self)
         shape.check(url)
         check_constant(self.own_headers)
-        self.target = Targets(client, shape, self.agent() | self.own_headers, key)
+        self.target = Targets(client, shape, self.own_headers, key, self.agent())
         for stream in (False, True):  # an unusable address or header stops the start
             self.target(shape.prepare(url, replace(EXAMPLE, stream=stream)).url, stream)
 
@@ -180,7 +180,7 @@ class ChatURL:
         """All Deltas of a good answer to a request without a stream."""
         opened = await answer.opened(self.shape.framing, text_is_reply=self.text_is_reply)
         if isinstance(opened, WholeReply):
-            return self.deltas_in(opened, answer, info)
+            return with_reserve(self.deltas_in(opened, answer, info))
         return await gathered(self.read(answer, info, opened))
 
     async def prepared(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
@@ -277,10 +277,6 @@ class ChatURL:
         self, answer: Answer, info: ResponseInfo, opened: Opened | None = None
     ) -> Deltas:
         """The Deltas of a good answer, in any framing; it may be `opened` already."""
-        if opened is None and not answer.stream:
-            for delta in await self.read_whole(answer, info):
-                yield delta
-            return
         if opened is None:
             opened = await answer.opened(self.shape.framing, text_is_reply=self.text_is_reply)
         if isinstance(opened, WholeReply):
@@ -395,8 +391,10 @@ class OpenAI(ChatURL):
     def read(self, answer: Answer, info: ResponseInfo, opened: Opened | None = None) -> Deltas:
         """The upstream's own bytes if the rendering takes them: a stream in whole events, a JSON answer whole."""
         info.accepted = True
-        if not (answer.stream and answer.relay and answer.is_event_stream()):
+        if not answer.relay or answer.stream != answer.is_event_stream():
             return super().read(answer, info, opened)
+        if not answer.stream:
+            return self.read_completion(answer, info)
         relay = RelayStream(
             self.limits.event_bytes,
             self.failure_status,
@@ -405,12 +403,18 @@ class OpenAI(ChatURL):
         )
         return relayed(answer.reply, relay, self.limits.stall, info)
 
+    async def read_completion(self, answer: Answer, info: ResponseInfo) -> Deltas:
+        yield await self.completion(answer, info)
+
     async def read_whole(self, answer: Answer, info: ResponseInfo) -> list[Delta]:
         if not answer.relay or answer.is_event_stream():
             return await super().read_whole(answer, info)
+        return with_reserve([await self.completion(answer, info)])
+
+    async def completion(self, answer: Answer, info: ResponseInfo) -> Delta:
         body, info.usage = await apart(checked_completion, await answer.whole())
         alias = self.alias(info)
-        return [Delta(raw=alias(body) if alias else body)]
+        return Delta(raw=alias(body) if alias else body)
 
     def alias(self, info: ResponseInfo) -> ModelAlias | None:
         """Puts the client's name of the model into answers, if the upstream has another name for it."""

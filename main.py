@@ -1,6 +1,6 @@
 """rewrap turns any chat URL into an OpenAI API: routes, endpoints, the application factory.
 
-A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -> ChatRequest -> Backend.stream -> Deltas ->
+A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -> ChatRequest -> Backend.stream or .whole -> Deltas ->
 rendering. Read this file, then rewrap/types.py, then backends.py. `python main.py` serves; so does `uvicorn main:app`.
 """
 

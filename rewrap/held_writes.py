@@ -30,18 +30,21 @@ class Turn:
         self.was_quiet = len(transports) == 1
         for transport in transports:
             transport.in_turn = False
-            transport.flush()
+            try:
+                transport.flush()
+            except Exception as error:  # the others are written to all the same
+                transport.fail(error)
 
 
-# A Turn does not refer to its loop: the dictionary would keep both.
+# A Turn refers to its loop only while a transport holds bytes: else the dictionary would keep both.
 TURNS: WeakKeyDictionary[asyncio.AbstractEventLoop, Turn] = WeakKeyDictionary()
 
 
 class HoldingTransport:
     """A transport that holds back what is written until the next turn of the loop, and keeps its order.
 
-    In a quiet loop, the first transport of a turn holds back only the head of an answer, which goes out with the body: one system
-    call for both saves 8 µs. A write that waits would delay the only client.
+    In a quiet loop, the only transport of a turn holds back nothing but the head of an answer, which goes out with the body: one
+    system call for both saves 8 µs. A write that waits would delay the only client.
     """
 
     __slots__ = ("held", "held_bytes", "in_turn", "is_closing", "loop", "transport", "turn")
@@ -79,10 +82,17 @@ class HoldingTransport:
 
     def flush(self) -> None:
         held = self.held
-        if held and not self.is_closing():
-            self.held = []
-            self.held_bytes = 0
+        if not held:
+            return
+        self.held = []
+        self.held_bytes = 0
+        if not self.is_closing():
             self.transport.write(held[0] if len(held) == 1 else b"".join(held))
+
+    def fail(self, error: Exception) -> None:
+        context = {"message": "A write to a socket failed.", "exception": error}
+        self.loop.call_exception_handler(context)
+        self.transport.abort()
 
     def write_eof(self) -> None:
         self.flush()

@@ -130,6 +130,13 @@ async def gathered(deltas: Deltas) -> list[Delta]:
     return found
 
 
+def with_reserve(deltas: list[Delta]) -> list[Delta]:
+    """The same Deltas of a whole reply, within the budget. Raises APIError 503."""
+    for delta in deltas:
+        reserve(delta_size(delta))
+    return deltas
+
+
 def default_budget(workers: int) -> int:
     """The budget of each worker: together a quarter of what the container or the machine has."""
     return available_memory() // SHARE // workers

@@ -10,7 +10,7 @@ import pytest
 
 from rewrap.config.settings import Settings
 from rewrap.main import create_app
-from rewrap.types import APIError, ChatRequest
+from rewrap.types import APIError, ChatRequest, ResponseInfo
 from rewrap.upstream import sessions
 from rewrap.upstream.shapes import MappedShape, shape_from
 from rewrap.upstream.tables import ShapeError
@@ -48,6 +48,28 @@ def test_a_get_request_has_a_query_and_no_body() -> None:
     assert (shape.method, shape.content_type, sent.body) == ("GET", "", b"")
     assert query_of(sent.url) == [("key", "k"), ("q", ODD), ("on", "true")]
     assert shape.dropped(chat(temperature=1, seed=2)) == ["seed"]
+
+
+@pytest.mark.anyio
+async def test_a_user_agent_of_a_mapping_is_sent(tmp_path: Path) -> None:
+    sent: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.headers["user-agent"])
+        return httpx.Response(200, json={"a": "hi"})
+
+    table = (
+        '[[backend]]\nname = "a"\nurl = "http://up.example/chat"\n[backend.mapping]\nreply = "a"\n'
+    )
+    file = tmp_path / "backends.toml"
+    for header, expected in (("", "rewrap/"), ('"User-Agent" = "Mozilla/5.0"\n', "Mozilla/5.0")):
+        file.write_text(f"{table}[backend.mapping.headers]\n{header}")
+        settings = Settings(config=str(file), store_url="sqlite://")
+        app = create_app(settings, transport=httpx.MockTransport(answer))
+        backend = app.gateway.backends[0]
+        async for _ in backend.stream(chat(), ResponseInfo()):
+            pass
+        assert sent[-1].startswith(expected)
 
 
 def test_a_post_with_a_query_alone_has_no_body() -> None:

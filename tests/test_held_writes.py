@@ -1,6 +1,7 @@
 """Writes that wait for the next turn of the loop: their order, and when each is made."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -147,6 +148,28 @@ async def test_nothing_is_written_to_a_connection_that_was_lost_meanwhile() -> N
     several[1].transport.closing = True
     await asyncio.sleep(0)
     assert log == []
+    assert several[1].held == []
+
+
+async def test_a_write_that_fails_ends_its_connection_alone() -> None:
+    log: list[bytes] = []
+    reports: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+    several = transports(3, log)
+    await busy_turn(several, log)
+
+    def broken(data: bytes) -> None:
+        raise RuntimeError("broken")
+
+    several[0].transport.write = broken
+    for transport in several:
+        transport.write(b"x")
+    await asyncio.sleep(0)
+    assert log == [b"ABORT", b"x", b"x"]
+    assert str(reports[0]["exception"]) == "broken"
+    several[2].write(b"y")
+    await asyncio.sleep(0)
+    assert log[-1] == b"y"
 
 
 def test_each_loop_has_its_own_turn_and_is_not_kept() -> None:

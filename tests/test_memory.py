@@ -18,7 +18,9 @@ from serving import ASKED, served
 from upstreams import FAULTS, JSON, Upstream, sends, whole
 
 from rewrap import memory
+from rewrap.config.settings import Settings
 from rewrap.large_json import count_values
+from rewrap.main import create_app
 from rewrap.memory import MemoryBudget, decoded_size, default_budget, reserve, reserve_body
 from rewrap.types import APIError
 
@@ -65,6 +67,41 @@ def test_without_a_request_nothing_is_counted() -> None:
     reserve(10**18)
     reserve_body(10**18)
     assert memory.reserved() == 0
+
+
+EVENTS = b"".join([b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % (b"x" * 30_000)] * 100)
+
+
+@pytest.mark.parametrize("store", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("text/event-stream", EVENTS + b"data: [DONE]\n\n"),
+        ("application/json", json.dumps({"reply": "x" * 3_000_000}).encode()),
+    ],
+    ids=["events", "json"],
+)
+async def test_a_reply_that_is_gathered_counts_once(
+    monkeypatch: pytest.MonkeyPatch, kind: str, body: bytes, store: bool
+) -> None:
+    sizes: list[int] = []
+    release = memory.Reservation.release
+
+    def noted(reservation: memory.Reservation) -> None:
+        sizes.append(reservation.size)
+        release(reservation)
+
+    monkeypatch.setattr(memory.Reservation, "release", noted)
+    upstream = httpx.MockTransport(
+        lambda request: httpx.Response(200, headers={"content-type": kind}, content=body)
+    )
+    app = create_app(Settings(chat_url="http://up.example/", store_url="sqlite://"), upstream)
+    transport = httpx.ASGITransport(app)
+    async with app.gateway.opened(), httpx.AsyncClient(transport=transport) as client:
+        answer = await client.post(f"http://localhost{CHAT}", json=ASKED | {"store": store})
+    assert answer.status_code == 200
+    # What is stored is gathered twice: before it is written, and for the answer.
+    assert 3_000_000 <= max(sizes) < (7_000_000 if store else 3_100_000)
 
 
 async def test_tasks_count_apart() -> None:

@@ -256,6 +256,20 @@ async def test_an_answer_in_chunks_has_one_head_and_an_end() -> None:
 
 
 @pytest.mark.anyio
+async def test_a_connection_that_is_to_end_is_closed_after_the_last_chunk() -> None:
+    cycle = Cycle()
+    answering_protocol, writes = answering(cycle)
+    answer = answering_protocol.start_chunks(200, [])
+    assert answer is not None
+    cycle.keep_alive = False  # by a refusal, or by a stop
+    closed: list[bytes] = []
+    cycle.transport = SimpleNamespace(close=lambda: closed.extend(writes))
+    await answer.send(b"a", more=False)
+    assert b"".join(closed).endswith(b"1\r\na\r\n0\r\n\r\n")
+    assert cycle.answered == 1
+
+
+@pytest.mark.anyio
 async def test_a_client_that_left_gets_no_more_chunks() -> None:
     cycle = Cycle()
     answering_protocol, writes = answering(cycle)

@@ -896,6 +896,27 @@ async def test_an_answer_that_does_not_end_is_not_waited_for(
         assert not pool.connections
 
 
+async def test_an_unread_rest_of_which_the_end_comes_in_the_same_read_does_not_stop_the_next_answer() -> (
+    None
+):
+    """The end gives the connection back before its last bytes are counted."""
+    most = connections.BUFFER_BYTES - 100
+    first = [TWO_ENDS[0], chunk(b"x" * most), chunk(b"x" * 1_000) + b"0\r\n\r\n"]
+    answers = iter([first, [TWO_ENDS[0] + TWO_ENDS[1]]])
+    async with (
+        Upstream(sends(lambda r: next(answers), pause_s=0.05)) as up,
+        pooled() as pool,
+    ):
+        reply = await begin(pool, up.url)
+        assert await reply.read() == b"data: [DONE]\n\n"
+        reply.linger()
+        await reply.aclose()
+        await asyncio.sleep(0.3)
+        for idle in pool.idle.values():
+            assert not any(connection.paused or connection.chunks for connection in idle)
+        assert await rest(await begin(pool, up.url)) == b"data: [DONE]\n\n"
+
+
 async def test_an_unread_flood_is_cut_off() -> None:
     flood = sends(lambda r: [TWO_ENDS[0], *[chunk(b"x" * 10_000)] * 10_000])
     async with Upstream(flood) as up, pooled() as pool:

@@ -1,6 +1,7 @@
 """Pings in silent streams: intermediaries close connections that are silent for too long."""
 
 import asyncio
+from weakref import WeakKeyDictionary
 
 from rewrap.server.context import RequestContext
 from rewrap.types import Rendering
@@ -9,32 +10,41 @@ TICKS = 3  # a stream is silent if nothing was sent for so many of them
 
 
 class Heartbeats:
-    """All streams of an app. One timer for all of them saves 3 µs a stream."""
+    """All streams of an app. One timer for those of a loop saves 3 µs a stream."""
 
     def __init__(self, seconds: float) -> None:
         """A stream gets a ping after `seconds` of silence, or up to a third more. 0: never."""
         self.seconds = seconds
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.streams: set[Heartbeat] = set()
-        self.timer: asyncio.TimerHandle | None = None
+        self.by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Pulse] = WeakKeyDictionary()
 
     def of(self, context: RequestContext, rendering: Rendering) -> "Heartbeat":
-        return Heartbeat(self, context, rendering)
+        pulse = self.by_loop.get(context.loop)
+        if pulse is None:
+            pulse = self.by_loop[context.loop] = Pulse(self.seconds)
+        return Heartbeat(pulse, context, rendering)
+
+
+class Pulse:
+    """The streams of one loop, and their timer."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.streams: set[Heartbeat] = set()
+        self.is_running = False
 
     def add(self, stream: "Heartbeat") -> None:
-        loop = stream.context.loop
-        if self.loop is not loop:  # the first one, or a test's own
-            self.loop = loop
-            self.streams = set()
-            self.timer = None
         self.streams.add(stream)
-        if self.timer is None:
-            self.timer = loop.call_later(self.seconds / TICKS, self.tick)
+        if self.seconds and not self.is_running:
+            self.run(stream.context.loop)
 
-    def tick(self) -> None:
-        self.timer = None
-        if self.loop is not None and self.streams:
-            self.timer = self.loop.call_later(self.seconds / TICKS, self.tick)
+    def run(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.is_running = True
+        loop.call_later(self.seconds / TICKS, self.tick, loop)
+
+    def tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.is_running = False
+        if self.streams:
+            self.run(loop)
         for stream in self.streams:
             stream.tick()
 
@@ -46,10 +56,10 @@ class Heartbeat:
     `info.accepted`. A chunk costs nothing more than a counter.
     """
 
-    __slots__ = ("all", "context", "quiet", "rendering", "seen", "task")
+    __slots__ = ("context", "pulse", "quiet", "rendering", "seen", "task")
 
-    def __init__(self, all: Heartbeats, context: RequestContext, rendering: Rendering) -> None:
-        self.all = all
+    def __init__(self, pulse: Pulse, context: RequestContext, rendering: Rendering) -> None:
+        self.pulse = pulse
         self.context = context
         self.rendering = rendering
         self.seen = 0
@@ -57,11 +67,10 @@ class Heartbeat:
         self.task: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:
-        if self.all.seconds:
-            self.all.add(self)
+        self.pulse.add(self)
 
     def __exit__(self, *exc: object) -> None:
-        self.all.streams.discard(self)
+        self.pulse.streams.discard(self)
         if self.task is not None:
             self.task.cancel()
 

@@ -92,6 +92,8 @@ def end_answer(cycle: RequestResponseCycle) -> None:
     """What uvicorn does after the last byte of an answer."""
     cycle.response_complete = True
     cycle.message_event.set()
+    if not cycle.keep_alive:  # a refusal or a stop came while it was sent
+        cycle.transport.close()
     cycle.on_response()
 
 
@@ -190,7 +192,7 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def start_chunks(self, status: int, headers: Headers) -> ChunkedAnswer | None:
-        """Write the head of an answer in chunks. None if uvicorn has to send it. `headers` as for `write_answer`."""
+        """Write the head of an answer in chunks. None if uvicorn has to send it. The names of `headers` are in lower case."""
         cycle = self.running
         if cycle is None or cycle.scope["http_version"] != "1.1":
             return None

@@ -170,13 +170,14 @@ class Connection(asyncio.Protocol):
         self.wake()
 
     def take_in(self, before: int) -> None:
-        """Count the new chunks, and discard them if nobody wants them. `before`: how many there were."""
+        """Count the new chunks, and discard them if no reader is left. `before`: how many there were."""
         self.overhead = 0
         if self.error is not None:
             del self.chunks[before:]
             return
         self.buffered += sum(map(len, self.chunks[before:]))
-        if self.lingering:
+        # The end of the answer may have given the connection back in the same read.
+        if self.lingering or not self.held:
             self.chunks.clear()
             if self.buffered > BUFFER_BYTES:
                 self.abort()

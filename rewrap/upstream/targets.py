@@ -10,14 +10,22 @@ KEPT_CHARACTERS = 512  # of a URL: it may contain the model, which the client ch
 class Targets:
     """Makes the constant part of the requests to each URL, and keeps it.
 
-    `headers` are the backend's own. Calls raise httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent.
+    `headers` are the backend's own. They, and those of its shape, come before `agent`, the User-Agent of this program. Calls raise httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent.
     """
 
-    def __init__(self, client: Client, shape: Shape, headers: dict[str, str], key: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        shape: Shape,
+        headers: dict[str, str],
+        key: str,
+        agent: dict[str, str],
+    ) -> None:
         self.client = client
         self.shape = shape
         self.headers = headers
         self.key = key
+        self.agent = agent
         self.kept: dict[tuple[str, bool], object] = {}
 
     def __call__(self, url: str, stream: bool) -> object:
@@ -27,7 +35,7 @@ class Targets:
         accept = "application/json, */*"
         if stream:
             accept = f"text/event-stream, {accept}"
-        headers = {"accept": accept}
+        headers = self.agent | {"accept": accept}
         if self.shape.content_type:
             headers["content-type"] = self.shape.content_type
         headers |= self.shape.headers(self.key, stream) | self.headers
