@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import httpx
 import pytest
@@ -672,6 +673,49 @@ HINTS: list[tuple[object, list[tuple[str, str, str]]]] = [
     ({"error": "Missing form field: message"}, [("message", "form", "")]),
     ({"error": "prompt and user_id are required"}, [("prompt", "", ""), ("user_id", "", "")]),
     ("query is required", [("query", "", "")]),
+    # A member with the name beside a text
+    (
+        {"errors": [{"field": "utterance_text", "reason": "is required"}]},
+        [("utterance_text", "", "")],
+    ),
+    ({"error": {"param": "frage", "code": "MISSING"}}, [("frage", "", "")]),
+    ({"violations": [{"property": "frage", "problem": "must be a string"}]}, [("frage", "", "")]),
+    ({"data": {"error": {"key": "satz", "info": "cannot be blank"}}}, [("satz", "", "")]),
+    ({"errors": [{"name": "satz", "errors": ["is required"]}]}, [("satz", "", "")]),
+    ({"errors": [{"attribute": "input.text", "rule": "required"}]}, [("input.text", "", "")]),
+    (
+        {"errors": [{"parameter": "zeilen", "message": "expected a list"}]},
+        [("zeilen", "", "array")],
+    ),
+    (
+        {"errors": [{"property": "satz", "constraints": {"isString": "satz must be a string"}}]},
+        [("satz", "", "")],
+    ),
+    ([{"instancePath": "/input/text", "message": "must be string"}], [("input.text", "", "")]),
+    ({"error": {"code": "MissingField", "fieldName": "satz"}}, [("satz", "", "")]),
+    ({"missing": ["satz", "user_id"]}, [("satz", "", ""), ("user_id", "", "")]),
+    (
+        {"status": 400, "path": "/api/ask", "message": "Required parameter 'satz' is missing"},
+        [("satz", "", "")],
+    ),
+    ({"status": 400, "path": "/api/ask", "message": "A value is missing"}, []),
+    ({"name": "ValidationError", "message": "satz is required"}, [("satz", "", "")]),
+    # Paths
+    ({"message": "input.text must be a string"}, [("input.text", "", "")]),
+    ({"message": "'input.text' should be a string"}, [("input.text", "", "")]),
+    ({"message": "input[text] is not a string"}, [("input.text", "", "")]),
+    ({"message": "input['text'] cannot be empty"}, [("input.text", "", "")]),
+    ({"message": "input/text can't be blank"}, [("input.text", "", "")]),
+    ({"message": "/input/text is missing"}, [("input.text", "", "")]),
+    ({"message": "$.input.text is required"}, [("input.text", "", "")]),
+    ({"message": "input.text: expected a string"}, [("input.text", "", "")]),
+    ({"message": "Expected a string at `$.input.text`"}, [("input.text", "", "")]),
+    ({"message": "expected a string at input.text, but got null"}, [("input.text", "", "")]),
+    ({"message": "body.satz: field required"}, [("satz", "", "")]),
+    ({"message": "inputs[0].text is required"}, [("inputs", "", "array")]),
+    ({"message": "satz must be a string, not an object"}, [("satz", "", "")]),
+    ({"message": "application/json is required"}, []),
+    ({"message": "https://chat.example.com/docs is required reading"}, []),
     # No fields
     ({"detail": "Not Found"}, []),
     ({"error": "Unauthorized"}, []),
@@ -739,6 +783,81 @@ def test_a_url_whose_errors_name_its_fields_is_answered_in_a_few_requests(
             'request = { frage = "{prompt}", sitzung = "{session}" }\nreply = "daten.antwort"\n'
             in told
         )
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK.", "OK.")
+
+
+def named_error(name: str) -> tuple[int, object]:
+    return 422, {"errors": [{"field": name, "reason": "is required"}]}
+
+
+def fields_at(request: Request, place: str) -> dict[str, Any]:
+    """The fields of a request in its body, its form or its query."""
+    if place == "query":
+        return dict(parse_qsl(request.path.partition("?")[2]))
+    if place == "form":
+        return {} if request.body.startswith(b"{") else dict(parse_qsl(request.body.decode()))
+    return request.json() if request.body.startswith(b"{") else {}
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "line"),
+    [
+        ("body", "utterance_text", 'request = { utterance_text = "{prompt}" }\n'),
+        ("form", "utterance_text", 'form = { utterance_text = "{prompt}" }\n'),
+        ("form", "input[satz]", 'form = { "input[satz]" = "{prompt}" }\n'),
+        ("query", "utterance_text", 'query = { utterance_text = "{prompt}" }\nmethod = "GET"\n'),
+        ("query", "input.satz", 'query = { "input.satz" = "{prompt}" }\nmethod = "GET"\n'),
+    ],
+)
+def test_a_field_that_a_member_of_the_error_names_is_tried_in_each_place(
+    place: str,
+    name: str,
+    line: str,
+    portal: BlockingPortal,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(request: Request) -> tuple[int, object]:
+        given = fields_at(request, place)
+        return (200, {"v": {"worte": "OK."}}) if given.get(name) else named_error(name)
+
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
+        assert probe(f"{up.url}/bot") == 0
+        assert len(up.requests) <= 10
+        told = capsys.readouterr().out
+        assert line in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("OK.", "OK.")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        ["input.text must be a string"],
+        ["input is required", "input must be an object", "input.text is required"],
+        ["/input/text cannot be blank"],
+    ],
+)
+def test_a_path_in_an_error_becomes_a_nested_body(
+    messages: list[str],
+    portal: BlockingPortal,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(request: Request) -> tuple[int, object]:
+        given = request.json() if request.body.startswith(b"{") else {}
+        place = given.get("input")
+        if isinstance(place, dict) and isinstance(place.get("text"), str):
+            return 200, {"v": {"worte": "OK."}}
+        step = 2 if isinstance(place, dict) else int(place is not None)
+        return 400, {"message": messages[min(step, len(messages) - 1)]}
+
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
+        assert probe(f"{up.url}/bot") == 0
+        assert len(up.requests) <= 10
+        told = capsys.readouterr().out
+        assert 'request = { input = { text = "{prompt}" } }\nreply = "v.worte"\n' in told
         with pasted(told, monkeypatch) as url:
             assert replies(url) == ("OK.", "OK.")
 

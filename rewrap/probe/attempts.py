@@ -7,7 +7,7 @@ from functools import cached_property
 
 import httpx
 
-from rewrap.probe.field_hints import Field, request_of
+from rewrap.probe.field_hints import Field, flat_request_of, request_of
 from rewrap.probe.reply_candidates import Text, texts
 from rewrap.types import ChatRequest, Delta, JSONObject, Shape
 from rewrap.upstream.auto import AutoShape
@@ -225,10 +225,30 @@ def with_fields(attempt: Attempt, fields: list[Field]) -> Attempt | None:
         return None
     places = {field.place for field in merged.values() if field.place}
     place = places.pop() if len(places) == 1 else attempt.place
-    table: JSONObject = {PLACES[place]: request_of(merged)}
+    if attempt.place == "form" and place == "body":  # a form is a body, too
+        place = "form"
+    return at_place(attempt.url, merged, place, attempt.table.get("method", "POST"))
+
+
+def at_place(
+    address: str,
+    fields: Mapping[tuple[str, ...], Field],
+    place: str,
+    method: str,
+) -> Attempt:
+    """A request with these fields in its body, its query or its form."""
+    template = request_of(fields) if place == "body" else flat_request_of(fields)
+    table: JSONObject = {PLACES[place]: template}
     if place == "query":
-        table["method"] = attempt.table.get("method", "POST")
-    return Attempt(attempt.url, "", table, fields=merged)
+        table["method"] = method
+    return Attempt(address, "", table, fields=fields)
+
+
+def at_other_places(attempt: Attempt) -> list[Attempt]:
+    """The fields of errors in a form, and in the query of a GET request, where a body with them is refused."""
+    if not attempt.fields or attempt.place != "body":
+        return []
+    return [at_place(attempt.url, attempt.fields, place, "GET") for place in ("form", "query")]
 
 
 def with_names(address: str, place: str, names: tuple[str, ...] = USUAL_NAMES) -> Attempt:

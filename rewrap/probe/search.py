@@ -13,6 +13,7 @@ from rewrap.probe.attempts import (
     Attempt,
     Options,
     Outcome,
+    at_other_places,
     attempts,
     with_fields,
     with_names,
@@ -113,10 +114,17 @@ class Search:
                 self.finding.guess = outcome
         if outcome.response is None or self.options.mapping:
             return
-        better = with_fields(attempt, wanted_fields(outcome.response.content))
-        if better is not None and str(better.table) not in self.tried:
-            self.tried.add(str(better.table))
-            self.plan.appendleft(better)
+        wanted = wanted_fields(outcome.response.content)
+        if not wanted:
+            return
+        better = with_fields(attempt, wanted)
+        self.plan_first([better] if better else at_other_places(attempt))
+
+    def plan_first(self, planned: list[Attempt]) -> None:
+        """Put attempts before the plan, each table once."""
+        new = [attempt for attempt in planned if str(attempt.table) not in self.tried]
+        self.tried.update(str(attempt.table) for attempt in new)
+        self.plan.extendleft(reversed(new))
 
     def is_hopeless(self, attempt: Attempt) -> bool:
         """Whether its address answers everything alike, with a status that no body is going to change."""
