@@ -979,6 +979,84 @@ def test_stream_asks_for_a_stream_only(
     assert 'reply = "delta_text"\n' in told
 
 
+def pieces(*words: str) -> list[bytes]:
+    """Events that have a text at a path of their own."""
+    events = [{"job": "j-991", "model": "m9"}]
+    events += [{"seq": number, "piece": {"t": word}} for number, word in enumerate(words)]
+    events += [{"toks": 5}, {}]
+    names = ["open", *["tok"] * len(words), "tally", "bye"]
+    pairs = zip(names, events, strict=True)
+    return [f"event: {name}\ndata: {dumps(event)}\n\n".encode() for name, event in pairs]
+
+
+def parts_of_pieces(request: Request) -> list[bytes]:
+    prompt = request.json().get("input", {}).get("text", "")
+    return chunked(SSE, pieces("Here ", "come", " ", "the pieces: ", prompt))
+
+
+PIECES = '{"input": {"text": "{prompt}"}}'
+
+
+def test_the_texts_of_events_are_joined_by_their_paths(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(sends(parts_of_pieces))) as up:
+        assert probe(f"{up.url}/bot", "--body", PIECES) == 0
+        told = capsys.readouterr().out
+        line = "    piece.t in 5 events: Here come the pieces: Say OK.  <- the reply\n"
+        assert line in told
+        assert "    model = m9\n" in told
+        assert "  streams: yes\n" in told
+        assert 'reply = "piece.t"\n' in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("Here come the pieces: Hello", "Here come the pieces: Hello")
+
+
+def test_a_wrong_reply_lists_the_texts_and_marks_the_likeliest(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(sends(parts_of_pieces))) as up:
+        assert probe(f"{up.url}/bot", "--body", PIECES, "--reply", "piece.text") == 1
+        told = capsys.readouterr().out
+        assert "\nNothing stands at piece.text. The texts of the answer:\n" in told
+        assert (
+            "    piece.t in 5 events: Here come the pieces: Say OK.  <- the likeliest reply\n"
+            in told
+        )
+        assert 'reply = "piece.t"\nstream = {}\n' in told
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("Here come the pieces: Hello", "Here come the pieces: Hello")
+
+
+def test_a_wrong_reply_of_a_whole_answer_lists_the_texts(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = {"daten": {"antwort": "OK."}, "stand": "m9"}
+    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, value)))) as up:
+        assert probe(f"{up.url}/bot", "--body", '{"f": "{prompt}"}', "--reply", "daten.wort") == 1
+    told = capsys.readouterr().out
+    assert "\nNothing stands at daten.wort. The texts of the answer:\n" in told
+    assert "    daten.antwort = OK.  <- the likeliest reply\n    stand = m9\n" in told
+    assert 'reply = "daten.antwort"\n' in told
+
+
+@pytest.mark.parametrize(
+    ("events", "path"),
+    [
+        ([{"state": {"t": "Good "}}, {"state": {"t": "day"}}], "state.t"),
+        ([{"note": "Thinking"}, {"w": "Good "}, {"w": "day"}], "w"),
+        ([{"w": "Good "}, {"w": "Say OK."}, {"w": "Say OK."}], "w"),
+        ([{"id": "e 1"}, {"id": "e 2"}, {"w": "Good day"}], "w"),
+        ([{"q": "Say OK."}, {"q": "Say OK."}, {"w": "Good day"}], "w"),
+        ([{"tag": "x"}, {"tag": "x"}, {"w": "Good day"}], "w"),
+    ],
+)
+def test_the_text_that_varies_over_the_events_is_the_reply(
+    events: list[dict[str, Any]], path: str | None
+) -> None:
+    assert reply_path(texts(b"".join(sse(*events)), b'"Say OK."', WANTED)) == path
+
+
 # ---- backends of a file
 
 

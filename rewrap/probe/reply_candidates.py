@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import orjson
 
 from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder
+from rewrap.upstream.paths import first, parse_paths
 from rewrap.upstream.reply_search import MORE_NAMES, REPLY_NAMES
 
 DEPTH = 12
@@ -40,6 +41,10 @@ SESSION_NAMES = (  # the likeliest last
 ID_VALUE = re.compile(r"(?=.*(?:\d|[a-z][A-Z]))[\w.:~+/=-]{5,127}[\w=]", re.ASCII)
 
 
+# Members of a Text that tell a reply, the most telling first.
+PREFERRED = ("wanted", "is_unlike_before", "varies", "early", "usual")
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """A text in an answer. In events, the texts of one path are joined."""
@@ -50,11 +55,23 @@ class Text:
     wanted: bool = False  # it contains the text that was asked for
     early: bool = False  # it is in the first event that has any text
     usual: bool = False  # its name is usual for replies
+    events: int = 1  # that have it
+    distinct: int = 1  # of its texts in events
     session: int = 0  # how likely it is the id of the chat
 
-    def rank(self) -> tuple[bool, bool, bool, bool, bool]:
+    @property
+    def varies(self) -> bool:
+        return self.distinct > 1
+
+    @property
+    def is_unlike_before(self) -> bool:
+        """Whether no event repeats the text of another one, or some differ."""
+        return self.events == 1 or self.varies
+
+    def rank(self) -> tuple[bool, ...]:
         """Greater for a likelier reply."""
-        return self.candidate, self.wanted, self.early, self.usual, " " in self.text.strip()
+        preferred = [getattr(self, name) for name in PREFERRED]
+        return self.candidate, *preferred, " " in self.text.strip()
 
 
 def json_values(body: bytes) -> list[object]:
@@ -73,6 +90,12 @@ def decoder_of(body: bytes) -> SSEDecoder | NDJSONDecoder:
     if EVENT.search(body):
         return SSEDecoder(len(body))
     return NDJSONDecoder(len(body))
+
+
+def events_with(values: list[object], path: str) -> int:
+    """How many of the JSON values have something at a path, which may have alternatives."""
+    paths = parse_paths(path, "reply")
+    return sum(first(value, paths) is not None for value in values)
 
 
 def is_failure(value: object) -> bool:
@@ -95,30 +118,39 @@ def texts(body: bytes, sent: bytes, wanted: str) -> list[Text]:
     values = json_values(body)
     failed = any(is_failure(value) for value in values)
     echoes = sent_texts(sent)
-    joined: dict[str, str] = {}
+    pieces: dict[str, list[str]] = {}
     early: set[str] = set()
     for value in values:
         for path, text in texts_in(value):
-            joined[path] = text if text in echoes else joined.get(path, "") + text
-        early = early or {path for path, text in joined.items() if text not in echoes}
-    found = [
-        Text(
-            path,
-            text,
-            candidate=not failed and text not in echoes and may_be_reply(path, text),
-            wanted=bool(re.search(wanted, text, re.IGNORECASE)),
-            early=path in early,
-            usual=bool(LIKELY_NAMES.intersection(names_of(path)[-1:])),
-            session=0 if text in echoes else session_rank(path, text),
+            pieces.setdefault(path, []).append(text)
+        early = early or {path for path, told in pieces.items() if not echoes.issuperset(told)}
+    found: list[Text] = []
+    for path, told in pieces.items():
+        text = "".join(told)
+        if echoes.issuperset(told):
+            text = told[0]
+        varies = len(set(told)) > 1
+        may_be = not failed and text not in echoes and may_be_reply(path, text, varies)
+        found.append(
+            Text(
+                path,
+                text,
+                candidate=may_be,
+                wanted=bool(re.search(wanted, text, re.IGNORECASE)),
+                early=path in early,
+                usual=bool(LIKELY_NAMES.intersection(names_of(path)[-1:])),
+                events=len(told),
+                distinct=len(set(told)),
+                session=0 if text in echoes else session_rank(path, text),
+            )
         )
-        for path, text in joined.items()
-    ]
+    found = [text for text in found if text.text.strip()]
     return sorted(found, key=Text.rank, reverse=True)
 
 
 def texts_in(value: object, path: str = "", depth: int = DEPTH) -> Iterator[tuple[str, str]]:
     """The texts in a JSON value that a path can reach, as (path, text)."""
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and value:
         yield path or ".", value
     elif isinstance(value, dict) and depth:
         for name, inner in value.items():
@@ -133,10 +165,14 @@ def names_of(path: str) -> list[str]:
     return [name for name in re.split(r"[.\[\]]+", path) if name and not name.isdigit()]
 
 
-def may_be_reply(path: str, text: str) -> bool:
+def may_be_reply(path: str, text: str, varies: bool) -> bool:
+    """Whether no name on a path speaks against a reply. Of a text that varies over events, the last name counts."""
     if session_rank(path, text) > 1:
         return False
-    return not any(OTHER_NAMES.fullmatch(name) for name in names_of(path))
+    names = names_of(path)
+    if varies:
+        names = names[-1:]
+    return not any(OTHER_NAMES.fullmatch(name) for name in names)
 
 
 def session_rank(path: str, text: str) -> int:
@@ -153,7 +189,7 @@ def session_rank(path: str, text: str) -> int:
 def reply_path(found: list[Text]) -> str | None:
     """The path of the reply, if one candidate alone stands out."""
     left = [text for text in found if text.candidate]
-    for preferred in ("wanted", "early", "usual"):
+    for preferred in PREFERRED:
         left = [text for text in left if getattr(text, preferred)] or left
     return left[0].path if len(left) == 1 else None
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from rewrap.probe.attempts import MODEL, Attempt, Options, Outcome
 from rewrap.probe.field_hints import wanted_fields
+from rewrap.probe.reply_candidates import events_with, json_values
 from rewrap.probe.search import Finding
 from rewrap.types import JSONObject
 
@@ -84,12 +85,15 @@ class Report:
         kind = response.headers.get("content-type", "without a type")
         return self.shown(f"{response.status_code} {kind}{to}: {response.text}")
 
-    def texts(self, outcome: Outcome, marked: str) -> list[str]:
+    def texts(self, outcome: Outcome, marked: str, mark: str = "the reply") -> list[str]:
         """The texts of an answer with their paths; the reply is marked."""
         lines: list[str] = []
         for text in outcome.texts[:MAX_LINES]:
-            mark = "  <- the reply" if text.path == marked else ""
-            lines.append(f"    {text.path} = {self.shown(text.text, TEXT_CHARACTERS)}{mark}")
+            place = f"{text.path} ="
+            if text.events > 1:
+                place = f"{text.path} in {text.events} events:"
+            arrow = f"  <- {mark}" if text.path == marked else ""
+            lines.append(f"    {place} {self.shown(text.text, TEXT_CHARACTERS)}{arrow}")
         return lines
 
     # No reply.
@@ -97,26 +101,52 @@ class Report:
     def of_failures(self, finding: Finding) -> list[str]:
         """The answers, each once, the most telling first; the next step; settings to complete."""
         failures = finding.failures
-        groups: dict[str, list[Outcome]] = {}
-        for failure in sorted(failures, key=telling):
-            groups.setdefault(self.received(failure), []).append(failure)
         lines = [f"No reply in {counted(len(failures), 'request')}. The answers:"]
-        for answer, outcomes in list(groups.items())[:MAX_LINES]:
-            names = list(dict.fromkeys(outcome.attempt.title() for outcome in outcomes))
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            lines.append(f"  {answer}")
-            lines.append(f"      to {', '.join(names[:3])}{more}")
+        lines += self.answers(failures)
         if finding.advice:
             lines.append(finding.advice)
         answered = [failure for failure in failures if failure.response is not None]
         if not answered:
             return lines
         best = min(answered, key=lambda failure: (telling(failure), -len(failure.attempt.fields)))
+        if best.is_good and best.texts:
+            return [*lines, *self.without_reply(best)]
         if best.status == 404:
             lines.append("Nothing answers at this path: give the path of the API.")
         elif best.status not in (401, 403, 429):
             lines.append(NEXT)
         return [*lines, "", *self.settings_to_complete(best)]
+
+    def answers(self, failures: list[Outcome]) -> list[str]:
+        """The answers, each once, with the attempts that got it."""
+        groups: dict[str, list[Outcome]] = {}
+        for failure in sorted(failures, key=telling):
+            groups.setdefault(self.received(failure), []).append(failure)
+        lines: list[str] = []
+        for answer, outcomes in list(groups.items())[:MAX_LINES]:
+            names = list(dict.fromkeys(outcome.attempt.title() for outcome in outcomes))
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            lines.append(f"  {answer}")
+            lines.append(f"      to {', '.join(names[:3])}{more}")
+        return lines
+
+    def without_reply(self, outcome: Outcome) -> list[str]:
+        """The texts of a good answer in which no reply was found, and the settings for the likeliest."""
+        assert outcome.response is not None
+        values = json_values(outcome.response.content)
+        asked = str(self.options.mapping.get("reply", ""))
+        nothing = f"Nothing stands at {asked}. " if asked and not events_with(values, asked) else ""
+        likeliest = outcome.texts[0]
+        marked = likeliest.path if likeliest.candidate else ""
+        lines = [f"{nothing}The texts of the answer:"]
+        lines += self.texts(outcome, marked, "the likeliest reply")
+        lines.append("--reply PATH selects one of them.")
+        if not marked or outcome.attempt.name or not outcome.attempt.table:
+            return [*lines, "", *self.settings_to_complete(outcome)]
+        streams = len(values) > 1
+        table = {**outcome.attempt.table, "reply": marked, "stream": {}}
+        attempt = Attempt(outcome.attempt.url, "", table)
+        return [*lines, "", *self.settings(attempt, outcome, streams)]
 
     def settings_to_complete(self, outcome: Outcome) -> list[str]:
         """The settings of the attempt that came furthest."""
