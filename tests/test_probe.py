@@ -862,6 +862,57 @@ def test_a_path_in_an_error_becomes_a_nested_body(
             assert replies(url) == ("OK.", "OK.")
 
 
+@pytest.mark.parametrize(
+    ("error", "line", "request_line"),
+    [
+        (
+            {"message": "input.text must be a string"},
+            """The URL asks for `input.text`. Try: --body '{"input": {"text": "{prompt}"}}'""",
+            'request = { input = { text = "{prompt}" } }',
+        ),
+        (
+            {
+                "errors": [
+                    {"field": "satz", "reason": "is required"},
+                    {"loc": ["bot"], "msg": "missing"},
+                ]
+            },
+            """The URL asks for `satz` and `bot`. Try: --body '{"satz": "{prompt}", "bot": "{session}"}'""",
+            'request = { satz = "{prompt}", bot = "{session}" }',
+        ),
+        (
+            {"error": "missing form field: satz"},
+            "The URL asks for `satz`. Try: --body 'satz={prompt}'",
+            'form = { satz = "{prompt}" }',
+        ),
+        (
+            {"error": "missing query parameter: satz"},
+            "The URL asks for `satz`. Try: --method GET --body 'satz={prompt}'",
+            'query = { satz = "{prompt}" }\nmethod = "GET"',
+        ),
+        (
+            {"error": "it's not \u001b for 'satz' to be empty"},
+            """The URL asks for `satz`. Try: --body '{"satz": "{prompt}"}'""",
+            'request = { satz = "{prompt}" }',
+        ),
+    ],
+)
+def test_the_lines_to_complete_have_the_field_that_an_error_names(
+    error: object,
+    line: str,
+    request_line: str,
+    portal: BlockingPortal,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The error never goes away."""
+    with portal.wrap_async_context_manager(Upstream(answers(lambda request: (400, error)))) as up:
+        assert probe(f"{up.url}/bot") == 1
+        assert len(up.requests) <= MAX_REQUESTS
+    told = capsys.readouterr().out
+    assert f"\n{line}\n" in told
+    assert f"\n{request_line}\n" in told
+
+
 def test_a_url_that_ignores_unknown_names_is_asked_by_all_usual_ones(
     portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -253,7 +253,7 @@ def field_at(place: object, where: str, kind: str) -> Field | None:
 
 def field_of_name(written: str, where: str = "", kind: str = "") -> Field | None:
     """The field of a name or a path as an error writes it: `body.query`, `$.input.text`, Go's `Request.Query`."""
-    name = re.sub(r"^\$?[./]?", "", written)
+    name = re.sub(r"""^\$?[./]?|["']""", "", written)
     first, dot, rest = name.partition(".")
     if dot and (first == "body" or first[:1].isupper()):
         name = rest

@@ -5,10 +5,19 @@ No secret is shown: those of the arguments and texts that look like one are repl
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 
-from rewrap.probe.attempts import MODEL, Attempt, Options, Outcome
+from rewrap.probe.attempts import (
+    MODEL,
+    PLACES,
+    Attempt,
+    Options,
+    Outcome,
+    at_place,
+    with_fields,
+)
 from rewrap.probe.field_hints import wanted_fields
 from rewrap.probe.reply_candidates import events_with, json_values
 from rewrap.probe.search import Finding
@@ -17,6 +26,7 @@ from rewrap.types import JSONObject
 LINE_CHARACTERS = 300  # of a request or an answer
 TEXT_CHARACTERS = 60  # of a text in the list of texts
 MAX_LINES = 12  # of failures, and of texts
+WITHOUT_HINT = (401, 403, 404, 429)  # statuses of answers that say nothing about fields
 # Texts that look like secrets. The first group stays.
 SECRET = re.compile(
     r'(?i)("[\w-]*(?:key|token|secret|password|authorization)"\s*:\s*"'
@@ -109,11 +119,14 @@ class Report:
         if not answered:
             return lines
         best = min(answered, key=lambda failure: (telling(failure), -len(failure.attempt.fields)))
-        if best.is_good and best.texts:
+        asked = asked_attempt(best)
+        if asked is None and best.is_good and best.texts:
             return [*lines, *self.without_reply(best)]
         if best.status == 404:
             lines.append("Nothing answers at this path: give the path of the API.")
-        elif best.status not in (401, 403, 429):
+        elif asked is not None:
+            lines.append(self.shown(asks_for(asked), sys.maxsize))
+        elif best.status not in WITHOUT_HINT:
             lines.append(NEXT)
         return [*lines, "", *self.settings_to_complete(best)]
 
@@ -150,8 +163,8 @@ class Report:
 
     def settings_to_complete(self, outcome: Outcome) -> list[str]:
         """The settings of the attempt that came furthest."""
-        attempt = outcome.attempt
-        if outcome.status in (401, 403, 404, 429):
+        attempt = asked_attempt(outcome) or outcome.attempt
+        if outcome.status in WITHOUT_HINT:
             attempt = Attempt(self.options.url)
             return self.settings(attempt, outcome, streams=False)
         if attempt.name or not attempt.table:
@@ -210,6 +223,33 @@ def session_advice(outcome: Outcome, reply: str) -> list[str]:
     name = path.rpartition(".")[2]
     settings = f'session = {{ from = "{path}" }} and {name} = "{{session}}" in the request'
     return [f"  If {name} keeps the chat: {settings} send it with the next turn."]
+
+
+def asked_attempt(outcome: Outcome) -> Attempt | None:
+    """The request with the fields that an error names; None if it names none, or the request was the user's."""
+    attempt = outcome.attempt
+    if outcome.response is None or outcome.status in WITHOUT_HINT:
+        return None
+    wanted = wanted_fields(outcome.response.content)
+    if not wanted:
+        return None
+    if attempt.table and not attempt.fields and not attempt.names and not attempt.name:
+        return None
+    better = with_fields(attempt, wanted) or attempt
+    if better.place != "query":
+        return better
+    return at_place(better.url, better.fields, "query", "GET")
+
+
+def asks_for(attempt: Attempt) -> str:
+    """The fields that a URL asks for, with the arguments to try them."""
+    names = [f"`{'.'.join(field.path)}`" for field in attempt.fields.values()]
+    template = attempt.table[PLACES[attempt.place]]
+    body = json.dumps(template, ensure_ascii=False)
+    if attempt.place != "body":
+        body = "&".join(f"{name}={value}" for name, value in template.items())
+    method = "--method GET " if attempt.place == "query" else ""
+    return f"The URL asks for {' and '.join(names)}. Try: {method}--body {shlex.quote(body)}"
 
 
 def telling(outcome: Outcome) -> int:
