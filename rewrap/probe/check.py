@@ -1,14 +1,14 @@
 """`rewrap probe --check FILE [NAME]`: asks each backend of a file, and shows where its reply was looked for."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rewrap.backends import ChatURL, table_backend
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.probe.attempts import Attempt, Options, Outcome
 from rewrap.probe.recording import RecordingClient, ask
-from rewrap.probe.reply_candidates import json_values
+from rewrap.probe.reply_candidates import events_with, json_values
 from rewrap.probe.report import Report
 from rewrap.upstream.paths import alternatives, find, parse_path
 from rewrap.upstream.shapes import MappedShape
@@ -87,15 +87,25 @@ def reply_steps(shape: MappedShape, outcome: Outcome) -> Iterator[str]:
     if not values:
         yield "  the answer is not JSON"
         return
-    for path in alternatives(shape.table["reply"], "reply"):
+    place = shape.table["reply"]
+    stream = shape.table.get("stream")
+    if len(values) > 1 and isinstance(stream, Mapping):
+        place = stream.get("reply", place)
+    for path in alternatives(place, "reply"):
         yield f"  path  {path}"
         text = ""
         for step in STEP.findall(path):
             text += step
-            found = find(values[0], parse_path(text, "reply"))
-            yield f"    {text}: {description(found)}"
-            if found is None:
+            yield f"    {text}: {standing_at(values, text)}"
+            if not events_with(values, text):
                 break
+
+
+def standing_at(values: list[object], path: str) -> str:
+    """What stands at a path of an answer, or in how many of its events something does."""
+    if len(values) == 1:
+        return description(find(values[0], parse_path(path, "reply")))
+    return f"in {events_with(values, path) or 'none'} of {len(values)} events"
 
 
 def description(value: object) -> str:
