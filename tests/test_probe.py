@@ -40,6 +40,7 @@ from rewrap.probe import probe_command
 from rewrap.probe.attempts import WANTED
 from rewrap.probe.field_hints import Field, request_of, wanted_fields
 from rewrap.probe.reply_candidates import reply_path, texts
+from rewrap.probe.report import backend_name
 from rewrap.probe.search import MAX_REQUESTS
 
 BARE = set(WIRES) - {"flowise", "langflow", "n8n", "langserve", "cloudflare", "botpress", "triton"}
@@ -498,6 +499,26 @@ def test_each_answer_is_reported_once_and_the_most_telling_first(
     assert max(map(len, lines)) < 400
     assert told.count("x" * 200) == 1
     assert "--body" in told
+
+
+def test_an_answer_is_listed_with_what_was_sent(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(request: Request) -> tuple[int, object]:
+        if request.method == "GET":
+            return 405, {"e": "G"}
+        if not request.body.startswith(b"{"):
+            return 500, {"e": "F"}
+        return 500, {"e": "J"}
+
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
+        assert probe(f"{up.url}/x", "--key", SECRETS[0]) == 1
+    told = capsys.readouterr().out
+    assert '{"e": "F"}\n      to a mapping, sent form message=Say+OK.&prompt=Say+OK.' in told
+    assert '{"e": "G"}\n      to a mapping, GET ?message=Say+OK.&prompt=Say+OK.' in told
+    assert ', sent {"model":"gpt-4o-mini","messages":[{"role":"user",' in told
+    assert SECRETS[0] not in told
+    assert max(map(len, told.split("\n"))) < 400
 
 
 def test_an_address_where_nobody_listens_is_asked_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -970,27 +991,50 @@ def test_a_body_and_a_reply_are_used_as_they_are(
 def test_the_tables_of_two_urls_stand_in_one_file(
     portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second gets a name of its own. Each answers to its name, the first to all others."""
+    """Each answers to its name, the first to all others."""
 
     def answer(request: Request) -> tuple[int, object]:
         return 200, {"daten": {"antwort": f"OK from {request.path}"}}
 
     tables: list[str] = []
     with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
-        for path in ("/a", "/b"):
+        for path in ("/desk", "/talk"):
             assert probe(up.url + path, "--body", '{"frage": "{prompt}"}') == 0
             told = capsys.readouterr().out
-            assert '\nmodels = ["mine", "*"]  # ' in told
+            name = path.removeprefix("/")
+            assert f'\nname = "{name}"\n' in told
+            assert f'\nmodels = ["{name}", "*"]  # ' in told
             tables.append(told.split("Into backends.toml:\n")[1].split("Into .env:\n")[0])
-        file = tables[0] + tables[1].replace('"mine"', '"other"')
+        file = "".join(tables)
         told = f"Into backends.toml:\n{file}Into .env:\nCONFIG=backends.toml\n"
         said: dict[str, str] = {}
         with pasted(told, monkeypatch) as url:
-            for model in ("mine", "other", "gpt-4o"):
+            for model in ("desk", "talk", "gpt-4o"):
                 asked = ASKED | {"model": model}
                 whole = httpx.post(f"{url}/v1/chat/completions", json=asked, trust_env=False)
                 said[model] = whole.json()["choices"][0]["message"]["content"]
-    assert said == {"mine": "OK from /a", "other": "OK from /b", "gpt-4o": "OK from /a"}
+    assert said == {"desk": "OK from /desk", "talk": "OK from /talk", "gpt-4o": "OK from /desk"}
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/api/desk", "desk"),
+        ("/bot/form", "form"),
+        ("/v3/run", "run"),
+        ("/help-desk/v1/chat/completions", "help-desk"),
+        ("/bots/support_2/generate", "support_2"),
+        ("/api/v1/prediction/0f3c9a17-77aa-4e21-9c0d-5d1f6f0a2b11", "prediction"),
+        ("/webhook/aGVsbG8gd29ybGQx4X", "webhook"),
+        ("/api/chat", "chat"),
+        ("/v1", "mine"),
+        ("/", "mine"),
+        ("/{model}/frage%20eins", "mine"),
+        ("", "mine"),
+    ],
+)
+def test_a_table_is_named_after_the_path(path: str, name: str) -> None:
+    assert backend_name(f"https://chat.example.com:8443{path}?key=abc") == name
 
 
 def test_a_body_alone_leads_to_the_place_of_the_reply(
@@ -1152,6 +1196,43 @@ def test_check_shows_each_step_of_the_path_of_a_reply(
     assert "    data.out[0]: an object with text\n    data.out[0].words: not there\n" in wrong
     assert "  path  other\n    other: not there\n  no reply: " in wrong
     assert wrong.endswith("backend 'mock' (mock)\n  answers by itself\n\n")
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        'reply = "piece.t", stream = {}',
+        'reply = "answer", stream = { reply = "piece.t" }',
+    ],
+)
+def test_check_judges_a_path_by_all_events_of_a_stream(
+    mapping: str, portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(sends(parts_of_pieces))) as up:
+        Path("backends.toml").write_text(
+            f'[[backend]]\nname = "b"\nurl = "{up.url}/b"\n'
+            f'mapping = {{ request = {{ input = {{ text = "{{prompt}}" }} }}, {mapping} }}\n'
+        )
+        assert probe("--check", "backends.toml") == 0
+    told = capsys.readouterr().out
+    assert (
+        "  path  piece.t\n    piece: in 5 of 8 events\n    piece.t: in 5 of 8 events\n"
+        "  reply: Here come the pieces: Say OK.\n" in told
+    )
+    assert "not there" not in told
+
+
+def test_check_of_a_path_that_no_event_has_says_so(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(sends(parts_of_pieces))) as up:
+        Path("backends.toml").write_text(
+            f'[[backend]]\nname = "b"\nurl = "{up.url}/b"\n'
+            'mapping = { request = { input = { text = "{prompt}" } }, reply = "piece.x.y", stream = {} }\n'
+        )
+        assert probe("--check", "backends.toml") == 1
+    told = capsys.readouterr().out
+    assert "    piece: in 5 of 8 events\n    piece.x: in none of 8 events\n  no reply" in told
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import shlex
 import sys
 from collections.abc import Mapping
 
+import httpx
+
 from rewrap.probe.attempts import (
     MODEL,
     PLACES,
@@ -24,6 +26,7 @@ from rewrap.probe.search import Finding
 from rewrap.types import JSONObject
 
 LINE_CHARACTERS = 300  # of a request or an answer
+SENT_CHARACTERS = 90  # of what was sent, in the list of answers
 TEXT_CHARACTERS = 60  # of a text in the list of texts
 MAX_LINES = 12  # of failures, and of texts
 WITHOUT_HINT = (401, 403, 404, 429)  # statuses of answers that say nothing about fields
@@ -140,8 +143,20 @@ class Report:
             names = list(dict.fromkeys(outcome.attempt.title() for outcome in outcomes))
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             lines.append(f"  {answer}")
-            lines.append(f"      to {', '.join(names[:3])}{more}")
+            lines.append(f"      to {', '.join(names[:3])}{more}{self.sent(outcomes[0])}")
         return lines
+
+    def sent(self, outcome: Outcome) -> str:
+        """What was sent, in short: `, sent {"q": "hello"}`, `, sent form q=hello`, `, GET ?q=hello`."""
+        if outcome.response is None:
+            return ""
+        request = outcome.response.request
+        query = request.url.query.decode()
+        if not request.content:
+            return self.shown(f", {request.method} ?{query}", SENT_CHARACTERS)
+        kind = request.headers.get("content-type", "")
+        form = "form " if kind.startswith("application/x-www-form-urlencoded") else ""
+        return self.shown(f", sent {form}{request.content.decode()}", SENT_CHARACTERS)
 
     def without_reply(self, outcome: Outcome) -> list[str]:
         """The texts of a good answer in which no reply was found, and the settings for the likeliest."""
@@ -272,10 +287,11 @@ def mapping_lines(
     table: JSONObject, url: str, key: str, headers: dict[str, str], streams: bool
 ) -> list[str]:
     """A mapping as a table of the backends file."""
-    members = {"name": "mine", "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
+    own = backend_name(url)
+    members = {"name": own, "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
     lines = ["[[backend]]"]
     lines += [f"{name} = {toml(value)}" for name, value in members.items() if value]
-    lines += [MODELS, "[backend.mapping]"]
+    lines += [f'models = ["{own}", "*"]  {MODELS_NOTE}', "[backend.mapping]"]
     for name, value in table.items():
         if name != "stream" or streams:
             lines.append(f"{name} = {toml(value)}")
@@ -286,7 +302,24 @@ def assignments(variables: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in variables.items() if value]
 
 
-MODELS = 'models = ["mine", "*"]  # model names that select this backend; "*" is every other name'
+MODELS_NOTE = '# model names that select this backend; "*" is every other name'
+PLAIN_WORD = re.compile(r"(?!(?:.*\d){4})(?!(?:.*[A-Z]){3})[A-Za-z][\w-]{0,23}", re.ASCII)
+# Parts of a path that many URLs have. One of them is taken if there is no other.
+USUAL_PARTS = re.compile(
+    r"(?i)api|rest|chats?|completions?|generate(?:[_-]stream)?|stream|messages?|invoke|predict|prediction|query|ask|run"
+    r"|webhooks?"
+)
+VERSION = re.compile(r"(?i)v\d+\w*")
+
+
+def backend_name(url: str) -> str:
+    """A short name for the backend of a URL: the last part of its path that is a plain word."""
+    parts = httpx.URL(url).path.split("/")
+    words = [part for part in parts if PLAIN_WORD.fullmatch(part) and not VERSION.fullmatch(part)]
+    telling_words = [word for word in words if not USUAL_PARTS.fullmatch(word)]
+    return (telling_words or words or ["mine"])[-1]
+
+
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
