@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
@@ -1264,8 +1266,77 @@ def test_an_id_of_the_chat_in_the_answer_gets_advice(
     with portal.wrap_async_context_manager(Upstream(answers(lambda request: (200, answer)))) as up:
         assert probe(f"{up.url}/bot", "--body", '{"frage": "{prompt}"}') == 0
     told = capsys.readouterr().out
-    assert f'  If {name} keeps the chat: session = {{ from = "meta.{name}" }}' in told
-    assert f'{name} = "{{session}}" in the request' in told
+    assert f"  If {name} keeps the chat: remove the # before session and {name} below, " in told
+    file = told.split("Into backends.toml:\n")[1].split("Into .env:\n")[0]
+    assert "session" not in tomllib.loads(file)["backend"][0]["mapping"]
+    active = re.sub("(?m)^# ", "", file)
+    mapping = tomllib.loads(active)["backend"][0]["mapping"]
+    assert mapping["session"] == {"from": f"meta.{name}"}
+    assert mapping["request"] == {"frage": "{prompt}", name: "{session}"}
+    Path("backends.toml").write_text(active)
+    assert read_backends_file("backends.toml", {})
+
+
+class Talk:
+    """Gives each chat an id, and goes on with it if it gets it back."""
+
+    def __init__(self, place: str = "body") -> None:
+        self.place = place
+        self.turns: dict[str, list[str]] = {}
+
+    def answer(self, request: Request) -> tuple[int, object]:
+        given = fields_at(request, self.place)
+        if not isinstance(given.get("message"), str):
+            return 400, {"error": "message is required"}
+        handle = given.get("dialogue_handle")
+        if handle not in self.turns:
+            handle = f"dlg-{len(self.turns)}"
+        turns = self.turns.setdefault(str(handle), [])
+        turns.append(given["message"])
+        return 200, {"worte": {"w": f"{len(turns)}: {turns[0]}"}, "dialogue_handle": handle}
+
+
+def two_turns(url: str) -> str:
+    """The reply to the second of two turns."""
+    first = {"role": "user", "content": "one"}
+    said = ""
+    messages: list[dict[str, str]] = []
+    for turn in (first, {"role": "user", "content": "two"}):
+        messages.append(turn)
+        body = {"model": "m", "messages": messages}
+        whole = httpx.post(f"{url}/v1/chat/completions", json=body, trust_env=False)
+        said = whole.json()["choices"][0]["message"]["content"]
+        messages.append({"role": "assistant", "content": said})
+    return said
+
+
+@pytest.mark.parametrize(
+    ("place", "options"),
+    [
+        ("body", []),
+        ("form", []),
+        ("query", []),
+        ("body", ["--body", '{"message": "{prompt}", "dialogue_handle": "{session}"}']),
+        ("form", ["--body", "message={prompt}&dialogue_handle={session}"]),
+    ],
+)
+def test_an_id_that_was_seen_to_keep_the_chat_is_sent_with_the_next_turn(
+    place: str,
+    options: list[str],
+    portal: BlockingPortal,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    talk = Talk(place)
+    with portal.wrap_async_context_manager(Upstream(answers(talk.answer))) as up:
+        assert probe(f"{up.url}/talk", *options) == 0
+        assert len(up.requests) <= MAX_REQUESTS
+        told = capsys.readouterr().out
+        assert '\nsession = { from = "dialogue_handle" }\n' in told
+        assert 'dialogue_handle = "{session}"' in told
+        assert "\n# " not in told
+        with pasted(told, monkeypatch) as url:
+            assert two_turns(url) == "2: one"
 
 
 def session_path(answer: object, sent: str = "Say OK.") -> str:

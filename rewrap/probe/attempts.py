@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import httpx
 
 from rewrap.probe.field_hints import Field, flat_request_of, request_of
-from rewrap.probe.reply_candidates import Text, texts
+from rewrap.probe.reply_candidates import Text, names_of, texts
 from rewrap.types import ChatRequest, Delta, JSONObject, Shape
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.shapes import MappedShape, known_shapes, shape_from
@@ -45,6 +45,7 @@ USUAL_NAMES = (
     "inputs",
 )
 CONVERSATION = re.compile(r"\{(?:prompt|messages|conversation|dialog)\}")
+SESSION = "{session}"
 SLOT = re.compile(r"\{\w+\}")
 PLACES = {"body": "request", "query": "query", "form": "form"}  # settings of a mapping
 
@@ -149,6 +150,18 @@ class Outcome:
         return pieces > 0
 
 
+@dataclass(frozen=True, slots=True)
+class ChatId:
+    """The id that a service seems to give a chat."""
+
+    path: str  # in an answer
+    works: bool = False  # the service was seen to go on with the chat when it got the id back
+
+    @property
+    def name(self) -> str:
+        return names_of(self.path)[-1]
+
+
 def attempts(address: str, shapes: Mapping[str, MappedShape]) -> list[Attempt]:
     """The ways to ask, in order: shapes whose path this is, shapes below it, any chat URL, the others.
 
@@ -216,6 +229,15 @@ def conversation_members(template: object) -> object:
     if isinstance(template, list):
         return template if any(map(conversation_members, template)) else None
     return template if CONVERSATION.search(str(template)) else None
+
+
+def with_member(attempt: Attempt, name: str, value: str) -> Attempt | None:
+    """The same request with one more field; None if its body has no fields."""
+    setting = PLACES[attempt.place]
+    template = attempt.table.get(setting)
+    if not isinstance(template, dict):
+        return None
+    return replace(attempt, table={**attempt.table, setting: {**template, name: value}})
 
 
 def with_fields(attempt: Attempt, fields: list[Field]) -> Attempt | None:

@@ -186,6 +186,12 @@ def session_rank(path: str, text: str) -> int:
     return max(matches)
 
 
+def chat_id_in(found: list[Text], reply: str) -> Text | None:
+    """The text that is likely the id of the chat, beside the reply."""
+    ids = [text for text in found if text.session and text.path != reply and names_of(text.path)]
+    return max(ids, key=lambda text: text.session, default=None)
+
+
 def reply_path(found: list[Text]) -> str | None:
     """The path of the reply, if one candidate alone stands out."""
     left = [text for text in found if text.candidate]

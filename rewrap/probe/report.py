@@ -14,11 +14,14 @@ import httpx
 from rewrap.probe.attempts import (
     MODEL,
     PLACES,
+    SESSION,
     Attempt,
+    ChatId,
     Options,
     Outcome,
     at_place,
     with_fields,
+    with_member,
 )
 from rewrap.probe.field_hints import wanted_fields
 from rewrap.probe.reply_candidates import events_with, json_values
@@ -60,7 +63,8 @@ class Report:
         lines = [f"A reply{shape}: {self.shown(reply.text)}", *self.exchange(reply)]
         if attempt.has_path:
             lines += self.texts(reply, str(attempt.table["reply"]))
-            lines += session_advice(reply, str(attempt.table["reply"]))
+        if finding.chat_id is not None:
+            lines.append(chat_id_advice(finding.chat_id, attempt))
         if finding.guessed:
             lines.append("  Several texts may be the reply: --reply PATH selects another one.")
         streamed = finding.streamed
@@ -74,7 +78,7 @@ class Report:
             lines.append(f"  streams: no, a request for a stream fails: {answer}")
         if streamed is not None and streamed.deltas:
             attempt = streamed.attempt
-        return [*lines, "", *self.settings(attempt, reply, streams)]
+        return [*lines, "", *self.settings(attempt, reply, streams, finding.chat_id)]
 
     def exchange(self, outcome: Outcome) -> list[str]:
         """The request that was sent, and the answer."""
@@ -195,14 +199,21 @@ class Report:
 
     # Settings.
 
-    def settings(self, attempt: Attempt, outcome: Outcome, streams: bool) -> list[str]:
+    def settings(
+        self,
+        attempt: Attempt,
+        outcome: Outcome,
+        streams: bool,
+        chat_id: ChatId | None = None,
+    ) -> list[str]:
         """The lines to paste. Secrets are replaced by names in capitals."""
         url = self.shown(attempt.url, sys.maxsize)
         key = "YOUR-KEY" if self.options.key or outcome.status in (401, 403) else ""
         headers = dict.fromkeys(self.options.headers, "YOUR-VALUE")
         model = "" if self.options.model == MODEL else self.options.model
         if attempt.table and not attempt.name:
-            lines = mapping_lines(attempt.table, url, key, headers, streams)
+            lines = backend_lines(url, key, headers)
+            lines += mapping_lines(attempt, streams, chat_id)
             variables = {"CONFIG": "backends.toml", "CHAT_KEY": key, "OPENAI_MODEL": model}
             return ["Into backends.toml:\n", *lines, "", "Into .env:\n", *assignments(variables)]
         address = str(outcome.response.request.url) if outcome.response else ""
@@ -229,15 +240,20 @@ class Report:
         return f"{text[:maximum]}…" if len(text) > maximum else text
 
 
-def session_advice(outcome: Outcome, reply: str) -> list[str]:
-    """How to send the id of a chat back, where the answer seems to have one beside the reply."""
-    found = [text for text in outcome.texts if text.session and text.path != reply]
-    if not found:
-        return []
-    path = max(found, key=lambda text: text.session).path
-    name = path.rpartition(".")[2]
-    settings = f'session = {{ from = "{path}" }} and {name} = "{{session}}" in the request'
-    return [f"  If {name} keeps the chat: {settings} send it with the next turn."]
+def chat_id_advice(chat_id: ChatId, attempt: Attempt) -> str:
+    name = chat_id.name
+    if chat_id.works:
+        return f"  {name} keeps the chat: it is sent with the next turn."
+    lines = "session"
+    if takes_member(attempt, name):
+        lines = f"session and {name}"
+    return f"  If {name} keeps the chat: remove the # before {lines} below, and it is sent with the next turn."
+
+
+def takes_member(attempt: Attempt, name: str) -> bool:
+    """Whether a member can be added to the request."""
+    template = attempt.table.get(PLACES[attempt.place])
+    return isinstance(template, dict) and name not in template and SESSION not in str(template)
 
 
 def asked_attempt(outcome: Outcome) -> Attempt | None:
@@ -283,19 +299,38 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def mapping_lines(
-    table: JSONObject, url: str, key: str, headers: dict[str, str], streams: bool
-) -> list[str]:
-    """A mapping as a table of the backends file."""
+def backend_lines(url: str, key: str, headers: dict[str, str]) -> list[str]:
+    """The head of a table of the backends file."""
     own = backend_name(url)
     members = {"name": own, "url": url, "key_env": key and "CHAT_KEY", "headers": headers}
     lines = ["[[backend]]"]
     lines += [f"{name} = {toml(value)}" for name, value in members.items() if value]
-    lines += [f'models = ["{own}", "*"]  {MODELS_NOTE}', "[backend.mapping]"]
-    for name, value in table.items():
-        if name != "stream" or streams:
-            lines.append(f"{name} = {toml(value)}")
-    return lines
+    return [*lines, f'models = ["{own}", "*"]  {MODELS_NOTE}']
+
+
+def mapping_lines(attempt: Attempt, streams: bool, chat_id: ChatId | None) -> list[str]:
+    """A mapping as a table of the backends file. What nobody has seen to work is a comment."""
+    table = dict(attempt.table)
+    if not streams:
+        table.pop("stream", None)
+    below: list[str] = []
+    if chat_id is not None and not chat_id.works and takes_member(attempt, chat_id.name):
+        setting = PLACES[attempt.place]
+        below = [f"[backend.mapping.{setting}]"]
+        below += settings_lines(table.pop(setting))
+        below.append(f"# {toml_key(chat_id.name)} = {toml(SESSION)}")
+    elif chat_id is not None and chat_id.works and takes_member(attempt, chat_id.name):
+        more = with_member(attempt, chat_id.name, SESSION)
+        table |= {PLACES[more.place]: more.table[PLACES[more.place]]} if more else {}
+    lines = ["[backend.mapping]", *settings_lines(table)]
+    if chat_id is not None:
+        hidden = "" if chat_id.works else "# "
+        lines.append(f"{hidden}session = {toml({'from': chat_id.path})}")
+    return [*lines, *below]
+
+
+def settings_lines(table: JSONObject) -> list[str]:
+    return [f"{toml_key(name)} = {toml(value)}" for name, value in table.items()]
 
 
 def assignments(variables: Mapping[str, str]) -> list[str]:

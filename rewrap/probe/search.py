@@ -10,24 +10,27 @@ from dataclasses import dataclass, field
 from rewrap.backends import ChatURL
 from rewrap.probe.attempts import (
     PLACES,
+    SESSION,
     Attempt,
+    ChatId,
     Options,
     Outcome,
     at_other_places,
     attempts,
     with_fields,
+    with_member,
     with_names,
     with_reply,
     without_leftovers,
 )
 from rewrap.probe.field_hints import wanted_fields
 from rewrap.probe.recording import RecordingClient, ask, limits_of
-from rewrap.probe.reply_candidates import reply_path
+from rewrap.probe.reply_candidates import chat_id_in, reply_path
 from rewrap.types import APIError
 from rewrap.upstream.shapes import known_shapes
 
 MAX_REQUESTS = 40
-FOR_STREAM = 2  # of the requests
+FOR_STREAM = 3  # of the requests: for a stream, and for the id of the chat
 MAX_SAME = 2  # identical answers of an address that no other request is going to change
 WRONG_ADDRESS = (404, 405, 410, 501)
 
@@ -40,6 +43,7 @@ class Finding:
     streamed: Outcome | None = None  # the outcome of a request for a stream
     guess: Outcome | None = None  # a good answer in which several texts may be the reply
     guessed: bool = False  # the place of the reply is the likeliest of several
+    chat_id: ChatId | None = None
     advice: str = ""  # the reason to stop early
     failures: list[Outcome] = field(default_factory=list)
 
@@ -73,6 +77,7 @@ class Search:
                 found.reply = await self.with_needed_names(found.reply)
             if found.reply is not None:
                 found.streamed = await self.ask_stream(found.reply.attempt)
+                found.chat_id = await self.chat_id(found.reply, found.streamed)
         return found
 
     async def try_all(self) -> None:
@@ -188,6 +193,27 @@ class Search:
         stream = {**attempt.table.get("stream", {}), "reply": path}
         table = {**attempt.table, "stream": stream}
         return await self.ask(Attempt(attempt.url, "", table, attempt.names), stream=True)
+
+    async def chat_id(self, reply: Outcome, other: Outcome) -> ChatId | None:
+        """The id of the chat in an answer. It works if it comes back when it is sent, and `other` got another one."""
+        attempt = reply.attempt
+        if not attempt.has_path:
+            return None
+        given = chat_id_in(reply.texts, str(attempt.table["reply"]))
+        if given is None:
+            return None
+        found = ChatId(given.path)
+        if SESSION in str(attempt.table):
+            return ChatId(given.path, works=bool(self.options.mapping))
+        again = with_member(attempt, found.name, given.text)
+        others = {text.text for text in other.texts if text.path == given.path}
+        if again is None or not others or given.text in others or "{" in given.text:
+            return found
+        outcome = await self.ask(again)
+        came_back = any(
+            (text.path, text.text) == (given.path, given.text) for text in outcome.texts
+        )
+        return ChatId(given.path, works=bool(outcome.deltas) and came_back)
 
     async def ask(self, attempt: Attempt, *, stream: bool = False) -> Outcome:
         """Send the prompt through a backend for this attempt."""
