@@ -243,7 +243,7 @@ class Report:
 def chat_id_advice(chat_id: ChatId, attempt: Attempt) -> str:
     name = chat_id.name
     if chat_id.works:
-        return f"  {name} keeps the chat: it is sent with the next turn."
+        return f"  {name} is sent with the next turn, as the id of the chat."
     lines = "session"
     if takes_member(attempt, name):
         lines = f"session and {name}"
