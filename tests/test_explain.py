@@ -84,6 +84,29 @@ async def test_the_answer_and_the_next_step_are_in_the_error_and_the_log(
     assert explanations(caplog) == [answer]
 
 
+class Pieces(httpx.AsyncByteStream):
+    """A body that comes in these reads."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = pieces
+
+    async def __aiter__(self) -> Any:
+        for piece in self.pieces:
+            yield piece
+
+
+async def test_of_a_stream_the_event_that_fails_is_shown(tmp_path: Path) -> None:
+    file = tmp_path / "backends.toml"
+    file.write_text(
+        '[[backend]]\nname = "bot"\nurl = "http://bot/ask"\nmapping = { reply = "t" }\n'
+    )
+    stream = Pieces(b'data: {"t": "good"}\n\n', b"data: <oops>\n\n")
+    answer = httpx.Response(200, headers=EVENTS, stream=stream)
+    error = await asked(answer, chat_url="", chat_key="", config=str(file))
+    assert "data: <oops>" in error["message"]
+    assert "good" not in error["message"]
+
+
 @pytest.mark.parametrize(
     ("address", "headers"),
     [(ELSEWHERE, {}), (HERE, {"x-forwarded-for": "203.0.113.5"}), (HERE, {"forwarded": "for=x"})],

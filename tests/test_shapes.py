@@ -9,6 +9,7 @@ import pytest
 from shape_servers import WIRES, Wire
 
 from rewrap.types import APIError, ChatRequest, Delta, UpstreamRejection
+from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.framing import TEXT
 from rewrap.upstream.shapes import MappedReader, MappedShape, ShapeError, compiled, load_shapes
 
@@ -549,6 +550,27 @@ def test_an_event_without_json_is_an_error_if_the_shape_expects_json() -> None:
     reader = SHAPES["gemini"].reader()
     read(reader, "[DONE]")
     assert reader.done, "[DONE] ends every stream"
+
+
+@pytest.mark.parametrize("marker", ["[END]", "[FIN]", "[STREAM_END]"])
+def test_a_bare_word_in_brackets_ends_a_stream_of_json(marker: str) -> None:
+    mapped = one(reply="t").reader()
+    auto = AutoShape().reader()
+    for reader in (mapped, auto):
+        assert read(reader, '{"t": "x", "text": "x"}').content == "x"
+        assert not reader.done
+        reader("", marker.encode())
+        assert reader.done
+
+
+@pytest.mark.parametrize("text", ["[END]", "see [END]", "[end]"])
+def test_brackets_in_a_stream_of_texts_are_a_text(text: str) -> None:
+    texts = one(reply=".").reader()
+    auto = AutoShape().reader()
+    for reader in (texts, auto):
+        reader("", b"A ")
+        assert read(reader, text).content == text
+        assert not reader.done
 
 
 def test_an_empty_error_is_ignored_and_an_object_is_shown() -> None:

@@ -143,12 +143,13 @@ class Answer:
                 raise bad_gateway(TOO_LARGE, "too large", self.failure_status)
             if not self.stream and loop.time() > self.deadline:
                 raise TimeoutError  # bytes that are there already are read without a wait
+            if data:
+                self.start = data[:START_BYTES]
             events = opened.decoder.feed(data) if data else opened.decoder.close()
             for event in events:
                 yield event
             if not data:
                 return
-            self.start = data[:START_BYTES]
             reply.deadline = self.next_deadline()
             data = await reply.read()
 

@@ -20,7 +20,7 @@ from rewrap.upstream import lenient
 from rewrap.upstream.completions import completion_deltas, completion_usage, implied_reason
 from rewrap.upstream.errors import error_in
 from rewrap.upstream.failures import failure_in
-from rewrap.upstream.framing import TEXT
+from rewrap.upstream.framing import END_MARKER, TEXT
 from rewrap.upstream.members import list_member, text_member
 from rewrap.upstream.messages import part_types
 from rewrap.upstream.reply_search import (
@@ -129,6 +129,9 @@ class AutoReader:
         if name == TEXT:
             return [Delta(data.decode())]
         if data.strip() == b"[DONE]" or (name in END_NAMES and not data.strip(b' {}"')):
+            self.done = True
+            return []
+        if self.bare is False and END_MARKER.fullmatch(data.decode("latin-1").strip()):
             self.done = True
             return []
         value = json_in(data)

@@ -2,7 +2,7 @@
 
 from rewrap.types import ChatSession, Delta, JSONObject, NoReplyFound
 from rewrap.upstream import lenient
-from rewrap.upstream.framing import TEXT
+from rewrap.upstream.framing import END_MARKER, TEXT
 from rewrap.upstream.paths import Condition, Path, parse_condition, parse_paths, text_at
 from rewrap.upstream.reply_paths import ReplyPaths
 from rewrap.upstream.tables import Table
@@ -66,9 +66,10 @@ class MappedReader:
         rejection = paths.failure(name, value)
         if rejection is not None:
             raise rejection
-        self.done = value == DONE or holds(paths.done, name, value)
+        is_marker = value == DONE or self.is_end_marker(value)
+        self.done = is_marker or holds(paths.done, name, value)
         last = self.done or holds(paths.ends, name, value)
-        kept = value != DONE
+        kept = not is_marker
         if paths.keep is not None:
             kept = kept and paths.keep(name, value)
         delta = self.delta(value, kept=kept, last=last)
@@ -104,6 +105,12 @@ class MappedReader:
         if self.called and self.finish in ("", "stop"):
             self.finish = "tool_calls"
         return delta
+
+    def is_end_marker(self, value: object) -> bool:
+        """Whether an event is a word such as [END], where the shape expects JSON."""
+        if not isinstance(value, str) or () in self.paths.reply:
+            return False
+        return END_MARKER.fullmatch(value) is not None
 
     def check_json(self, value: object) -> None:
         """Raises NoReplyFound for a text where the shape expects JSON."""
