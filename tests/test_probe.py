@@ -42,7 +42,7 @@ from rewrap.probe import probe_command
 from rewrap.probe.attempts import WANTED
 from rewrap.probe.field_hints import Field, request_of, wanted_fields
 from rewrap.probe.reply_candidates import reply_path, texts
-from rewrap.probe.report import backend_name
+from rewrap.probe.report import backend_name, problem_of
 from rewrap.probe.search import MAX_REQUESTS
 
 BARE = set(WIRES) - {"flowise", "langflow", "n8n", "langserve", "cloudflare", "botpress", "triton"}
@@ -1152,6 +1152,70 @@ def test_the_text_that_varies_over_the_events_is_the_reply(
     events: list[dict[str, Any]], path: str | None
 ) -> None:
     assert reply_path(texts(b"".join(sse(*events)), b'"Say OK."', WANTED)) == path
+
+
+# ---- the lines are what the server takes
+
+
+def spoken(parts: Callable[[Request], list[bytes]], place: str) -> Any:
+    """A handler that names the field `satz` until it comes in its place."""
+
+    async def handle(request: Request, reader: Any, writer: Any) -> None:
+        if fields_at(request, place).get("satz"):
+            await send(writer, parts(request))
+        else:
+            await answers(lambda request: named_error("satz"))(request, reader, writer)
+
+    return handle
+
+
+PRINTED: dict[str, tuple[str, Callable[[Request], list[bytes]], tuple[str, ...], str]] = {
+    "JSON": ("body", lambda r: whole(JSON, b'{"a": {"b": "OK."}}'), (), "OK."),
+    "list": ("body", lambda r: whole(JSON, b'[{"b": "OK."}]'), (), "OK."),
+    "text": ("body", lambda r: whole(PLAIN, b"OK."), (), "OK."),
+    "pieces": ("body", lambda r: chunked(PLAIN, [b"O", b"K."]), (), "OK."),
+    "form, text": ("form", lambda r: whole(PLAIN, b"OK."), (), "OK."),
+    "GET, text": ("query", lambda r: whole(PLAIN, b"OK."), (), "OK."),
+    "GET, JSON": ("query", lambda r: whole(JSON, b'{"a": {"b": "OK."}}'), (), "OK."),
+    "GET, events": ("query", lambda r: chunked(SSE, sse({"b": "O"}, {"b": "K."})), (), "OK."),
+    "events": ("body", lambda r: chunked(SSE, sse({"b": "O"}, {"b": "K."})), (), "OK."),
+    "events of text": ("body", lambda r: chunked(SSE, [b"data: O\n\ndata: K.\n\n"]), (), "OK."),
+    "session": (
+        "body",
+        lambda r: whole(JSON, b'{"a": {"b": "OK."}, "chat_id": "c-12345"}'),
+        ("--body", '{"satz": "{prompt}", "chat_id": "{session}"}'),
+        "OK.",
+    ),
+    "key": ("body", lambda r: whole(PLAIN, b"OK."), ("--key", SECRETS[0]), "OK."),
+    "to complete": ("body", lambda r: whole(JSON, b'{"status": "x"}'), (), ""),
+    "to complete, form": ("form", lambda r: whole(JSON, b'{"status": "x"}'), (), ""),
+    "to complete, GET": ("query", lambda r: whole(JSON, b'{"status": "x"}'), (), ""),
+}
+
+
+@pytest.mark.parametrize("kind", PRINTED)
+def test_the_printed_table_is_one_that_the_server_takes(
+    kind: str,
+    portal: BlockingPortal,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place, parts, options, reply = PRINTED[kind]
+    with portal.wrap_async_context_manager(Upstream(spoken(parts, place))) as up:
+        assert probe(f"{up.url}/bot", *options) == (0 if reply else 1)
+        told = capsys.readouterr().out
+        assert "The server does not take" not in told
+        with pasted(told, monkeypatch) as url:
+            if reply:
+                assert replies(url) == (reply, reply)
+
+
+def test_lines_that_the_server_refuses_are_told_with_the_reason() -> None:
+    lines = ["[[backend]]", 'name = "b"', 'url = "http://bot.example"', "[backend.mapping]"]
+    assert problem_of([*lines, 'reply = "a.b"']) == ""
+    assert "cannot be read" in problem_of([*lines, 'reply = "a b"'])
+    assert "mapping.reply: where is the text" in problem_of([*lines, 'method = "GET"'])
+    assert "must be a" in problem_of([*lines[:2], "url = 5"])
 
 
 # ---- backends of a file

@@ -7,10 +7,12 @@ import json
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Mapping
 
 import httpx
 
+from rewrap.config.backends_file import backend_table
 from rewrap.probe.attempts import (
     MODEL,
     PLACES,
@@ -27,6 +29,7 @@ from rewrap.probe.field_hints import wanted_fields
 from rewrap.probe.reply_candidates import events_with, json_values
 from rewrap.probe.search import Finding
 from rewrap.types import JSONObject
+from rewrap.upstream.shapes import shape_from
 
 LINE_CHARACTERS = 300  # of a request or an answer
 SENT_CHARACTERS = 90  # of what was sent, in the list of answers
@@ -214,6 +217,9 @@ class Report:
         if attempt.table and not attempt.name:
             lines = backend_lines(url, key, headers)
             lines += mapping_lines(attempt, streams, chat_id)
+            problem = problem_of(lines)
+            if problem:
+                lines = [f"# The server does not take this yet: {self.shown(problem)}", *lines]
             variables = {"CONFIG": "backends.toml", "CHAT_KEY": key, "OPENAI_MODEL": model}
             return ["Into backends.toml:\n", *lines, "", "Into .env:\n", *assignments(variables)]
         address = str(outcome.response.request.url) if outcome.response else ""
@@ -311,6 +317,7 @@ def backend_lines(url: str, key: str, headers: dict[str, str]) -> list[str]:
 def mapping_lines(attempt: Attempt, streams: bool, chat_id: ChatId | None) -> list[str]:
     """A mapping as a table of the backends file. What nobody has seen to work is a comment."""
     table = dict(attempt.table)
+    table.setdefault("reply", ".")  # the whole answer is the text
     if not streams:
         table.pop("stream", None)
     below: list[str] = []
@@ -327,6 +334,17 @@ def mapping_lines(attempt: Attempt, streams: bool, chat_id: ChatId | None) -> li
         hidden = "" if chat_id.works else "# "
         lines.append(f"{hidden}session = {toml({'from': chat_id.path})}")
     return [*lines, *below]
+
+
+def problem_of(lines: list[str]) -> str:
+    """What the server does not accept in a table of the backends file; "" if it takes the table."""
+    try:
+        tables = tomllib.loads("\n".join(lines))["backend"]
+        checked = backend_table(tables[0], "backend", {"CHAT_KEY": "key"})
+        shape_from(checked.mapping, "mapping")
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def settings_lines(table: JSONObject) -> list[str]:
