@@ -659,6 +659,15 @@ HINTS: list[tuple[object, list[tuple[str, str, str]]]] = [
         [("question", "", "")],
     ),
     ({"errors": {"Query": ["The Query field is required."]}}, [("Query", "", "")]),
+    # A path as the name of a member
+    (
+        {"status": "fail", "validation": {"payload.question": "cannot be blank"}},
+        [("payload.question", "", "")],
+    ),
+    ({"errors": {"$.input.text": ["must be a string"]}}, [("input.text", "", "")]),
+    ({"errors": {"input[text]": "is required"}}, [("input.text", "", "")]),
+    ({"errors": {"lines[0]": "is required"}}, [("lines", "", "array")]),
+    ({"errors": {"my field": "is required"}}, [("my field", "", "")]),
     # express-validator, zod, Ajv, NestJS
     (
         {"errors": [{"type": "field", "msg": "Invalid value", "path": "q", "location": "query"}]},
@@ -860,10 +869,11 @@ def test_a_field_that_a_member_of_the_error_names_is_tried_in_each_place(
         ["input.text must be a string"],
         ["input is required", "input must be an object", "input.text is required"],
         ["/input/text cannot be blank"],
+        [{"input.text": "cannot be blank"}],
     ],
 )
 def test_a_path_in_an_error_becomes_a_nested_body(
-    messages: list[str],
+    messages: list[object],
     portal: BlockingPortal,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -890,6 +900,11 @@ def test_a_path_in_an_error_becomes_a_nested_body(
     [
         (
             {"message": "input.text must be a string"},
+            """The URL asks for `input.text`. Try: --body '{"input": {"text": "{prompt}"}}'""",
+            'request = { input = { text = "{prompt}" } }',
+        ),
+        (
+            {"validation": {"input.text": "cannot be blank"}},
             """The URL asks for `input.text`. Try: --body '{"input": {"text": "{prompt}"}}'""",
             'request = { input = { text = "{prompt}" } }',
         ),

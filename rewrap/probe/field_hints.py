@@ -177,7 +177,9 @@ def fields_of_member(name: str, value: object, depth: int) -> Iterator[Field]:
         yield from filter(None, map(field_of_name, names))
         return
     if is_field_error(name, value):
-        yield Field((name,), kind=kind_in(str(value)), written=name)
+        kind = kind_in(str(value))
+        path = field_of_name(name, kind=kind) if WRITTEN.fullmatch(name) else None
+        yield path or Field((name,), kind=kind, written=name)
     else:
         yield from fields_in(value, depth)
 
