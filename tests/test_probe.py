@@ -1233,6 +1233,55 @@ def test_lines_that_the_server_refuses_are_told_with_the_reason() -> None:
     assert "must be a" in problem_of([*lines[:2], "url = 5"])
 
 
+# ---- the end of a stream
+
+
+MARKERS = ["[END]", "[FIN]", "[DONE]", "done", "end of stream", "<EOS>"]
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        ("--body", '{"satz": "{prompt}"}'),
+        ("--body", '{"satz": "{prompt}"}', "--reply", "delta.txt"),
+    ],
+)
+def test_a_bare_marker_at_the_end_of_events_is_no_reply(
+    marker: str,
+    options: tuple[str, ...],
+    portal: BlockingPortal,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def parts(request: Request) -> list[bytes]:
+        words = ["Feed ", "of ", fields_at(request, "body")["satz"]]
+        events = sse(*[{"kind": "part", "delta": {"txt": word}} for word in words])
+        return chunked(SSE, [*events, f"data: {marker}\n\n".encode()])
+
+    with portal.wrap_async_context_manager(Upstream(spoken(parts, "body"))) as up:
+        assert probe(f"{up.url}/feed", *options) == 0
+        told = capsys.readouterr().out
+        assert told.startswith("A reply: Feed of Say OK.\n")
+        assert "    delta.txt in 3 events: Feed of Say OK.  <- the reply\n" in told
+        assert "  streams: yes\n" in told
+        assert 'reply = "delta.txt"\n' in told
+        assert (f'done = ". = {marker}"' in told) or marker.startswith("[")
+        with pasted(told, monkeypatch) as url:
+            assert replies(url) == ("Feed of Hello", "Feed of Hello")
+
+
+def test_a_bare_text_after_events_without_a_text_is_the_reply(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = [*sse({"id": "e-1"}), b"data: Good day\n\n"]
+    parts = chunked(SSE, events)
+    with portal.wrap_async_context_manager(Upstream(spoken(lambda r: parts, "body"))) as up:
+        assert probe(f"{up.url}/feed") == 0
+    assert capsys.readouterr().out.startswith("A reply: Good day\n")
+
+
 # ---- backends of a file
 
 

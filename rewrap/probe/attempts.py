@@ -8,8 +8,8 @@ from functools import cached_property
 import httpx
 
 from rewrap.probe.field_hints import Field, flat_request_of, request_of
-from rewrap.probe.reply_candidates import Text, names_of, texts
-from rewrap.types import ChatRequest, Delta, JSONObject, Shape
+from rewrap.probe.reply_candidates import Text, end_marker, names_of, texts
+from rewrap.types import ChatRequest, Delta, JSONObject, NoReplyFound, Shape
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.shapes import MappedShape, known_shapes, shape_from
 
@@ -142,6 +142,18 @@ class Outcome:
         sent = request.content or request.url.query
         return texts(self.response.content, sent, WANTED)
 
+    @cached_property
+    def marker(self) -> str:
+        """The bare text that ends the JSON events of the answer."""
+        return end_marker(self.response.content) if self.response else ""
+
+    @property
+    def is_marker(self) -> bool:
+        """Whether the marker was taken for the reply, although the events have texts."""
+        if self.attempt.has_path or not self.marker or self.text.strip() != self.marker.strip():
+            return False
+        return any(text.candidate for text in self.texts)
+
     def streamed(self) -> bool:
         """Whether the reply came in pieces. One piece of a known length is a whole answer."""
         pieces = sum(bool(delta.content) and not delta.whole for delta in self.deltas)
@@ -193,8 +205,8 @@ def ranked_attempt(name: str, shape_path: str, address: str) -> Iterator[tuple[i
     yield 4 if shape_path else 5, Attempt(address, name, table)
 
 
-def with_reply(attempt: Attempt, path: str) -> Attempt:
-    """The same request, with the reply at another place. Its stream is not tried yet."""
+def with_reply(attempt: Attempt, path: str, marker: str = "") -> Attempt:
+    """The same request, with the reply at another place. Its stream is not tried yet; the marker may end it."""
     known: JSONObject = attempt.table or {"request": ANY_REQUEST}
     if attempt.name:
         known = dict(known_shapes()[attempt.name].table)
@@ -204,21 +216,44 @@ def with_reply(attempt: Attempt, path: str) -> Attempt:
     if isinstance(table.get("request"), dict):
         asks = known.get("stream", {}).get("request", {})
         table["stream"] = {"request": {**asks, "stream": True}}
-    return Attempt(attempt.url, "", table, attempt.names)
+    return with_end(Attempt(attempt.url, "", table, attempt.names), marker)
 
 
-def without_leftovers(attempt: Attempt, path: str) -> Attempt | None:
+def with_end(attempt: Attempt, marker: str) -> Attempt:
+    """The same mapping with the marker that ends its streams, if the server needs to be told."""
+    stream = attempt.table.get("stream", {})
+    if not marker or "done" in stream:
+        return attempt
+    ended = replace(
+        attempt,
+        table={**attempt.table, "stream": {**stream, "done": f". = {marker}"}},
+    )
+    if takes_end(attempt, marker) or not takes_end(ended, marker):
+        return attempt
+    return ended
+
+
+def takes_end(attempt: Attempt, marker: str) -> bool:
+    """Whether a stream of this mapping may end with a marker."""
+    try:
+        deltas = attempt.shape().reader()("", marker.encode())
+    except (NoReplyFound, ValueError):
+        return False
+    return not any(delta.content for delta in deltas)
+
+
+def without_leftovers(attempt: Attempt, path: str, marker: str = "") -> Attempt | None:
     """Like `with_reply`, with those members alone that contain the conversation; None if these are all.
 
     The other members belong to the product whose shape was tried.
     """
-    whole = with_reply(attempt, path)
+    whole = with_reply(attempt, path, marker)
     request = whole.table.get("request")
     needed = conversation_members(request)
     if not attempt.name or not isinstance(request, dict) or needed in (None, request):
         return None
     table = {"request": needed, "reply": path, "stream": {"request": {"stream": True}}}
-    return Attempt(attempt.url, "", table)
+    return with_end(Attempt(attempt.url, "", table), marker)
 
 
 def conversation_members(template: object) -> object:

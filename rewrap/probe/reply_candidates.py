@@ -86,6 +86,23 @@ def json_values(body: bytes) -> list[object]:
     return values
 
 
+def end_marker(body: bytes) -> str:
+    """The bare text that ends a stream of JSON events, such as [END]; "" if there is none."""
+    decoder = decoder_of(body)
+    events = [data for _, data in [*decoder.feed(body), *decoder.close()] if data.strip()]
+    if len(events) < 2 or is_json(events[-1]) or not all(map(is_json, events[:-1])):
+        return ""
+    return events[-1].decode("utf-8", "replace")
+
+
+def is_json(data: bytes) -> bool:
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
 def decoder_of(body: bytes) -> SSEDecoder | NDJSONDecoder:
     if EVENT.search(body):
         return SSEDecoder(len(body))

@@ -22,6 +22,7 @@ from rewrap.probe.attempts import (
     Options,
     Outcome,
     at_place,
+    with_end,
     with_fields,
     with_member,
 )
@@ -180,7 +181,7 @@ class Report:
             return [*lines, "", *self.settings_to_complete(outcome)]
         streams = len(values) > 1
         table = {**outcome.attempt.table, "reply": marked, "stream": {}}
-        attempt = Attempt(outcome.attempt.url, "", table)
+        attempt = with_end(Attempt(outcome.attempt.url, "", table), outcome.marker)
         return [*lines, "", *self.settings(attempt, outcome, streams)]
 
     def settings_to_complete(self, outcome: Outcome) -> list[str]:
@@ -318,8 +319,11 @@ def mapping_lines(attempt: Attempt, streams: bool, chat_id: ChatId | None) -> li
     """A mapping as a table of the backends file. What nobody has seen to work is a comment."""
     table = dict(attempt.table)
     table.setdefault("reply", ".")  # the whole answer is the text
+    stream = table.get("stream", {})
     if not streams:
         table.pop("stream", None)
+    if not streams and "done" in stream:  # it may come without being asked for
+        table["stream"] = {"done": stream["done"]}
     below: list[str] = []
     if chat_id is not None and not chat_id.works and takes_member(attempt, chat_id.name):
         setting = PLACES[attempt.place]

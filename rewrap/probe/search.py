@@ -5,7 +5,7 @@ request with it. The requests go through backends, so that the printed settings 
 """
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from rewrap.backends import ChatURL
 from rewrap.probe.attempts import (
@@ -17,6 +17,7 @@ from rewrap.probe.attempts import (
     Outcome,
     at_other_places,
     attempts,
+    with_end,
     with_fields,
     with_member,
     with_names,
@@ -25,7 +26,7 @@ from rewrap.probe.attempts import (
 )
 from rewrap.probe.field_hints import wanted_fields
 from rewrap.probe.recording import RecordingClient, ask, limits_of
-from rewrap.probe.reply_candidates import chat_id_in, reply_path
+from rewrap.probe.reply_candidates import chat_id_in, events_with, json_values, reply_path
 from rewrap.types import APIError
 from rewrap.upstream.shapes import known_shapes
 
@@ -69,7 +70,8 @@ class Search:
             found = self.finding
             if found.reply is None and found.guess is not None and not found.advice:
                 likeliest = found.guess.texts[0].path
-                found.reply = await self.ask(with_reply(found.guess.attempt, likeliest))
+                guessed = with_reply(found.guess.attempt, likeliest, found.guess.marker)
+                found.reply = await self.ask(guessed)
                 found.guessed = True
             if found.reply is not None and not found.reply.deltas:
                 found.reply = None
@@ -113,17 +115,29 @@ class Search:
         if outcome.is_good and not attempt.has_path and outcome.texts:
             path = reply_path(outcome.texts)
             if path:
-                fewer = without_leftovers(attempt, path)
-                self.plan.extendleft([with_reply(attempt, path), *([fewer] if fewer else [])])
+                fewer = without_leftovers(attempt, path, outcome.marker)
+                whole = with_reply(attempt, path, outcome.marker)
+                self.plan.extendleft([whole, *([fewer] if fewer else [])])
             elif outcome.texts[0].candidate and self.finding.guess is None:
                 self.finding.guess = outcome
-        if outcome.response is None or self.options.mapping:
+        if outcome.response is None:
+            return
+        if outcome.is_good and attempt.has_path:
+            self.plan_end(outcome, outcome.response.content)
+        if self.options.mapping:
             return
         wanted = wanted_fields(outcome.response.content)
         if not wanted:
             return
         better = with_fields(attempt, wanted)
         self.plan_first([better] if better else at_other_places(attempt))
+
+    def plan_end(self, outcome: Outcome, body: bytes) -> None:
+        """Try a mapping again whose text is there, with the marker that ends the stream."""
+        attempt = outcome.attempt
+        ended = with_end(attempt, outcome.marker)
+        if ended != attempt and events_with(json_values(body), attempt.table["reply"]):
+            self.plan.appendleft(ended)
 
     def plan_first(self, planned: list[Attempt]) -> None:
         """Put attempts before the plan, each table once."""
@@ -171,7 +185,7 @@ class Search:
             asked = names[: len(names) // 2] or names
             fewer = with_names(attempt.url, attempt.place, asked)
             if attempt.has_path:
-                fewer = with_reply(fewer, attempt.table["reply"])
+                fewer = with_reply(fewer, attempt.table["reply"], outcome.marker)
             smaller = await self.ask(fewer)
             if smaller.deltas and smaller.is_certain:
                 best = smaller
@@ -192,7 +206,8 @@ class Search:
             return outcome
         stream = {**attempt.table.get("stream", {}), "reply": path}
         table = {**attempt.table, "stream": stream}
-        return await self.ask(Attempt(attempt.url, "", table, attempt.names), stream=True)
+        other = Attempt(attempt.url, "", table, attempt.names)
+        return await self.ask(with_end(other, outcome.marker), stream=True)
 
     async def chat_id(self, reply: Outcome, other: Outcome) -> ChatId | None:
         """The id of the chat in an answer. It works if it comes back when it is sent, and `other` got another one."""
@@ -228,4 +243,7 @@ class Search:
             )
         except (APIError, ValueError) as error:
             return Outcome(attempt, [], str(error), None)
-        return await ask(self.client, backend, attempt, self.options.model, stream=stream)
+        outcome = await ask(self.client, backend, attempt, self.options.model, stream=stream)
+        if outcome.is_marker:
+            return replace(outcome, deltas=[], failure="the end of a stream alone")
+        return outcome
