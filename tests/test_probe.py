@@ -389,6 +389,12 @@ def test_a_text_whose_length_was_known_is_no_stream(
         ({"id": "1", "error": "OK?", "x": 5}, None),
         ({"success": False, "info": "OK?"}, None),
         ([{"t": ["Hi"]}], "[0].t[0]"),
+        ({"result": {"lines": ["You asked: OK.", "More?"]}, "agent": "hd 3"}, "result.lines[]"),
+        ({"lines": ["one", 2]}, "lines[0]"),
+        ({"lines": ["", "two"]}, "lines[]"),
+        (["Good ", "day"], "[]"),
+        ([{"t": ["Good ", "day"]}], "[0].t[]"),
+        ({"lines": ["", ""]}, None),
         ({"a b": "OK", "a.b": "OK"}, None),
         ({"echo": "Say OK.", "said": "ok"}, "said"),
         ({}, None),
@@ -1184,8 +1190,10 @@ def spoken(parts: Callable[[Request], list[bytes]], place: str) -> Any:
     return handle
 
 
+LINES = dumps({"a": {"lines": ["OK", "."]}}).encode()
 PRINTED: dict[str, tuple[str, Callable[[Request], list[bytes]], tuple[str, ...], str]] = {
     "JSON": ("body", lambda r: whole(JSON, b'{"a": {"b": "OK."}}'), (), "OK."),
+    "list of texts": ("body", lambda r: whole(JSON, LINES), (), "OK."),
     "list": ("body", lambda r: whole(JSON, b'[{"b": "OK."}]'), (), "OK."),
     "text": ("body", lambda r: whole(PLAIN, b"OK."), (), "OK."),
     "pieces": ("body", lambda r: chunked(PLAIN, [b"O", b"K."]), (), "OK."),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import orjson
 
@@ -173,9 +174,18 @@ def texts_in(value: object, path: str = "", depth: int = DEPTH) -> Iterator[tupl
         for name, inner in value.items():
             if re.fullmatch(r"[^\s.\[\]{}|=]+", name):
                 yield from texts_in(inner, f"{path}.{name}" if path else name, depth - 1)
+    elif is_list_of_texts(value):
+        yield f"{path}[]", "".join(value)
     elif isinstance(value, list) and depth:
         for index, inner in enumerate(value[:ITEMS]):
             yield from texts_in(inner, f"{path}[{index}]", depth - 1)
+
+
+def is_list_of_texts(value: object) -> TypeGuard[list[str]]:
+    """Whether a value is a list of several texts, which are one text together."""
+    if not isinstance(value, list) or len(value) < 2:
+        return False
+    return any(value) and all(isinstance(item, str) for item in value)
 
 
 def names_of(path: str) -> list[str]:
