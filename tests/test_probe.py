@@ -1047,6 +1047,22 @@ def test_the_tables_of_two_urls_stand_in_one_file(
         ("/v3/run", "run"),
         ("/help-desk/v1/chat/completions", "help-desk"),
         ("/bots/support_2/generate", "support_2"),
+        *[
+            (f"/kiosk/{word}", "kiosk")
+            for word in (
+                "send",
+                "ask",
+                "run",
+                "query",
+                "talk",
+                "stream",
+                "message",
+                "messages",
+                "reply",
+                "answer",
+            )
+        ],
+        ("/v1/send", "send"),
         ("/api/v1/prediction/0f3c9a17-77aa-4e21-9c0d-5d1f6f0a2b11", "prediction"),
         ("/webhook/aGVsbG8gd29ybGQx4X", "webhook"),
         ("/api/chat", "chat"),

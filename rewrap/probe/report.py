@@ -364,7 +364,7 @@ PLAIN_WORD = re.compile(r"(?!(?:.*\d){4})(?!(?:.*[A-Z]){3})[A-Za-z][\w-]{0,23}",
 # Parts of a path that many URLs have. One of them is taken if there is no other.
 USUAL_PARTS = re.compile(
     r"(?i)api|rest|chats?|completions?|generate(?:[_-]stream)?|stream|messages?|invoke|predict|prediction|query|ask|run"
-    r"|webhooks?"
+    r"|webhooks?|send|talk|reply|replies|answers?"
 )
 VERSION = re.compile(r"(?i)v\d+\w*")
 
