@@ -1027,6 +1027,7 @@ def test_the_tables_of_two_urls_stand_in_one_file(
             name = path.removeprefix("/")
             assert f'\nname = "{name}"\n' in told
             assert f'\nmodels = ["{name}", "*"]  # ' in told
+            assert ': keep "*" in one backend only\n' in told
             tables.append(told.split("Into backends.toml:\n")[1].split("Into .env:\n")[0])
         file = "".join(tables)
         told = f"Into backends.toml:\n{file}Into .env:\nCONFIG=backends.toml\n"

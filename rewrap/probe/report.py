@@ -359,7 +359,7 @@ def assignments(variables: Mapping[str, str]) -> list[str]:
     return [f"{name}={value}" for name, value in variables.items() if value]
 
 
-MODELS_NOTE = '# model names that select this backend; "*" is every other name'
+MODELS_NOTE = '# model names that select it; "*" is every other name: keep "*" in one backend only'
 PLAIN_WORD = re.compile(r"(?!(?:.*\d){4})(?!(?:.*[A-Z]){3})[A-Za-z][\w-]{0,23}", re.ASCII)
 # Parts of a path that many URLs have. One of them is taken if there is no other.
 USUAL_PARTS = re.compile(
