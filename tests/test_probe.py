@@ -51,7 +51,7 @@ Speaks = Callable[..., AbstractContextManager[ShapeServer]]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder of its own, and no setting in the environment."""
     monkeypatch.chdir(tmp_path)
     for spec in fields(Settings):
