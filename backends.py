@@ -15,7 +15,7 @@ import httpx
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
-from rewrap.memory import gathered, with_reserve
+from rewrap.memory import gathered, within_budget
 from rewrap.mock.backend import Mock, configured_mock, connect_mocks
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.threads import apart, encoded
@@ -53,7 +53,7 @@ from rewrap.upstream.errors import (
     upstream_error,
 )
 from rewrap.upstream.explain import Explainer
-from rewrap.upstream.models import ModelList, asked_models
+from rewrap.upstream.models import ModelList, fetch_models
 from rewrap.upstream.params import Params
 from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion, relayed
 from rewrap.upstream.router import ModelRouter, Row
@@ -161,7 +161,7 @@ class ChatURL:
         }
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
-        prepared = await self.prepared(request, info)
+        prepared = await self.prepare_apart(request, info)
         del request  # while the upstream works, the bytes for it are kept alone
         async with self.answer(prepared, info) as answer:
             del prepared
@@ -170,7 +170,7 @@ class ChatURL:
                     yield delta
 
     async def whole(self, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
-        prepared = await self.prepared(request, info)
+        prepared = await self.prepare_apart(request, info)
         del request
         async with self.answer(prepared, info) as answer:
             del prepared
@@ -180,10 +180,10 @@ class ChatURL:
         """All Deltas of a good answer to a request without a stream."""
         opened = await answer.opened(self.shape.framing, text_is_reply=self.text_is_reply)
         if isinstance(opened, WholeReply):
-            return with_reserve(self.deltas_in(opened, answer, info))
+            return within_budget(self.deltas_in(opened, answer, info))
         return await gathered(self.read(answer, info, opened))
 
-    async def prepared(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
+    async def prepare_apart(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
         if self.client.journal is not None:
             self.client.journal.begin(request, info)
         return await apart(self.prepare, request, info)
@@ -384,9 +384,9 @@ class OpenAI(ChatURL):
     def dropped(self, request: ChatRequest) -> list[str]:
         return []
 
-    async def prepared(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
+    async def prepare_apart(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
         info.accepted = False  # until its own head says so
-        return await super().prepared(request, info)
+        return await super().prepare_apart(request, info)
 
     def read(self, answer: Answer, info: ResponseInfo, opened: Opened | None = None) -> Deltas:
         """The upstream's own bytes if the rendering takes them: a stream in whole events, a JSON answer whole."""
@@ -409,7 +409,7 @@ class OpenAI(ChatURL):
     async def read_whole(self, answer: Answer, info: ResponseInfo) -> list[Delta]:
         if not answer.relay or answer.is_event_stream():
             return await super().read_whole(answer, info)
-        return with_reserve([await self.completion(answer, info)])
+        return within_budget([await self.completion(answer, info)])
 
     async def completion(self, answer: Answer, info: ResponseInfo) -> Delta:
         body, info.usage = await apart(checked_completion, await answer.whole())
@@ -432,7 +432,7 @@ class OpenAI(ChatURL):
     async def ask_models(self, headers: dict[str, str]) -> list[JSONObject]:
         """The models that the upstream lists now; [] if it has no list. Raises APIError."""
         try:
-            return await asked_models(
+            return await fetch_models(
                 self.client,
                 self.models_target,
                 headers,

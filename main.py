@@ -1,7 +1,7 @@
 """rewrap turns any chat URL into an OpenAI API: routes, endpoints, the application factory.
 
-A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -> ChatRequest -> Backend.stream or .whole -> Deltas ->
-rendering. Read this file, then rewrap/types.py, then backends.py. `python main.py` serves; so does `uvicorn main:app`.
+A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -> ChatRequest -> Backend.stream (or `whole`)
+-> Deltas -> rendering. Read this file, then rewrap/types.py, then backends.py. `python main.py` serves; so does `uvicorn main:app`.
 """
 
 import logging
@@ -164,20 +164,18 @@ class Gateway:
         context: RequestContext = request.scope["context"]
         return await context.body(self.settings.max_body_bytes)
 
-    def stream(
-        self, request: ChatRequest, info: ResponseInfo, identity: str, request_id: str
-    ) -> Deltas:
+    def stream(self, request: ChatRequest, info: ResponseInfo, identity: str) -> Deltas:
         """The reply. Nothing is sent upstream until the stream is iterated. Raises APIError."""
         if self.recorder.concerns(request):
-            return self.recorder.stream(self.backend, request, info, owner_id(identity), request_id)
+            return self.recorder.stream(self.backend, request, info, owner_id(identity))
         return self.backend.stream(request, info)
 
     def whole(
-        self, request: ChatRequest, info: ResponseInfo, identity: str, request_id: str
+        self, request: ChatRequest, info: ResponseInfo, identity: str
     ) -> Coroutine[None, None, list[Delta]]:
-        """The whole reply to a request without a stream: 8 % less for the mock than by `stream`."""
+        """The whole reply to a request without a stream. Where the backend gives it, the mock saves 8 %."""
         if self.backend_whole is None or self.recorder.concerns(request):
-            return gathered(self.stream(request, info, identity, request_id))
+            return gathered(self.stream(request, info, identity))
         return self.backend_whole(request, info)
 
     async def models(self, request: Request) -> list[JSONObject]:
@@ -276,7 +274,7 @@ class Endpoint:
         )
         context.info = info
         rendering = turn.rendering(request, info)
-        stream = partial(gateway.stream, identity=identity, request_id=context.id)
+        stream = partial(gateway.stream, identity=identity)
         if request.stream:
             deltas = turn.deltas(stream, info, rendering)
             context.holds_request = gateway.recorder.concerns(request) or turn.holds_request
@@ -286,7 +284,7 @@ class Endpoint:
         if turn.holds_request:
             asking = gathered(turn.deltas(stream, info, rendering))
         else:
-            asking = gateway.whole(request, info, identity, context.id)
+            asking = gateway.whole(request, info, identity)
         del request, turn
         found = await asking
         context.use(info.wrap_send)

@@ -121,7 +121,7 @@ def delta_size(delta: Delta) -> int:
 
 
 async def gathered(deltas: Deltas) -> list[Delta]:
-    """All Deltas of a reply, within the budget. Raises APIError 503."""
+    """All Deltas of a reply, for which memory is reserved as they come. Raises APIError 503."""
     found: list[Delta] = []
     async with aclosing(deltas):
         async for delta in deltas:
@@ -130,8 +130,8 @@ async def gathered(deltas: Deltas) -> list[Delta]:
     return found
 
 
-def with_reserve(deltas: list[Delta]) -> list[Delta]:
-    """The same Deltas of a whole reply, within the budget. Raises APIError 503."""
+def within_budget(deltas: list[Delta]) -> list[Delta]:
+    """The same Deltas, for which memory is reserved now. Raises APIError 503."""
     for delta in deltas:
         reserve(delta_size(delta))
     return deltas

@@ -110,12 +110,13 @@ class ThreadPool:
 class Turns(threading.local):
     """Lets the medium-sized requests of a thread's event loop work one at a time: others have their turn in between.
 
-    They share TURN_SECONDS before the next turn of the loop. A turn for each call costs 50 µs a request.
+    They share TURN_SECONDS of work before the loop goes on to other tasks: with a break after each call, a request of 100 kB
+    to a chat URL cost 6 % more.
     """
 
     def __init__(self) -> None:
         self.busy = False
-        self.spent = 0.0  # seconds of work since the last turn that was given away
+        self.spent = 0.0  # seconds of work since the last break
         self.waiters: deque[asyncio.Future[None]] = deque()
 
     async def take(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

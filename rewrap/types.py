@@ -261,8 +261,9 @@ ChecksOf = Callable[[str], Checks]  # by the model
 class Backend(Protocol):
     """Answers requests. Closing the Deltas ends the upstream's work.
 
-    A backend may have two more methods: `checks(model)` gives the Checks of its requests. `whole(request, info)` gives all Deltas
-    of the reply to a request without a stream, and reserves their memory (rewrap/memory.py); it saves the generators of `stream`.
+    A backend may have two more methods. `checks(model)` gives the Checks of its requests. `whole(request, info)` gives all
+    Deltas of the reply to a request without a stream, and reserves memory for them (rewrap/memory.py): it is faster than
+    `stream`, which is a generator.
     """
 
     name: str

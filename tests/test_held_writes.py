@@ -1,6 +1,8 @@
 """Writes that wait for the next turn of the loop: their order, and when each is made."""
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -172,10 +174,12 @@ async def test_a_write_that_fails_ends_its_connection_alone() -> None:
     assert log[-1] == b"y"
 
 
-def test_each_loop_has_its_own_turn_and_is_not_kept() -> None:
+def test_each_loop_has_a_queue_of_its_own_and_is_not_kept_alive() -> None:
     log: list[bytes] = []
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
 
     async def write() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
         for transport in transports(2, log):
             transport.write(b"x")
         await asyncio.sleep(0)
@@ -183,3 +187,5 @@ def test_each_loop_has_its_own_turn_and_is_not_kept() -> None:
     for count in (2, 4):
         asyncio.run(write())
         assert log == [b"x"] * count
+    gc.collect()
+    assert [loop() for loop in loops] == [None, None]

@@ -75,10 +75,9 @@ class Recorder:
         request: ChatRequest,
         info: ResponseInfo,
         owner: str,
-        request_id: str,
     ) -> Deltas:
         """The Deltas of a chat that concerns the recorder. Raises APIError, before anything is sent upstream."""
-        recording = Recording(request, owner, request_id)
+        recording = Recording(request, owner, info.request_id)
         if request.payload.get("completion_id"):
             await self.load_history(recording, info)
         stored = self.stores(recording.request.payload)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from rewrap.memory import gathered, with_reserve
+from rewrap.memory import gathered, within_budget
 from rewrap.mock.answers import Answer, as_stream
 from rewrap.mock.echo import echo, prompt_words
 from rewrap.mock.embedding import embed_all
@@ -82,7 +82,7 @@ class Mock:
         plan = await apart(self.script.plan, request, info)
         if not self.is_echo(plan, request):
             return await gathered(self.planned(plan, request, info))
-        return with_reserve(await apart(self.echoed, request, info))
+        return within_budget(await apart(self.echoed, request, info))
 
     def is_echo(self, plan: Plan, request: ChatRequest) -> bool:
         """Whether an echo answers at once."""

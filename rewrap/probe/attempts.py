@@ -266,7 +266,7 @@ def conversation_members(template: object) -> object:
     return template if CONVERSATION.search(str(template)) else None
 
 
-def with_member(attempt: Attempt, name: str, value: str) -> Attempt | None:
+def with_extra_field(attempt: Attempt, name: str, value: str) -> Attempt | None:
     """The same request with one more field; None if its body has no fields."""
     setting = PLACES[attempt.place]
     template = attempt.table.get(setting)

@@ -11,7 +11,7 @@ from typing import TypeGuard
 
 import orjson
 
-from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder
+from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder, is_json
 from rewrap.upstream.paths import first, parse_paths
 from rewrap.upstream.reply_search import MORE_NAMES, REPLY_NAMES
 
@@ -33,7 +33,7 @@ LIKELY_NAMES = frozenset([*REPLY_NAMES, *MORE_NAMES, "message", "result", "msg",
 # The words of names under which a service gives a chat its id: chat_ref, threadId, convo.
 CHAT_WORDS = "chat|context|conv|convo|conversation|dialog|dialogue|discussion|room|session|thread"
 ID_WORDS = "guid|handle|hash|id|identifier|key|ref|reference|sid|token|uid|uuid"
-SESSION_NAMES = (  # the likeliest last
+CHAT_ID_NAMES = (  # the likeliest last
     re.compile(rf"(?:{CHAT_WORDS})(?:_(?:{CHAT_WORDS}))*"),
     re.compile(rf"(?:.*_)?(?:{CHAT_WORDS})_?(?:{ID_WORDS})|(?:{ID_WORDS})_?(?:{CHAT_WORDS})"),
     re.compile(rf"(?:.*_)?(?:{CHAT_WORDS})_?id"),
@@ -94,14 +94,6 @@ def end_marker(body: bytes) -> str:
     if len(events) < 2 or is_json(events[-1]) or not all(map(is_json, events[:-1])):
         return ""
     return events[-1].decode("utf-8", "replace")
-
-
-def is_json(data: bytes) -> bool:
-    try:
-        orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return False
-    return True
 
 
 def decoder_of(body: bytes) -> SSEDecoder | NDJSONDecoder:
@@ -205,7 +197,7 @@ def may_be_reply(path: str, text: str, varies: bool) -> bool:
 def session_rank(path: str, text: str) -> int:
     """How likely a text is the id of the chat, by the words of its name: 0 (it is not) to 3."""
     name = re.sub(r"(?<=[a-z\d])(?=[A-Z])|-", "_", path.rpartition(".")[2]).lower()
-    matches = [rank for rank, names in enumerate(SESSION_NAMES, 1) if names.fullmatch(name)]
+    matches = [rank for rank, names in enumerate(CHAT_ID_NAMES, 1) if names.fullmatch(name)]
     if not matches or re.search(r"\s|://", text):
         return 0
     if max(matches) == 1 and not ID_VALUE.fullmatch(text):

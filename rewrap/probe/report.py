@@ -24,7 +24,6 @@ from rewrap.probe.attempts import (
     at_place,
     with_end,
     with_fields,
-    with_member,
 )
 from rewrap.probe.field_hints import wanted_fields
 from rewrap.probe.reply_candidates import events_with, json_values
@@ -325,14 +324,14 @@ def mapping_lines(attempt: Attempt, streams: bool, chat_id: ChatId | None) -> li
     if not streams and "done" in stream:  # it may come without being asked for
         table["stream"] = {"done": stream["done"]}
     below: list[str] = []
-    if chat_id is not None and not chat_id.works and takes_member(attempt, chat_id.name):
-        setting = PLACES[attempt.place]
+    setting = PLACES[attempt.place]
+    takes_id = chat_id is not None and takes_member(attempt, chat_id.name)
+    if chat_id is not None and takes_id and not chat_id.works:
         below = [f"[backend.mapping.{setting}]"]
         below += settings_lines(table.pop(setting))
         below.append(f"# {toml_key(chat_id.name)} = {toml(SESSION)}")
-    elif chat_id is not None and chat_id.works and takes_member(attempt, chat_id.name):
-        more = with_member(attempt, chat_id.name, SESSION)
-        table |= {PLACES[more.place]: more.table[PLACES[more.place]]} if more else {}
+    elif chat_id is not None and takes_id:
+        table[setting] = {**table[setting], chat_id.name: SESSION}
     lines = ["[backend.mapping]", *settings_lines(table)]
     if chat_id is not None:
         hidden = "" if chat_id.works else "# "
@@ -366,13 +365,15 @@ USUAL_PARTS = re.compile(
     r"(?i)api|rest|chats?|completions?|generate(?:[_-]stream)?|stream|messages?|invoke|predict|prediction|query|ask|run"
     r"|webhooks?|send|talk|reply|replies|answers?"
 )
-VERSION = re.compile(r"(?i)v\d+\w*")
+VERSION_PART = re.compile(r"(?i)v\d+\w*")
 
 
 def backend_name(url: str) -> str:
     """A short name for the backend of a URL: the last part of its path that is a plain word."""
     parts = httpx.URL(url).path.split("/")
-    words = [part for part in parts if PLAIN_WORD.fullmatch(part) and not VERSION.fullmatch(part)]
+    words = [
+        part for part in parts if PLAIN_WORD.fullmatch(part) and not VERSION_PART.fullmatch(part)
+    ]
     telling_words = [word for word in words if not USUAL_PARTS.fullmatch(word)]
     return (telling_words or words or ["mine"])[-1]
 

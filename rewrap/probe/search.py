@@ -18,8 +18,8 @@ from rewrap.probe.attempts import (
     at_other_places,
     attempts,
     with_end,
+    with_extra_field,
     with_fields,
-    with_member,
     with_names,
     with_reply,
     without_leftovers,
@@ -31,7 +31,7 @@ from rewrap.types import APIError
 from rewrap.upstream.shapes import known_shapes
 
 MAX_REQUESTS = 40
-FOR_STREAM = 3  # of the requests: for a stream, and for the id of the chat
+RESERVED = 3  # of the requests: for a stream, and for the id of the chat
 MAX_SAME = 2  # identical answers of an address that no other request is going to change
 WRONG_ADDRESS = (404, 405, 410, 501)
 
@@ -85,7 +85,7 @@ class Search:
     async def try_all(self) -> None:
         """Try the plan until there is a reply beyond doubt, or a reason to stop."""
         doubtful: Outcome | None = None
-        while self.plan and self.client.requests < MAX_REQUESTS - FOR_STREAM:
+        while self.plan and self.client.requests < MAX_REQUESTS - RESERVED:
             attempt = self.plan.popleft()
             try:
                 if self.is_hopeless(attempt):
@@ -180,7 +180,7 @@ class Search:
         names = attempt.names
         best = outcome
         while best.attempt.names != names or len(names) > 1:
-            if self.client.requests >= MAX_REQUESTS - FOR_STREAM:
+            if self.client.requests >= MAX_REQUESTS - RESERVED:
                 break
             asked = names[: len(names) // 2] or names
             fewer = with_names(attempt.url, attempt.place, asked)
@@ -220,7 +220,7 @@ class Search:
         found = ChatId(given.path)
         if SESSION in str(attempt.table):
             return ChatId(given.path, works=bool(self.options.mapping))
-        again = with_member(attempt, found.name, given.text)
+        again = with_extra_field(attempt, found.name, given.text)
         others = {text.text for text in other.texts if text.path == given.path}
         if again is None or not others or given.text in others or "{" in given.text:
             return found

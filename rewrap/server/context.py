@@ -32,29 +32,29 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
 
 
-class ChunkedAnswer(Protocol):
-    """An answer in chunks that has begun."""
+class ChunkWriter(Protocol):
+    """Writes the body of an answer in chunks that has begun."""
 
     def write(self, body: bytes) -> bool:
         """Write a chunk at once. False while the client reads too slowly, and after it has left."""
 
     async def send(self, body: bytes, more: bool) -> None:
-        """Send a chunk, when the client has read what came before. Without `more` it is the last one."""
+        """Send a chunk once the client has read most of the earlier ones. Without `more` it is the last one."""
 
 
 class ClientConnection:
     """A connection as its requests see it. This project's HTTP protocol keeps it up to date."""
 
-    __slots__ = ("chunks", "lost", "on_lost", "start_chunks", "write_answer")
+    __slots__ = ("chunk_writer", "lost", "on_lost", "start_chunks", "write_answer")
 
     def __init__(self) -> None:
         self.lost = False
         # Writes a whole answer at once; False if it cannot, and has written nothing.
         self.write_answer: Callable[[int, Headers, bytes], bool] | None = None
         # Begins an answer in chunks; None if it cannot, and has written nothing.
-        self.start_chunks: Callable[[int, Headers], ChunkedAnswer | None] | None = None
-        # The answer in progress; None if it has no chunks.
-        self.chunks: Callable[[], ChunkedAnswer | None] | None = None
+        self.start_chunks: Callable[[int, Headers], ChunkWriter | None] | None = None
+        # Makes a writer for the answer in progress; None if that has no chunks.
+        self.chunk_writer: Callable[[], ChunkWriter | None] | None = None
         self.on_lost: Callable[[], None] | None = None  # called when the client has left
 
 
@@ -68,7 +68,7 @@ class RequestContext:
         "active_watch",
         "admitted",
         "body_gate",
-        "chunked",
+        "chunk_writer",
         "ending",
         "error",
         "extra_headers",
@@ -100,7 +100,7 @@ class RequestContext:
         self.receive = receive
         self.raw_send = send
         self.sends_directly = True  # nothing wraps the sending
-        self.chunked: ChunkedAnswer | None = None  # the answer, if it began so
+        self.chunk_writer: ChunkWriter | None = None  # of an answer that `start_stream` began
         self.loop = loop
         self.request_headers: dict[bytes, bytes] = dict(scope["headers"])
         self.send_start: Send = self.send  # through CORS, if it is on
@@ -259,14 +259,14 @@ class RequestContext:
         """Send the head of an answer in parts."""
         connection: ClientConnection | None = self.scope.get(CONNECTION)
         if self.sends_directly and connection is not None and connection.start_chunks is not None:
-            self.chunked = connection.start_chunks(200, self.begun(200, headers))
-            if self.chunked is not None:
+            self.chunk_writer = connection.start_chunks(200, self.begun(200, headers))
+            if self.chunk_writer is not None:
                 return
         await self.send_start({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def send_body(self, body: bytes, *, more: bool) -> None:
-        if self.chunked is not None and self.sends_directly:
-            await self.chunked.send(body, more)
+        if self.chunk_writer is not None and self.sends_directly:
+            await self.chunk_writer.send(body, more)
             return
         await self.raw_send({"type": "http.response.body", "body": body, "more_body": more})
 
@@ -276,12 +276,12 @@ class RequestContext:
         It returns False while the client reads too slowly: then the next part has to go through `send_body`, which waits.
         """
         connection: ClientConnection | None = self.scope.get(CONNECTION)
-        if connection is None or connection.chunks is None:
+        if connection is None or connection.chunk_writer is None:
             return None
-        answer = self.chunked or connection.chunks()
-        if answer is None:
+        writer = self.chunk_writer or connection.chunk_writer()
+        if writer is None:
             return None
-        write = answer.write
+        write = writer.write
 
         def write_now(body: bytes) -> bool:
             self.sends += 1

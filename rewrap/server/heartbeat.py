@@ -10,7 +10,7 @@ TICKS = 3  # a stream is silent if nothing was sent for so many of them
 
 
 class Heartbeats:
-    """All streams of an app. One timer for those of a loop saves 3 µs a stream."""
+    """Pings for all streams of an app. One timer for the streams of a loop saves 3 µs a stream."""
 
     def __init__(self, seconds: float) -> None:
         """A stream gets a ping after `seconds` of silence, or up to a third more. 0: never."""
@@ -63,7 +63,7 @@ class Heartbeat:
         self.context = context
         self.rendering = rendering
         self.seen = 0
-        self.quiet = -1  # whole ticks without a chunk; the first tick is not a whole one
+        self.quiet = -1  # ticks without a chunk; the first tick comes early
         self.task: asyncio.Task[None] | None = None
 
     def __enter__(self) -> None:

@@ -98,7 +98,7 @@ def end_answer(cycle: RequestResponseCycle) -> None:
 
 
 class ChunkedAnswer:
-    """An answer in chunks that has begun. uvicorn's way costs 3 µs a chunk more, and 8 for the head."""
+    """The body of an answer in chunks: a ChunkWriter. With uvicorn's own way, a stream of 100 chunks costs 4 % more."""
 
     __slots__ = ("cycle", "flow", "transport")
 
@@ -115,7 +115,7 @@ class ChunkedAnswer:
         return not self.flow.write_paused
 
     async def send(self, body: bytes, more: bool) -> None:
-        """Send a chunk, when the client has read what came before. Without `more` it is the last one."""
+        """Send a chunk once the client has read most of the earlier ones. Without `more` it is the last one."""
         cycle = self.cycle
         if self.flow.write_paused and not cycle.disconnected:
             await self.flow.drain()
@@ -152,7 +152,7 @@ class Protocol(HttpToolsProtocol):
         holding: Any = HoldingTransport(transport, self.loop)
         super().connection_made(holding)
         self.client_connection = ClientConnection()
-        self.client_connection.chunks = self.chunks
+        self.client_connection.chunk_writer = self.chunk_writer
         self.client_connection.start_chunks = self.start_chunks
         self.client_connection.write_answer = self.write_answer
         self.overhead = 0  # bytes in a row that are not a body
@@ -169,7 +169,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self.client_connection.lost = True
         # Cycles of references.
-        self.client_connection.chunks = None
+        self.client_connection.chunk_writer = None
         self.client_connection.start_chunks = None
         self.client_connection.write_answer = None
         if self.running is not None and not self.running.response_complete:
@@ -192,7 +192,10 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def start_chunks(self, status: int, headers: Headers) -> ChunkedAnswer | None:
-        """Write the head of an answer in chunks. None if uvicorn has to send it. The names of `headers` are in lower case."""
+        """Write the head of an answer in chunks. None if uvicorn has to send it.
+
+        `headers` have names in lower case.
+        """
         cycle = self.running
         if cycle is None or cycle.scope["http_version"] != "1.1":
             return None
@@ -201,10 +204,10 @@ class Protocol(HttpToolsProtocol):
             return None
         cycle.chunked_encoding = True
         self.transport.write(head)
-        return self.chunks()
+        return ChunkedAnswer(cycle, self.transport, self.flow)
 
     def head_of_answer(self, status: int, headers: Headers) -> bytes:
-        """The head of the running request's answer, which has begun then. Empty if it is a special case."""
+        """Begin the answer of the running request: its head, to be written now. Empty if it is a special case."""
         cycle = self.running
         if cycle is None or cycle.response_started or cycle.disconnected or cycle.more_body:
             return b""
@@ -220,8 +223,8 @@ class Protocol(HttpToolsProtocol):
         cycle.waiting_for_100_continue = False
         return head + b"\r\n"
 
-    def chunks(self) -> ChunkedAnswer | None:
-        """The answer of the running request, if it has begun and comes in chunks."""
+    def chunk_writer(self) -> ChunkedAnswer | None:
+        """A writer for the answer of the running request, if that has begun and comes in chunks."""
         cycle = self.running
         if cycle is None or not cycle.response_started or cycle.response_complete:
             return None
@@ -296,10 +299,10 @@ class Protocol(HttpToolsProtocol):
         scope: dict[str, object] = cycle.scope  # type: ignore[assignment]  # an extension of ours
         scope[CONNECTION] = self.client_connection
         self.running = cycle
-        # Most requests have no header for uvicorn's middleware to read: 2 µs.
-        forwarded = any(name in PROXY_HEADERS for name, _ in cycle.scope["headers"])
-        if isinstance(app, ProxyHeadersMiddleware) and not forwarded:
-            app = app.app
+        # Few requests have a header that uvicorn's middleware reads: to skip it saves 2 µs.
+        if isinstance(app, ProxyHeadersMiddleware):
+            if not any(name in PROXY_HEADERS for name, _ in cycle.scope["headers"]):
+                app = app.app
         super()._start_asgi_task(cycle, app)
 
     # Refusals.

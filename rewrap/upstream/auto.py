@@ -131,11 +131,11 @@ class AutoReader:
         if data.strip() == b"[DONE]" or (name in END_NAMES and not data.strip(b' {}"')):
             self.done = True
             return []
-        if self.bare is False and END_MARKER.fullmatch(data.decode("latin-1").strip()):
-            self.done = True
-            return []
         value = json_in(data)
         if value is None:
+            if self.bare is False and END_MARKER.fullmatch(data.decode("latin-1").strip()):
+                self.done = True
+                return []
             self.check_not_cut(data)
         if isinstance(value, dict) and not (self.bare and KNOWN_NAMES.isdisjoint(value)):
             return self.object_deltas(name, value)

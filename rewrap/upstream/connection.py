@@ -97,7 +97,7 @@ class Connection(asyncio.Protocol):
         self.loop = owner.loop
         self.transport: Any = None
         self.chunks: list[bytes] = []
-        # The parser appends each chunk without a call of Python: 20 µs less for a stream of 100 chunks.
+        # The parser calls this for each part of a body. A method in Python costs a stream of 100 chunks 20 µs more.
         self.on_body = self.chunks.append
         self.parser = httptools.HttpResponseParser(self)
         self.closed = False

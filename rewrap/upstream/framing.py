@@ -293,10 +293,10 @@ class TextDecoder:
 
 # At the start of a line only: in the text of a reply, line breaks are escaped.
 DONE = re.compile(rb"(?:\A|[\r\n])data: ?\[DONE\]")
-# An event that ends a stream of JSON: [DONE], and what others have in its place, such as [END].
+# An event that ends a stream of JSON: [DONE], or what others send in its place, such as [END].
 END_MARKER = re.compile(r"\[[A-Z_]{2,20}\]")
 EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r|\n\r\n|\r\n\n")
-# `.` is faster than a set without \r and \n: 3 µs for 100 events. The `*+` keeps no way back.
+# `.` is faster than a set without \r and \n: by 3 µs for 100 events. The possessive `*+` never backtracks.
 PLAIN_EVENTS = re.compile(rb"(?:data: \{.*\}\n\n)*+(?:data: \[DONE\]\n\n)?")
 
 

@@ -66,7 +66,7 @@ class MappedReader:
         rejection = paths.failure(name, value)
         if rejection is not None:
             raise rejection
-        is_marker = value == DONE or self.is_end_marker(value)
+        is_marker = self.is_end_marker(value)
         self.done = is_marker or holds(paths.done, name, value)
         last = self.done or holds(paths.ends, name, value)
         kept = not is_marker
@@ -107,9 +107,11 @@ class MappedReader:
         return delta
 
     def is_end_marker(self, value: object) -> bool:
-        """Whether an event is a word such as [END], where the shape expects JSON."""
-        if not isinstance(value, str) or () in self.paths.reply:
+        """Whether an event is [DONE] or, where the shape expects JSON, another word in brackets, such as [END]."""
+        if not isinstance(value, str):
             return False
+        if () in self.paths.reply:  # texts may have brackets
+            return value == DONE
         return END_MARKER.fullmatch(value) is not None
 
     def check_json(self, value: object) -> None:

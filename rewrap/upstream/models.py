@@ -87,7 +87,7 @@ class ModelList:
         return cards
 
 
-async def asked_models(
+async def fetch_models(
     client: Client,
     target: object,
     headers: dict[str, str],

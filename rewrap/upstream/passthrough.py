@@ -235,7 +235,7 @@ class PassThrough:
         deadline = running_loop().time() + provider.limits.total
         whole = request.body
         if provider.client.takes_whole_requests and not isinstance(whole, bytes):
-            whole = await gathered(whole, provider.limits.reply_bytes)
+            whole = await whole_body(whole, provider.limits.reply_bytes)
         if isinstance(whole, bytes) and (whole or provider.client.takes_whole_requests):
             body = with_model(provider, request, whole)
             headers.pop("content-length", None)  # the pool writes its own
@@ -286,7 +286,7 @@ class PassThrough:
         return CountedReply(response, deadline, self)
 
 
-async def gathered(body: AsyncIterator[bytes], max_bytes: int) -> bytes:
+async def whole_body(body: AsyncIterator[bytes], max_bytes: int) -> bytes:
     """A streamed body as a whole. Raises APIError 413."""
     parts: list[bytes] = []
     size = 0

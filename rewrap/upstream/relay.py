@@ -106,7 +106,7 @@ class RelayStream:
             rest = data[end:]
             if rest == DONE_EVENT:
                 self.done = True
-            elif rest:  # a fast upstream sends much before its [DONE]: that passes
+            elif rest:  # the events before it pass: a fast upstream sends many at once
                 data = data[:end] + self.rewritten(rest)
         if not self.started:
             data = self.from_first_delta(data)

@@ -10,7 +10,8 @@ KEPT_CHARACTERS = 512  # of a URL: it may contain the model, which the client ch
 class Targets:
     """Makes the constant part of the requests to each URL, and keeps it.
 
-    `headers` are the backend's own. They, and those of its shape, come before `agent`, the User-Agent of this program. Calls raise httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent.
+    `headers` are the backend's own. They override those of its shape, which override `agent`, the User-Agent of this program.
+    A call raises httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent.
     """
 
     def __init__(
