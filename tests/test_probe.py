@@ -992,6 +992,71 @@ def test_of_several_texts_the_likeliest_is_marked(
 # ---- arguments that describe the request
 
 
+def asks_topic(request: Request) -> tuple[int, object]:
+    """A service that takes a topic in the query of a GET or in a form, and repeats it in its answer."""
+    query = request.path.partition("?")[2] if request.method == "GET" else request.body.decode()
+    topic = dict(parse_qsl(query)).get("topic")
+    if topic is None:
+        return 400, {"error": "Parameter topic is missing"}
+    return 200, {"topic": topic, "summary": f"About {topic}", "conv_token": "ct12345678"}
+
+
+def test_a_text_that_repeats_the_prompt_of_a_query_or_a_form_is_no_reply(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(answers(asks_topic))) as up:
+        assert probe(f"{up.url}/wiki") == 0
+    told = capsys.readouterr().out
+    assert "    summary = About Say OK.  <- the reply\n" in told
+    assert 'reply = "summary"\n' in told
+    assert "    conv_token = ***\n" in told
+    assert "ct12345678" not in told
+
+
+@pytest.mark.parametrize("path", ["summary", "topic"])
+def test_a_reply_alone_changes_the_place_of_the_reply_and_the_request_is_found(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(answers(asks_topic))) as up:
+        assert probe(f"{up.url}/wiki", "--reply", path) == 0
+        assert len(up.requests) <= MAX_REQUESTS
+    told = capsys.readouterr().out
+    assert f'reply = "{path}"\n' in told
+    assert "topic = " in told
+
+
+def test_a_reply_alone_counts_where_another_text_is_found_at_once(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def answer(request: Request) -> tuple[int, object]:
+        return 200, {"reply": "OK.", "note": f"A note on {len(request.body)} bytes"}
+
+    with portal.wrap_async_context_manager(Upstream(answers(answer))) as up:
+        assert probe(f"{up.url}/bot", "--reply", "note") == 0
+    told = capsys.readouterr().out
+    assert 'reply = "note"\n' in told
+    assert "A reply: A note on " in told
+
+
+def test_a_reply_alone_that_is_nowhere_is_no_reply(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(answers(asks_topic))) as up:
+        assert probe(f"{up.url}/wiki", "--reply", "odd.place") == 1
+    assert "Nothing stands at odd.place. The texts of the answer:" in capsys.readouterr().out
+
+
+def test_a_prompt_in_the_query_of_the_url_is_sent_by_get(
+    portal: BlockingPortal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with portal.wrap_async_context_manager(Upstream(answers(asks_topic))) as up:
+        assert probe(f"{up.url}/wiki?topic={{prompt}}", "--reply", "summary") == 0
+        assert {request.method for request in up.requests} == {"GET"}
+    told = capsys.readouterr().out
+    assert '\nmethod = "GET"\n' in told
+    assert 'topic = "{prompt}"' in told
+
+
 def test_a_body_and_a_reply_are_used_as_they_are(
     portal: BlockingPortal, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

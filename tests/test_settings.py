@@ -231,7 +231,6 @@ def test_a_setting_without_effect_is_named_in_one_line(
         (["", "", ""], "b: every model goes to 'a'; c: every model goes to 'a'"),
         (['models = ["x", "*"]'] * 2, "b: its models (x, *) go to 'a'"),
         (['models = ["x"]', 'models = ["y"]', 'models = ["y", "x"]'], "c: its models (y, x) go to"),
-        (['models = ["x", "*"]', 'models = ["y", "*"]'], ""),
         (['models = ["x"]', ""], ""),
         (['models = ["x-*"]', 'models = ["x-?"]', 'models = ["x-1"]'], ""),
         (['fallbacks = ["b"]', ""], ""),
@@ -252,6 +251,19 @@ def test_a_backend_that_no_model_name_reaches_is_named_in_one_line(
         name, _, reason = expected.partition(": ")
         assert note.startswith(f"no model name reaches backend {name!r}: {reason}")
         assert note.endswith(f'; give {name!r} models = ["{name}"], or name it in fallbacks')
+
+
+def test_a_backend_that_some_of_its_model_names_do_not_reach_is_named() -> None:
+    models = {"a": '["x", "*"]', "b": '["y", "*"]', "c": '["z", "x", "*", "y"]'}
+    tables = [
+        f'[[backend]]\nname = "{name}"\nkind = "mock"\nmodels = {of}\n'
+        for name, of in models.items()
+    ]
+    Path("b.toml").write_text("".join(tables))
+    assert create_app(Settings(config="b.toml")).gateway.notes([]) == [
+        "backend 'b' does not get its models *: they go to 'a', earlier in the file",
+        "backend 'c' does not get its models x, *, y: they go to 'a', 'b', earlier in the file",
+    ]
 
 
 def test_the_start_and_check_name_a_backend_that_no_model_name_reaches() -> None:

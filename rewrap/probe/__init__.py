@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 import httpx
 import orjson
 
-from rewrap.probe.attempts import ANY_REQUEST, MODEL, Options
+from rewrap.probe.attempts import MODEL, Options
 from rewrap.probe.report import Report
 from rewrap.probe.search import Search
 from rewrap.types import JSONObject
@@ -80,24 +80,28 @@ def options_of(arguments: argparse.Namespace) -> Options:
         arguments.model or MODEL,
         arguments.timeout,
         mapping,
+        arguments.reply,
         arguments.stream,
     )
 
 
 def mapping_of(arguments: argparse.Namespace) -> JSONObject:
-    """The part of a mapping that --method, --body and --reply describe. Raises ValueError."""
+    """The mapping that --method, --body and --reply describe; {} if they describe no request. Raises ValueError."""
     mapping: JSONObject = {}
-    if arguments.method.upper() not in ("", "POST", "GET"):
+    method = arguments.method.upper()
+    if method not in ("", "POST", "GET"):
         raise ValueError("--method is POST or GET")
-    if arguments.method.upper() == "GET":
-        query = arguments.body or httpx.URL(arguments.url).query.decode()
+    query = httpx.URL(arguments.url).query.decode()
+    if not method and not arguments.body and "{" in query:
+        method = "GET"
+    if method == "GET":
+        query = arguments.body or query
         if "{" not in query:
             raise ValueError("--method GET needs a URL with {prompt} in its query: ?q={prompt}")
         mapping = {"method": "GET", "query": dict(parse_qsl(query))}
     elif arguments.body:
         mapping = body_of(arguments.body)
-    if arguments.reply:
-        mapping = mapping or {"request": ANY_REQUEST}
+    if mapping and arguments.reply:
         mapping["reply"] = arguments.reply
     return mapping
 

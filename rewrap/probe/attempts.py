@@ -52,7 +52,10 @@ PLACES = {"body": "request", "query": "query", "form": "form"}  # settings of a 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The arguments of the command. `timeout` is in seconds. `mapping` has those that describe the request."""
+    """The arguments of the command. `timeout` is in seconds. `mapping` has those that describe the request.
+
+    `reply` is the path of the reply; with a `mapping`, that has it, too.
+    """
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -60,6 +63,7 @@ class Options:
     model: str = MODEL
     timeout: float = 30.0
     mapping: JSONObject = field(default_factory=dict)
+    reply: str = ""
     stream: bool = False
 
     def secrets(self) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeGuard
+from urllib.parse import parse_qsl
 
 import orjson
 
@@ -220,5 +221,7 @@ def reply_path(found: list[Text]) -> str | None:
 
 
 def sent_texts(sent: bytes) -> set[str]:
-    """The texts of a request: its whole body, and each string in it."""
-    return {sent.decode(), *(orjson.loads(text) for text in STRING.findall(sent))}
+    """The texts of a request: its whole body or query, and each string or parameter in it."""
+    text = sent.decode()
+    values = [value for _, value in parse_qsl(text)]
+    return {text, *values, *(orjson.loads(string) for string in STRING.findall(sent))}

@@ -26,7 +26,7 @@ from rewrap.probe.attempts import (
     with_fields,
 )
 from rewrap.probe.field_hints import wanted_fields
-from rewrap.probe.reply_candidates import events_with, json_values
+from rewrap.probe.reply_candidates import Text, events_with, json_values
 from rewrap.probe.search import Finding
 from rewrap.types import JSONObject
 from rewrap.upstream.shapes import shape_from
@@ -113,8 +113,15 @@ class Report:
             if text.events > 1:
                 place = f"{text.path} in {text.events} events:"
             arrow = f"  <- {mark}" if text.path == marked else ""
-            lines.append(f"    {place} {self.shown(text.text, TEXT_CHARACTERS)}{arrow}")
+            lines.append(f"    {place} {self.value(text)}{arrow}")
         return lines
+
+    def value(self, text: Text) -> str:
+        """A text of an answer, unless the name of its member says that it is a secret."""
+        name = text.path.rpartition(".")[2]
+        if SECRET.match(f'"{name}":"x'):
+            return "***"
+        return self.shown(text.text, TEXT_CHARACTERS)
 
     # No reply.
 
@@ -169,7 +176,7 @@ class Report:
         """The texts of a good answer in which no reply was found, and the settings for the likeliest."""
         assert outcome.response is not None
         values = json_values(outcome.response.content)
-        asked = str(self.options.mapping.get("reply", ""))
+        asked = self.options.reply
         nothing = f"Nothing stands at {asked}. " if asked and not events_with(values, asked) else ""
         likeliest = outcome.texts[0]
         marked = likeliest.path if likeliest.candidate else ""

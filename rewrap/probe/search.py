@@ -113,12 +113,12 @@ class Search:
         """Put before the plan what an answer without a reply suggests."""
         attempt = outcome.attempt
         if outcome.is_good and not attempt.has_path and outcome.texts:
-            path = reply_path(outcome.texts)
+            path = self.place_of_reply(outcome)
             if path:
                 fewer = without_leftovers(attempt, path, outcome.marker)
                 whole = with_reply(attempt, path, outcome.marker)
                 self.plan.extendleft([whole, *([fewer] if fewer else [])])
-            elif outcome.texts[0].candidate and self.finding.guess is None:
+            elif not self.options.reply and outcome.texts[0].candidate and not self.finding.guess:
                 self.finding.guess = outcome
         if outcome.response is None:
             return
@@ -131,6 +131,14 @@ class Search:
             return
         better = with_fields(attempt, wanted)
         self.plan_first([better] if better else at_other_places(attempt))
+
+    def place_of_reply(self, outcome: Outcome) -> str | None:
+        """The path of the reply in a good answer: that of --reply, or of the one text that stands out."""
+        asked = self.options.reply
+        if not asked:
+            return reply_path(outcome.texts)
+        assert outcome.response is not None
+        return asked if events_with(json_values(outcome.response.content), asked) else None
 
     def plan_end(self, outcome: Outcome, body: bytes) -> None:
         """Try a mapping again whose text is there, with the marker that ends the stream."""
@@ -246,4 +254,6 @@ class Search:
         outcome = await ask(self.client, backend, attempt, self.options.model, stream=stream)
         if outcome.is_marker:
             return replace(outcome, deltas=[], failure="the end of a stream alone")
+        if self.options.reply not in ("", ".") and not attempt.has_path:
+            return replace(outcome, deltas=[], failure="the reply is at another place")
         return outcome

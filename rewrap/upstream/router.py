@@ -99,24 +99,37 @@ class ModelRouter:
 
     @property
     def notes(self) -> list[str]:
-        """A line for each backend that no model name reaches, unless it is a fallback."""
+        """A line for each backend that some or all of its model names do not reach, unless it is a fallback."""
         fallbacks = {backend.name for row in self.fallbacks.values() for backend in row}
         notes: list[str] = []
         for row in self.rows:
-            name = row.backend.name
-            picked = [self.pick(pattern) for pattern in row.patterns]
-            if not picked or row.backend in picked or name in fallbacks:
+            if row.backend.name in fallbacks:
                 continue
-            owners = dict.fromkeys(repr(backend.name) for backend in picked if backend)
-            models = f"its models ({', '.join(row.patterns)}) go"
-            if set(row.patterns) == {"*"}:
-                models = "every model goes"
-            notes.append(
-                f"no model name reaches backend {name!r}: {models} to {', '.join(owners)}, "
-                f"earlier in the file; give {name!r} models = [{json.dumps(name)}], "
-                "or name it in fallbacks"
-            )
+            lost = [pattern for pattern in row.patterns if self.pick(pattern) is not row.backend]
+            if lost and len(lost) == len(row.patterns):
+                notes.append(self.unreached_note(row))
+            elif lost:
+                notes.append(
+                    f"backend {row.backend.name!r} does not get its models {', '.join(lost)}: "
+                    f"they go to {self.owners(lost)}, earlier in the file"
+                )
         return notes
+
+    def unreached_note(self, row: Row) -> str:
+        name = row.backend.name
+        models = f"its models ({', '.join(row.patterns)}) go"
+        if set(row.patterns) == {"*"}:
+            models = "every model goes"
+        return (
+            f"no model name reaches backend {name!r}: {models} to {self.owners(row.patterns)}, "
+            f"earlier in the file; give {name!r} models = [{json.dumps(name)}], "
+            "or name it in fallbacks"
+        )
+
+    def owners(self, patterns: Sequence[str]) -> str:
+        """The names of the backends that get these models."""
+        picked = [self.pick(pattern) for pattern in patterns]
+        return ", ".join(dict.fromkeys(repr(backend.name) for backend in picked if backend))
 
     def checks(self, model: str) -> Checks:
         """The closest checks of the backends that may answer."""
