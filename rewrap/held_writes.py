@@ -18,11 +18,6 @@ class WriteQueue:
         self.transports: list[HoldingTransport] = []
         self.was_quiet = True  # the last turn with writes had one transport
 
-    def add(self, transport: "HoldingTransport") -> None:
-        if not self.transports:
-            transport.loop.call_soon(self.flush)
-        self.transports.append(transport)
-
     def flush(self) -> None:
         transports = self.transports
         self.transports = []
@@ -62,12 +57,15 @@ class HoldingTransport:
 
     def write(self, data: bytes) -> None:
         queue = self.queue
+        transports = queue.transports
         if not self.is_queued:
             self.is_queued = True
-            queue.add(self)
+            if not transports:
+                self.loop.call_soon(queue.flush)
+            transports.append(self)
         self.held.append(data)
         self.held_bytes += len(data)
-        is_alone = queue.was_quiet and len(queue.transports) == 1
+        is_alone = queue.was_quiet and len(transports) == 1
         if (is_alone and not is_final_head(data)) or self.held_bytes > HELD_BYTES:
             self.flush()
 

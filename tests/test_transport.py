@@ -491,7 +491,7 @@ ANSWERS: dict[
         False,
     ),
     "gzip": (
-        [b"".join(whole(JSON, gzip.compress(b"ok"), "content-encoding: gzip"))],
+        [b"".join(whole(JSON, gzip.compress(b"ok", mtime=0), "content-encoding: gzip"))],
         (200, b"ok"),
         True,
     ),
@@ -501,14 +501,17 @@ ANSWERS: dict[
         True,
     ),
     "two gzips": (
-        [b"".join(whole(JSON, gzip.compress(b"o") + gzip.compress(b"k"), GZIP))],
+        [b"".join(whole(JSON, gzip.compress(b"o", mtime=0) + gzip.compress(b"k", mtime=0), GZIP))],
         (200, b"ok"),
         True,
     ),
     "gzips byte by byte": (
         [
             head(JSON, "content-length: 42", GZIP),
-            *(bytes([byte]) for byte in gzip.compress(b"o") + gzip.compress(b"k")),
+            *(
+                bytes([byte])
+                for byte in gzip.compress(b"o", mtime=0) + gzip.compress(b"k", mtime=0)
+            ),
         ],
         (200, b"ok"),
         True,
@@ -580,10 +583,10 @@ async def test_more_than_the_answer_is_never_the_next_answer(extra: bytes, pause
 @pytest.mark.parametrize(
     ("data", "coding"),
     [
-        (gzip.compress(b"a" * 99)[:-9], "gzip"),
-        (gzip.compress(b"a") + gzip.compress(b"b")[:-1], "gzip"),
-        (gzip.compress(b"a") + b"\x1f", "gzip"),
-        (gzip.compress(b"a") + b"junk", "gzip"),
+        (gzip.compress(b"a" * 99, mtime=0)[:-9], "gzip"),
+        (gzip.compress(b"a", mtime=0) + gzip.compress(b"b", mtime=0)[:-1], "gzip"),
+        (gzip.compress(b"a", mtime=0) + b"\x1f", "gzip"),
+        (gzip.compress(b"a", mtime=0) + b"junk", "gzip"),
         (zlib.compress(b"a") + b"junk", "deflate"),
         (b"not gzip", "gzip"),
         (b"x", "br"),
@@ -630,7 +633,7 @@ async def test_a_bomb_that_is_read_slowly_is_not_gathered() -> None:
 
 async def test_what_follows_a_compressed_answer_is_refused_and_not_gathered() -> None:
     junk = chunk(b"junk" * 25_000)
-    parts = [head(JSON, CHUNKED_BODY, GZIP), chunk(gzip.compress(b"ok")), *[junk] * 1000]
+    parts = [head(JSON, CHUNKED_BODY, GZIP), chunk(gzip.compress(b"ok", mtime=0)), *[junk] * 1000]
     async with Upstream(sends(lambda r: parts)) as up, pooled() as pool:
         reply = await begin(pool, up.url)
         assert await reply.read() == b"ok"
@@ -640,9 +643,9 @@ async def test_what_follows_a_compressed_answer_is_refused_and_not_gathered() ->
         await up.until(lambda: up.open == 0, 0.2)
 
 
-@pytest.mark.parametrize("nothing", [gzip.compress(b""), EMPTY_BLOCKS])
+@pytest.mark.parametrize("nothing", [gzip.compress(b"", mtime=0), EMPTY_BLOCKS])
 async def test_compression_that_comes_to_nothing_ends_at_the_deadline(nothing: bytes) -> None:
-    begins = gzip.compress(b"")[:10] if nothing is EMPTY_BLOCKS else b""
+    begins = gzip.compress(b"", mtime=0)[:10] if nothing is EMPTY_BLOCKS else b""
     piece = chunk(nothing * (60_000 // len(nothing)))
 
     async def pour(request: Request, reader: Any, writer: Any) -> None:

@@ -14,31 +14,41 @@ PROTOCOL_METHODS = {
     "connection_made",
     "data_received",
     "on_body",
+    "on_header",
     "on_headers_complete",
     "on_message_complete",
+    "on_response_complete",
     "pause_writing",
 }
 # Members of uvicorn's protocol that it uses.
 PROTOCOL_ATTRIBUTES = {
-    "_unset_keepalive_if_required",
+    "app",
     "cycle",
+    "expect_100_continue",
     "flow",
     "headers",
     "loop",
     "parser",
     "pipeline",
+    "root_path",
     "scope",
-    "timeout_keep_alive_task",
+    "server_state",
+    "tasks",
+    "timeout_keep_alive",
     "transport",
     "url",
 }
-# Members of a request (uvicorn calls it a cycle) that it uses.
+# Attributes of a request (uvicorn calls it a cycle), which rewrap.server.cycles.Cycle sets itself.
 CYCLE_ATTRIBUTES = {
+    "access_log",
+    "access_logger",
     "chunked_encoding",
     "default_headers",
     "disconnected",
     "expected_content_length",
+    "flow",
     "keep_alive",
+    "logger",
     "message_event",
     "more_body",
     "on_response",
@@ -48,8 +58,8 @@ CYCLE_ATTRIBUTES = {
     "transport",
     "waiting_for_100_continue",
 }
-# Methods that rewrap.server.protocol.UnchunkedCycle overrides.
-CYCLE_METHODS = {"run_asgi", "send"}
+# Methods of it that the classes there override.
+CYCLE_METHODS = {"receive", "run_asgi", "send"}
 # Methods that rewrap.server.workers.Supervisor overrides.
 SUPERVISOR_METHODS = {"handle_hup", "handle_signals", "join_all", "keep_subprocess_alive"}
 # Members of the server that rewrap.server.signals uses.
