@@ -241,16 +241,17 @@ class Endpoint:
         gate = self.gateway.gate
         identity = await self.gateway.admit(context)
         gate.check()  # before the body, which may be large
-        incoming = await self.read(context, identity)
+        body = await context.body(self.gateway.settings.max_body_bytes)
+        incoming = self.incoming(context, body, identity)
+        del body
         with gate, context.watch():  # a body that arrives slowly has taken no place
             # No caller holds the body or the request: a long stream need not keep the conversation.
             serving = self.serve(context, incoming)
             del incoming
             await serving
 
-    async def read(self, context: RequestContext, identity: str) -> Incoming:
+    def incoming(self, context: RequestContext, body: bytes, identity: str) -> Incoming:
         gateway = self.gateway
-        body = await context.body(gateway.settings.max_body_bytes)
         if gateway.debug:
             log.debug("%s %s", context.id, loggable(body, gateway.secrets))
         path_model = context.scope["path_params"].get("model", "")
@@ -274,14 +275,15 @@ class Endpoint:
         )
         context.info = info
         rendering = turn.rendering(request, info)
-        stream = partial(gateway.stream, identity=identity)
         if request.stream:
+            stream = partial(gateway.stream, identity=identity)
             deltas = turn.deltas(stream, info, rendering)
             context.holds_request = gateway.recorder.concerns(request) or turn.holds_request
             del request, turn
             await send_stream(context, rendering, deltas, gateway.heartbeats)
             return
         if turn.holds_request:
+            stream = partial(gateway.stream, identity=identity)
             asking = gathered(turn.deltas(stream, info, rendering))
         else:
             asking = gateway.whole(request, info, identity)

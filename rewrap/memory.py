@@ -132,8 +132,7 @@ async def gathered(deltas: Deltas) -> list[Delta]:
 
 def within_budget(deltas: list[Delta]) -> list[Delta]:
     """The same Deltas, for which memory is reserved now. Raises APIError 503."""
-    for delta in deltas:
-        reserve(delta_size(delta))
+    reserve(sum([delta_size(delta) for delta in deltas]))
     return deltas
 
 

@@ -174,28 +174,39 @@ class ChatRequest:
     unsupported: tuple[str, ...] = ()  # members of the body that a chat request cannot hold
 
 
-@dataclass(slots=True)
 class ResponseInfo:
-    """The facts about one reply, filled in by the backend while it answers."""
+    """The facts about one reply, filled in by the backend while it answers.
 
-    id: str = ""
-    created: int = 0  # Unix time, seconds
-    model: str = ""
-    backend: str = ""
-    headers: Headers = field(default_factory=list)  # for the answer to the client
-    dropped: list[str] = field(default_factory=list)  # parameters that the upstream cannot take
-    request_id: str = ""
+    The initial values are attributes of the class: they cost a request nothing.
+    """
+
     on_status: Callable[[int], None] | None = None  # called with the status of the answer
-    wrap_send: Callable[[Send], Send] | None = (
-        None  # spoils the answer on its way: the mock's faults
-    )
-    prompt_bytes: int = 0  # UTF-8 bytes of all messages, for an estimate of tokens
+    # Spoils the answer on its way: the mock's faults.
+    wrap_send: Callable[[Send], Send] | None = None
     usage: JSONObject | None = None
     accepted: bool = True  # a ping may start the answer: the upstream will not reject the request
     deadline: float = 0.0  # loop time by which an answer without a stream is whole
     # Sends bytes of a stream that has begun straight to the client's socket.
     write: Sink | None = None
     completion: JSONObject | None = None  # the finished reply, where a hook or the store needs it
+
+    def __init__(
+        self,
+        id: str = "",
+        created: int = 0,
+        model: str = "",
+        backend: str = "",
+        request_id: str = "",
+        prompt_bytes: int = 0,
+    ) -> None:
+        self.id = id
+        self.created = created  # Unix time, seconds
+        self.model = model
+        self.backend = backend
+        self.request_id = request_id
+        self.prompt_bytes = prompt_bytes  # UTF-8 of all messages, for an estimate of tokens
+        self.headers: Headers = []  # for the answer to the client
+        self.dropped: list[str] = []  # parameters that the upstream cannot take
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +260,8 @@ class Checks(Enum):
     ROUTING = "routing"  # the members that this server uses: the upstream checks the others
     TRANSLATION = "translation"  # and the types of the members that shapes translate
     OPENAI = "openai"  # all that OpenAI checks
+
+    __hash__ = object.__hash__  # that of Enum is a function in Python: 0.3 µs
 
     def or_closer(self, other: "Checks") -> "Checks":
         order = list(Checks)
@@ -471,7 +484,14 @@ def size_of(text: str) -> int:
 
 def prompt_size(messages: list[JSONObject]) -> int:
     """The bytes of UTF-8 in the texts of all messages."""
-    return sum([size_of(text_of(message.get("content"))) for message in messages])
+    size = 0
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str) and content.isascii():  # a third of the time
+            size += len(content)
+        else:
+            size += size_of(text_of(content))
+    return size
 
 
 def estimated_tokens(size: int) -> int:
@@ -512,21 +532,22 @@ def next_gap(text: str, start: int) -> int:
     return len(text)
 
 
-def in_portions(delta: Delta) -> Iterator[Delta]:
+def in_portions(delta: Delta) -> list[Delta]:
     """A whole text in pieces that one send may hold.
 
     Fields come before the text, tool calls and the end after it.
     """
     if len(delta.content) <= PORTION_CHARACTERS or delta.logprobs is not None:
-        yield delta
-        return
+        return [delta]
+    found: list[Delta] = []
     fields = dict(delta.fields or {})
     tool_calls = fields.pop("tool_calls", None)
     if fields:
-        yield Delta(index=delta.index, fields=fields)
+        found.append(Delta(index=delta.index, fields=fields))
     *texts, last = portions(delta.content)
     for text in texts:
-        yield Delta(text, index=delta.index, whole=True)
+        found.append(Delta(text, index=delta.index, whole=True))
     delta.content = last
     delta.fields = {"tool_calls": tool_calls} if tool_calls else None
-    yield delta
+    found.append(delta)
+    return found

@@ -45,17 +45,16 @@ class ChatRendering:
         self.roles: set[int] = set()  # choices whose role chunk was sent
         self.raw = False
         self.size = 0
-        self.head = b""
-        no_usage = b',"usage":null' if self.include_usage else b""
-        self.tail = b',"finish_reason":null}]%b}\n\n' % no_usage
-        self.finish_tail = b"}]%b}\n\n" % no_usage
+        self.head = b""  # made for the first chunk, as the tails are
+        self.tail = b""
+        self.finish_tail = b""
 
     def __call__(self, delta: Delta) -> bytes:
         if delta.raw:
             self.raw = True
             return delta.raw
         if not self.head:
-            self.head = self.frame_head()
+            self.begin()
         opening = b'%b"choices":[{"index":%d,"delta":' % (self.head, delta.index)
         out = b""
         if delta.index not in self.roles:
@@ -78,10 +77,13 @@ class ChatRendering:
             out += opening + b'{},"logprobs":null,"finish_reason":%b' % reason + self.finish_tail
         return out
 
-    def frame_head(self) -> bytes:
-        """The members that all chunks share. An upstream may have set the id by the first Delta."""
+    def begin(self) -> None:
+        """Make the members that all chunks share. An upstream may have set the id by the first Delta."""
         info = self.info
-        return (
+        no_usage = b',"usage":null' if self.include_usage else b""
+        self.tail = b',"finish_reason":null}]%b}\n\n' % no_usage
+        self.finish_tail = b"}]%b}\n\n" % no_usage
+        self.head = (
             b'data: {"id":%b,"object":"chat.completion.chunk","created":%d,"model":%b'
             b',"service_tier":"default",'
         ) % (orjson.dumps(info.id), info.created, orjson.dumps(info.model))
@@ -98,10 +100,16 @@ class ChatRendering:
         logprobs = b"null" if delta.logprobs is None else orjson.dumps(delta.logprobs)
         closing = b'},"logprobs":%b%b' % (logprobs, self.tail)
         opening += b'{"content":'
-        texts = [delta.content]
-        if delta.whole and delta.logprobs is None:
-            texts = words(delta.content)
-        return opening + (closing + opening).join(map(orjson.dumps, texts)) + closing
+        text = delta.content
+        if not delta.whole or delta.logprobs is not None:
+            return opening + orjson.dumps(text) + closing
+        between = closing + opening
+        if has_single_spaces(text):
+            content = orjson.dumps(text)
+            pieces = content[:-2].replace(b" ", b' "%b"' % between) + content[-2:]
+        else:
+            pieces = between.join(map(orjson.dumps, words(text)))
+        return opening + pieces + closing
 
     def end(self) -> bytes:
         if self.raw:
@@ -110,8 +118,9 @@ class ChatRendering:
         if not self.include_usage:
             return b"data: [DONE]\n\n"
         counts = orjson.dumps(self.info.usage)
-        head = self.head or self.frame_head()
-        return head + b'"choices":[],"usage":' + counts + b"}\n\ndata: [DONE]\n\n"
+        if not self.head:
+            self.begin()
+        return self.head + b'"choices":[],"usage":' + counts + b"}\n\ndata: [DONE]\n\n"
 
     def ping(self) -> bytes:
         return b": ping\n\n"
@@ -122,6 +131,11 @@ class ChatRendering:
 
     def document(self, deltas: list[Delta]) -> JSONObject:
         return self.info.completion or completion(self.info, deltas)
+
+
+def has_single_spaces(text: str) -> bool:
+    """Whether single spaces alone separate the words. Then to split its JSON saves 20 µs for 100 words."""
+    return text.isprintable() and "  " not in text and not text.startswith(" ")
 
 
 class TextRendering:
@@ -181,13 +195,7 @@ class Choice:
         if isinstance(calls, list):
             fields["tool_calls"] = in_order(calls)
         text = "".join(self.texts)
-        message: JSONObject = {
-            "role": "assistant",
-            "content": text or (None if fields else ""),
-            "refusal": None,
-            "annotations": [],
-        }
-        return message | fields
+        return message_of(text or (None if fields else "")) | fields
 
     def document(self, index: int) -> JSONObject:
         return {
@@ -198,6 +206,20 @@ class Choice:
         }
 
 
+def message_of(text: str | None) -> JSONObject:
+    return {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+
+
+def whole_choice(delta: Delta) -> JSONObject:
+    """The only choice of a reply that came in one Delta, with a text alone: 3 µs less than a Choice."""
+    return {
+        "index": delta.index,
+        "message": message_of(delta.content),
+        "logprobs": None,
+        "finish_reason": delta.finish_reason or "stop",
+    }
+
+
 def in_order(calls: list[JSONObject]) -> list[JSONObject]:
     """Tool calls in the order of their `index`, which only pieces have."""
     ordered = sorted(calls, key=lambda call: call.get("index", 0))
@@ -206,19 +228,26 @@ def in_order(calls: list[JSONObject]) -> list[JSONObject]:
 
 def completion(info: ResponseInfo, deltas: list[Delta]) -> JSONObject:
     """The `chat.completion` object."""
-    choices: dict[int, Choice] = {}
-    for delta in deltas:
-        choices.setdefault(delta.index, Choice()).add(delta)
-    complete_usage(info, sum([reply_size(delta) for delta in deltas]))
+    if not is_complete(info.usage):
+        complete_usage(info, sum([reply_size(delta) for delta in deltas]))
     return {
         "id": info.id,
         "object": "chat.completion",
         "created": info.created,
         "model": info.model,
-        "choices": [choice.document(index) for index, choice in sorted(choices.items())],
+        "choices": choices_of(deltas),
         "usage": info.usage,
         "service_tier": "default",
     }
+
+
+def choices_of(deltas: list[Delta]) -> list[JSONObject]:
+    if len(deltas) == 1 and deltas[0].fields is None and deltas[0].logprobs is None:
+        return [whole_choice(deltas[0])]
+    choices: dict[int, Choice] = {}
+    for delta in deltas:
+        choices.setdefault(delta.index, Choice()).add(delta)
+    return [choice.document(index) for index, choice in sorted(choices.items())]
 
 
 def reply_size(delta: Delta) -> int:
@@ -236,11 +265,15 @@ def fields_size(fields: JSONObject) -> int:
     return sum([size_of(text) for text in texts if isinstance(text, str)])
 
 
+def is_complete(counts: JSONObject | None) -> bool:
+    return counts is not None and "prompt_tokens" in counts and "completion_tokens" in counts
+
+
 def complete_usage(info: ResponseInfo, size: int) -> None:
     """Estimate the counts that the upstream did not send. `size`: as of `reply_size`."""
-    known = info.usage or {}
-    if "prompt_tokens" in known and "completion_tokens" in known:
+    if is_complete(info.usage):
         return
+    known = info.usage or {}
     prompt = known.get("prompt_tokens")
     if prompt is None:
         prompt = estimated_tokens(info.prompt_bytes)

@@ -6,7 +6,8 @@ translated backend cannot continue it, fill in its middle or repeat it.
 
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 
 import orjson
 
@@ -161,7 +162,11 @@ async def all_prompts(
     for position in range(len(request.prompts)):
         part = info
         if position:
-            part = replace(info, headers=[], dropped=[], usage=None, prompt_bytes=0)
+            part = copy(info)
+            part.headers = []
+            part.dropped = []
+            part.usage = None
+            part.prompt_bytes = 0
         size = 0
         async with aclosing(stream(position, part)) as deltas:
             async for delta in deltas:

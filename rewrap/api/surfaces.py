@@ -3,7 +3,7 @@
 A surface knows its API's form. It does not know the backend, nor how a request is authenticated.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -57,7 +57,7 @@ class Incoming:
 class Surface(Protocol):
     """One API."""
 
-    async def parse(self, incoming: Incoming) -> Turn:
+    def parse(self, incoming: Incoming) -> Coroutine[None, None, Turn]:
         """Raises APIError."""
 
 
@@ -69,8 +69,8 @@ class ChatSurface:
     checks: ChecksOf
     late_instructions: str
 
-    async def parse(self, incoming: Incoming) -> Turn:
-        return await apart(self.turn, incoming)
+    def parse(self, incoming: Incoming) -> Coroutine[None, None, Turn]:
+        return apart(self.turn, incoming)
 
     def turn(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)
@@ -98,8 +98,8 @@ class AskSurface:
     default_model: str
     checks: ChecksOf
 
-    async def parse(self, incoming: Incoming) -> Turn:
-        return await apart(self.turn, incoming)
+    def parse(self, incoming: Incoming) -> Coroutine[None, None, Turn]:
+        return apart(self.turn, incoming)
 
     def turn(self, incoming: Incoming) -> Turn:
         payload, unsupported = parse_ask(parse_object(incoming.body))
@@ -178,8 +178,8 @@ class CompletionSurface:
     default_model: str
     checks: ChecksOf
 
-    async def parse(self, incoming: Incoming) -> Turn:
-        return await apart(self.turn, incoming)
+    def parse(self, incoming: Incoming) -> Coroutine[None, None, Turn]:
+        return apart(self.turn, incoming)
 
     def turn(self, incoming: Incoming) -> Turn:
         payload = parse_object(incoming.body)

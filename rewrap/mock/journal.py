@@ -37,6 +37,9 @@ class Entry:
     difference: str = ""  # from the nearest rule, where none matched
     status: int = 0
 
+    def answered(self, status: int) -> None:
+        self.status = status
+
     def as_json(self) -> JSONObject:
         """The entry as `GET /mock/requests` has it: an absent value is null."""
         return {

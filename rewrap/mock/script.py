@@ -60,6 +60,9 @@ class Note:
     difference: str
     status: int = 0
 
+    def answered(self, status: int) -> None:
+        self.status = status
+
 
 class Script:
     """Rules from MOCK_RULES and from the control API, fault rates, and the journal."""
@@ -89,18 +92,22 @@ class Script:
 
         A rule that is added while a request is read does not see its headers.
         """
-        self.rules.reload_if_changed()
-        if len(self.rules) and self.rules.look_at_headers():
+        rules = self.rules
+        if rules.path is not None:
+            rules.reload_if_changed()
+        if (rules.added or rules.from_files) and rules.look_at_headers():
             return True
         return b"x-mock-" in b" ".join(names)  # 1.3 µs less than a loop
 
     def plan(self, request: ChatRequest, info: ResponseInfo) -> Plan:
         """Raises APIError: an error that a rule, a header or a rate demands, or 404 in strict mode without a rule."""
         self.requests += 1
-        self.rules.reload_if_changed()
+        rules = self.rules
+        if rules.path is not None:
+            rules.reload_if_changed()
         headers = request.client_headers
-        scripted = bool(len(self.rules)) or self.strict
-        undisturbed = self.rate is None and not has_mock_header(headers)
+        scripted = bool(rules.added or rules.from_files or self.strict)
+        undisturbed = self.rate is None and not (headers and has_mock_header(headers))
         if not scripted and undisturbed:
             self.note(request, info, "", "", "")
             return PLAIN
@@ -177,26 +184,20 @@ class Script:
                 request.messages,
             )
 
-            def answered(status: int) -> None:
-                entry.status = status
-
-        else:
-            noted = Note(
-                info.request_id,
-                time.time(),
-                request.api,
-                request.model,
-                lane,
-                body,
-                rule,
-                difference,
-            )
-            self.add_note(noted)
-
-            def answered(status: int) -> None:
-                noted.status = status
-
-        info.on_status = answered
+            info.on_status = entry.answered
+            return
+        noted = Note(
+            info.request_id,
+            time.time(),
+            request.api,
+            request.model,
+            lane,
+            body,
+            rule,
+            difference,
+        )
+        self.add_note(noted)
+        info.on_status = noted.answered
 
     def add_note(self, note: Note) -> None:
         """Notes are newer than all entries of the journal, which are forgotten first."""

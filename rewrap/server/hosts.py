@@ -32,11 +32,13 @@ class HostCheck:
 
     def accepts(self, scope: Scope, headers: Mapping[bytes, bytes]) -> bool:
         """`headers`: those of the scope, by name."""
+        host = headers.get(b"host", b"")
+        repeated = len(headers) != len(scope["headers"])
+        if host in self.known and not repeated:
+            return True
         server = scope.get("server")
         if not self.allowed and (server is None or not is_own_loopback(server[0])):
             return True
-        host = headers.get(b"host", b"")
-        repeated = len(headers) != len(scope["headers"])
         if repeated and [name for name, _ in scope["headers"]].count(b"host") > 1:
             return "*" in self.allowed  # it is not clear which one is meant
         if host in self.known:

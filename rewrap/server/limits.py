@@ -237,6 +237,6 @@ def limit_exceeded(verdict: Verdict) -> APIError:
 async def count(limit: RateLimit, context: RequestContext) -> None:
     """Count a request for its key, or else for its address. Raises APIError 429."""
     verdict = await limit.hit(context.key or context.address())
-    context.extra_headers += rate_limit_headers(verdict)
+    context.extra_headers = [*context.extra_headers, *rate_limit_headers(verdict)]
     if not verdict.allowed:
         raise limit_exceeded(verdict)

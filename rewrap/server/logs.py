@@ -14,7 +14,6 @@ from typing import TextIO
 
 import orjson
 
-from rewrap.eventloop import running_loop
 from rewrap.ids import owner_id
 from rewrap.server.context import RequestContext, printable
 from rewrap.types import ResponseInfo
@@ -125,7 +124,7 @@ class AccessLog:
             if not self.debug:
                 return
             level = logging.DEBUG
-        loop = running_loop()
+        loop = context.loop
         if not self.lines or self.loop is not loop:  # an earlier loop may have ended too soon
             self.loop = loop
             loop.call_later(self.SECONDS, self.flush)
