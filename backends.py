@@ -6,8 +6,8 @@ Imports types, config, mock and upstream; never Starlette, the server or the API
 """
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 import httpx
@@ -15,7 +15,7 @@ import httpx
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
-from rewrap.memory import gathered, within_budget
+from rewrap.memory import gathered
 from rewrap.mock.backend import Mock, configured_mock, connect_mocks
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.threads import apart, encoded
@@ -36,10 +36,17 @@ from rewrap.types import (
     model_card,
     prompt_size,
 )
-from rewrap.upstream.answers import Answer, Opened, Prepared, WholeReply, read_rejection
+from rewrap.upstream.answers import (
+    Answer,
+    Exchange,
+    Opened,
+    Prepared,
+    WholeReply,
+    read_rejection,
+)
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
-from rewrap.upstream.deltas import DeltaNormalizer, take_identity
+from rewrap.upstream.deltas import DeltaNormalizer, normalized_whole, take_identity
 from rewrap.upstream.embeddings import embedder_of
 from rewrap.upstream.errors import (
     CUT_SHORT,
@@ -163,7 +170,7 @@ class ChatURL:
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         prepared = await self.prepare_apart(request, info)
         del request  # while the upstream works, the bytes for it are kept alone
-        async with self.answer(prepared, info) as answer:
+        async with Exchange(self, prepared, info) as answer:
             del prepared
             async with aclosing(self.read(answer, info)) as deltas:
                 async for delta in deltas:
@@ -172,7 +179,7 @@ class ChatURL:
     async def whole(self, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
         prepared = await self.prepare_apart(request, info)
         del request
-        async with self.answer(prepared, info) as answer:
+        async with Exchange(self, prepared, info) as answer:
             del prepared
             return await self.read_whole(answer, info)
 
@@ -180,13 +187,14 @@ class ChatURL:
         """All Deltas of a good answer to a request without a stream."""
         opened = await answer.opened(self.shape.framing, text_is_reply=self.text_is_reply)
         if isinstance(opened, WholeReply):
-            return within_budget(self.deltas_in(opened, answer, info))
+            return self.deltas_in(opened, answer, info)  # memory was reserved for the body
         return await gathered(self.read(answer, info, opened))
 
-    async def prepare_apart(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
+    def prepare_apart(self, request: ChatRequest, info: ResponseInfo) -> Awaitable[Prepared]:
+        info.accepted = not self.transparent  # until the upstream's own head says so
         if self.client.journal is not None:
             self.client.journal.begin(request, info)
-        return await apart(self.prepare, request, info)
+        return apart(self.prepare, request, info)
 
     def prepare(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
         """The request to send. Raises APIError."""
@@ -207,61 +215,58 @@ class ChatURL:
             chat=self.shape.chat(adapted),
         )
 
-    @asynccontextmanager
-    async def answer(self, prepared: Prepared, info: ResponseInfo) -> AsyncIterator[Answer]:
-        """Send the request and yield a good answer, which is closed with the block.
-
-        Failures inside the block become an APIError.
-        """
-        headers = prepared.headers
-        reply = None
-        answer: Answer | None = None
+    async def good_answer(self, prepared: Prepared, info: ResponseInfo) -> Answer:
+        """Send the request, and wait for the head of a good answer. Raises UpstreamRejection for any other."""
+        target = self.target(prepared.url, prepared.stream)
+        now = running_loop().time()
+        # Fallbacks share the time of the first backend: they do not multiply it.
+        info.deadline = info.deadline or now + self.limits.request
+        total = min(now + self.limits.total, info.deadline)
+        # The head of an answer in one piece comes when it is done.
+        deadline = min(now + self.limits.first_byte, total) if prepared.stream else total
+        reply = await self.client.ask(target, prepared.headers, prepared.body, deadline)
         try:
-            target = self.target(prepared.url, prepared.stream)
-            now = running_loop().time()
-            # Fallbacks share the time of the first backend: they do not multiply it.
-            info.deadline = info.deadline or now + self.limits.request
-            total = min(now + self.limits.total, info.deadline)
-            # The head of an answer in one piece comes when it is done.
-            deadline = min(now + self.limits.first_byte, total) if prepared.stream else total
-            reply = await self.client.ask(target, headers, prepared.body, deadline)
             self.traffic.answered()
             if moved := slash_redirect(prepared.url, reply.status, reply.headers):
                 await reply.aclose()
                 target = self.target(moved, prepared.stream)
-                reply = await self.client.ask(target, headers, prepared.body, deadline)
+                reply = await self.client.ask(target, prepared.headers, prepared.body, deadline)
             if not 200 <= reply.status < 300:
                 raise await read_rejection(reply, self.shape)
-            info.headers += forwardable_headers(reply.headers)
-            if prepared.dropped:
-                info.headers.append((b"x-dropped-params", header_list(prepared.dropped)))
-            answer = Answer(
-                reply,
-                self.limits,
-                self.failure_status,
-                deadline=total,
-                stream=prepared.stream,
-                relay=prepared.relay,
-                stored=prepared.stored,
-                choices=prepared.choices,
-                chat=prepared.chat,
-            )
-            del prepared
-            yield answer
-        except UpstreamRejection as rejection:
-            raise self.rejection_error(rejection, headers, answer) from None
-        except UPSTREAM_ERRORS as exc:
+        except BaseException:
+            await reply.aclose()
+            raise
+        info.headers += forwardable_headers(reply.headers)
+        if prepared.dropped:
+            info.headers.append((b"x-dropped-params", header_list(prepared.dropped)))
+        return Answer(
+            reply,
+            self.limits,
+            self.failure_status,
+            deadline=total,
+            stream=prepared.stream,
+            relay=prepared.relay,
+            stored=prepared.stored,
+            choices=prepared.choices,
+            chat=prepared.chat,
+        )
+
+    def failure(
+        self, headers: Mapping[str, str], exc: BaseException, answer: Answer | None
+    ) -> APIError | None:
+        """The client's error for an exception; None if it is no failure of the upstream."""
+        if isinstance(exc, UpstreamRejection):
+            return self.rejection_error(exc, headers, answer)
+        if isinstance(exc, UPSTREAM_ERRORS):
             self.traffic.failed(exc)
             error = upstream_error(exc, self.failure_status)
             if answer is not None and isinstance(exc, ValueError):  # what came is not a reply
                 self.explain(error, headers, answer)
-            raise error from exc
-        except (AttributeError, LookupError, TypeError, RecursionError) as exc:
-            log.exception("%s: unexpected reply format", self.name)
-            raise bad_gateway(FAILED, type(exc).__name__, self.failure_status) from exc
-        finally:
-            if reply is not None:
-                await reply.aclose()
+            return error
+        if isinstance(exc, (AttributeError, LookupError, TypeError, RecursionError)):
+            log.error("%s: unexpected reply format", self.name, exc_info=exc)
+            return bad_gateway(FAILED, type(exc).__name__, self.failure_status)
+        return None
 
     def deltas_in(self, reply: WholeReply, answer: Answer, info: ResponseInfo) -> list[Delta]:
         """The Deltas of a good answer that came in one piece."""
@@ -270,8 +275,7 @@ class ChatURL:
         found = self.shape.answer(reply.value, answer.chat)
         if answer.chat is not None:
             answer.chat.close()
-        normalized = DeltaNormalizer(info)
-        return [*normalized(found), *normalized.end()]
+        return normalized_whole(found, info)
 
     async def read(
         self, answer: Answer, info: ResponseInfo, opened: Opened | None = None
@@ -384,10 +388,6 @@ class OpenAI(ChatURL):
     def dropped(self, request: ChatRequest) -> list[str]:
         return []
 
-    async def prepare_apart(self, request: ChatRequest, info: ResponseInfo) -> Prepared:
-        info.accepted = False  # until its own head says so
-        return await super().prepare_apart(request, info)
-
     def read(self, answer: Answer, info: ResponseInfo, opened: Opened | None = None) -> Deltas:
         """The upstream's own bytes if the rendering takes them: a stream in whole events, a JSON answer whole."""
         info.accepted = True
@@ -409,7 +409,7 @@ class OpenAI(ChatURL):
     async def read_whole(self, answer: Answer, info: ResponseInfo) -> list[Delta]:
         if not answer.relay or answer.is_event_stream():
             return await super().read_whole(answer, info)
-        return within_budget([await self.completion(answer, info)])
+        return [await self.completion(answer, info)]
 
     async def completion(self, answer: Answer, info: ResponseInfo) -> Delta:
         body, info.usage = await apart(checked_completion, await answer.whole())

@@ -2234,13 +2234,24 @@ async def test_an_answer_or_an_event_that_is_too_large_is_a_failure(make: Any) -
 
 
 async def test_what_can_be_read_but_not_written_is_a_bad_request() -> None:
-    body = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "deep": %b}' % (
+    body = b'{"messages": [{"role": "user", "content": "x"}], "deep": %b}' % (
         b"[" * 300 + b"]" * 300
     )
     some, _ = chat_url(httpx.Response(200, json={"reply": "Hi"}))
-    answer = await some.post(CHAT, content=body)
+    answer = await some.post(CHAT, content=body)  # without a model, it has to be written anew
     assert answer.status_code == 400
     envelope(answer)
+
+
+async def test_a_chat_url_gets_the_clients_own_bytes_where_its_payload_is_the_same() -> None:
+    some, route = chat_url(httpx.Response(200, json={"reply": "Hi"}))
+    body = b'{"messages": [{"role": "user", "content": "x"} ],"model":"m", "top_k": 1}'
+    await some.post(CHAT, content=body)
+    assert route.calls.last.request.content == body
+    for changed in (b'{"seed": null,', b'{"completion_id": null,'):
+        await some.post(CHAT, content=changed + body[1:])
+        assert route.calls.last.request.content != body
+        assert json.loads(route.calls.last.request.content) == json.loads(body)
 
 
 # Settings.

@@ -3,8 +3,11 @@
 Does not know shapes or Deltas. Raises APIError (too large), TimeoutError, ValueError and httpx.HTTPError.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol
 
 import httpx
 import orjson
@@ -12,7 +15,15 @@ import orjson
 from rewrap.eventloop import running_loop
 from rewrap.memory import reserve
 from rewrap.threads import apart
-from rewrap.types import APIError, ChatSession, Limits, Reply, Shape, UpstreamRejection
+from rewrap.types import (
+    APIError,
+    ChatSession,
+    Limits,
+    Reply,
+    ResponseInfo,
+    Shape,
+    UpstreamRejection,
+)
 from rewrap.upstream import lenient
 from rewrap.upstream.errors import (
     START_BYTES,
@@ -30,6 +41,7 @@ from rewrap.upstream.framing import (
     charset,
     framing,
     is_json,
+    is_whole_json,
 )
 
 ERROR_SECONDS = 5.0  # to read the body of an error
@@ -104,10 +116,22 @@ class Answer:
     async def opened(self, known_framing: str, *, text_is_reply: bool) -> Opened:
         """Find out the framing of the answer; read it to its end if it comes in one piece."""
         reply = self.reply
+        body = b""
+        if not self.stream and is_whole_json(reply.headers):
+            body = await self.whole()
+            with suppress(ValueError):  # of another form than its header says
+                return WholeReply(await apart(lenient.loads, body))
 
         async def more(started: bool) -> bytes:
+            nonlocal body
+            if body:
+                data = body
+                body = b""
+                return data
             reply.deadline = self.next_deadline()
-            return await reply.read()
+            data = await reply.read()
+            reserve(len(data))
+            return data
 
         kind, first = await framing(reply.headers, more, known_framing if self.stream else "auto")
         self.start = first[:START_BYTES]
@@ -154,10 +178,70 @@ class Answer:
             data = await reply.read()
 
 
+class Asker(Protocol):
+    """A backend that asks an upstream."""
+
+    async def good_answer(self, prepared: Prepared, info: ResponseInfo) -> Answer:
+        """Send a request, and wait for the head of a good answer."""
+
+    def failure(
+        self, headers: Mapping[str, str], exc: BaseException, answer: Answer | None
+    ) -> Exception | None:
+        """What is raised instead of an exception; None if it stands for itself."""
+
+
+class Exchange:
+    """A block with the good answer to one request. Failures inside become an APIError; the answer is closed with the block.
+
+    A generator in place of this class costs 2 µs more.
+    """
+
+    __slots__ = ("answer", "asking", "failure", "headers")
+
+    def __init__(self, backend: Asker, prepared: Prepared, info: ResponseInfo) -> None:
+        self.asking = backend.good_answer(prepared, info)
+        self.failure = backend.failure
+        self.headers = prepared.headers
+        self.answer: Answer | None = None
+
+    async def __aenter__(self) -> Answer:
+        try:
+            self.answer = await self.asking
+        except Exception as error:
+            self.translate(error)
+            raise
+        return self.answer
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self.answer is not None
+        try:
+            if error is not None:
+                self.translate(error)
+        finally:
+            await self.answer.reply.aclose()
+
+    def translate(self, error: BaseException) -> None:
+        """Raises what stands for the error; returns if it stands for itself."""
+        found = self.failure(self.headers, error, self.answer)
+        if found is None:
+            return
+        if isinstance(error, UpstreamRejection):
+            raise found from None
+        raise found from error
+
+
 async def read_whole(
     reply: Reply, limits: Limits, deadline: float, failure_status: int, first: bytes = b""
 ) -> bytes:
-    """A body to its end, bounded by the size of a reply and by `deadline` (loop time)."""
+    """A body to its end, bounded by the size of a reply and by `deadline` (loop time).
+
+    Memory is reserved for all but the `first` bytes. Raises APIError 503.
+    """
     reply.deadline = deadline
     parts = [first]
     size = len(first)

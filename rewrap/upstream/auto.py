@@ -59,6 +59,8 @@ class AutoShape:
             )
 
     def prepare(self, url: str, request: ChatRequest) -> Outgoing:
+        if request.body and is_flat(request):
+            return Outgoing(url, {}, request.body)
         return Outgoing(url, {}, dumps(self.payload(request)))
 
     def headers(self, key: str, stream: bool) -> dict[str, str]:
@@ -178,6 +180,19 @@ class AutoReader:
         if any("tool_calls" in (delta.fields or {}) for delta in deltas):
             self.finish = "tool_calls"
         return deltas
+
+
+def is_flat(request: ChatRequest) -> bool:
+    """Whether `payload` would give the client's own payload, so that its bytes can go out as they came."""
+    payload = request.payload
+    if request.stored or request.model != payload.get("model") or "completion_id" in payload:
+        return False
+    if None in payload.values():
+        return False
+    for message in request.messages:
+        if type(message.get("content")) is not str or message.get("role") == "developer":
+            return False
+    return True
 
 
 def flat_message(message: JSONObject) -> JSONObject:

@@ -112,6 +112,8 @@ def content_parts(messages: Sequence[JSONObject]) -> Iterator[JSONObject]:
 
 def part_types(messages: Sequence[JSONObject]) -> set[str]:
     """The types of content parts that are no texts."""
+    if all(type(message.get("content")) is str for message in messages):
+        return set()
     return {str(part.get("type")) for part in content_parts(messages) if not is_text(part)}
 
 

@@ -11,6 +11,7 @@ from rewrap.types import JSONObject
 
 REPLY_NAMES = ("reply", "response", "answer", "output", "text", "content", "generated_text")
 MORE_NAMES = ("completion", "delta", "token", "bot", "assistant", "output_text", "response_text")
+TEXT_NAMES = (*REPLY_NAMES, *MORE_NAMES)
 # Texts here may say "success" beside the reply: an object with a reply in it goes first.
 OUTCOME_NAMES = ("message", "result")
 WRAPPER_NAMES = (
@@ -29,6 +30,7 @@ KNOWN_NAMES = frozenset(
 STREAMED_NUMBER_NAMES = ("reply", "response", "answer", "text", "content")
 EXTRA_NAMES = ("reasoning_content", "reasoning", "tool_calls")
 FIGURE_NAMES = ("figure", "figures")
+EXTRA_PLACES = frozenset([*EXTRA_NAMES, *FIGURE_NAMES])  # or inside another object
 ASSISTANT_ROLES = ("assistant", "ai", "bot", "model")
 USER_ROLES = ("user", "human")
 
@@ -55,17 +57,18 @@ def find_in_object(value: JSONObject, objects: int, lists: int) -> str | None:
     """A text under a name of replies, then a reply inside a member, then a text that may say
     "success".
     """
-    replies = members_of(value, (*REPLY_NAMES, *MORE_NAMES))
-    text = first_text(replies)
-    if text is not None:
-        return text
+    for name in TEXT_NAMES:
+        text = value.get(name)
+        if isinstance(text, str):
+            return text
+    replies = members_of(value, TEXT_NAMES)
     inner_values = [*replies, *members_of(value, (*WRAPPER_NAMES, *OUTCOME_NAMES))]
     for inner in inner_values:
         if isinstance(inner, str):
             continue
-        text = find_reply(inner, objects - 1, lists)
-        if text is not None:
-            return text
+        found = find_reply(inner, objects - 1, lists)
+        if found is not None:
+            return found
     return first_text(inner_values)
 
 
@@ -134,6 +137,8 @@ def extra_fields(value: object) -> JSONObject | None:
     clients read.
     """
     if not isinstance(value, dict):
+        return None
+    if EXTRA_PLACES.isdisjoint(value) and not any(type(part) is dict for part in value.values()):
         return None
     fields: JSONObject = {}
     for place in (value.get("message"), value):
