@@ -255,7 +255,7 @@ class Endpoint:
         if gateway.debug:
             log.debug("%s %s", context.id, loggable(body, gateway.secrets))
         path_model = context.scope["path_params"].get("model", "")
-        return Incoming(body, gateway.client_headers(context), path_model, identity)
+        return Incoming(body, gateway.client_headers(context), path_model, identity, context.values)
 
     async def serve(self, context: RequestContext, incoming: Incoming) -> None:
         identity = incoming.identity

@@ -8,9 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rewrap.api.chat import ChatRendering
 from rewrap.config.settings import Settings
 from rewrap.main import create_app
+from rewrap.types import ChatRequest, Delta, ResponseInfo, words
 
 pytestmark = pytest.mark.anyio
 
@@ -765,3 +769,15 @@ async def test_comments_pass_and_other_lines_become_one_data_line_an_event() -> 
         "/v1/chat/completions", json=ASKED | {"stream": True}
     )
     assert response.text == f": ping\n\n{GOOD}:\n\n{GOOD}{END}"
+
+
+# A text that came whole
+
+
+@given(st.text(st.sampled_from('ab  "\\é\u3000\n,💥{')) | st.text())
+def test_a_text_that_came_whole_is_sent_word_by_word(text: str) -> None:
+    rendering = ChatRendering(ChatRequest("m", [], {}), ResponseInfo("id", 1, "m"))
+    events = rendering(Delta(text, whole=True)).split(b"\n\n")
+    chunks = [json.loads(event.removeprefix(b"data: ")) for event in events if event]
+    contents = [chunk["choices"][0]["delta"]["content"] for chunk in chunks]
+    assert contents == ["", *words(text)]  # the first one has the role

@@ -103,12 +103,12 @@ async def test_only_a_large_request_is_worked_on_in_a_thread() -> None:
         assert await apart(threading.get_ident) != here
 
 
-async def test_medium_requests_work_one_at_a_time_and_others_have_their_turn_in_between(
+async def test_medium_requests_work_in_order_and_others_have_their_turn_in_between(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        threads, "TURN_SECONDS", -1.0
-    )  # each call is too long for the rest of a turn
+    monkeypatch.setattr(threads, "TURNS", Turns())
+    threads.TURNS.left = 1  # the next request uses it up
+    monkeypatch.setattr(threads, "TURN_BYTES", 1)
     order: list[str] = []
 
     async def medium(name: str) -> None:
@@ -117,7 +117,7 @@ async def test_medium_requests_work_one_at_a_time_and_others_have_their_turn_in_
             await apart(order.append, name)
 
     async def small() -> None:
-        for _ in range(3):
+        for _ in range(8):
             await apart(order.append, "small")
             await asyncio.sleep(0)
 
@@ -127,36 +127,46 @@ async def test_medium_requests_work_one_at_a_time_and_others_have_their_turn_in_
     assert "small" in order[order.index("b") : order.index("c")]
 
 
-async def test_short_works_of_medium_requests_share_a_turn_and_a_long_one_ends_it() -> None:
+async def test_medium_requests_share_the_bytes_of_a_turn() -> None:
     turns = Turns()
     order: list[object] = []
-
-    def work(seconds: float) -> None:
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            pass
-        order.append(seconds)
-
+    half = threads.TURN_BYTES // 2
     asyncio.get_running_loop().call_soon(order.append, "next turn")
-    for seconds in (0, 0, threads.TURN_SECONDS, 0):
-        await turns.take(work, seconds)
-    assert order == [0, 0, threads.TURN_SECONDS, "next turn", 0]
+    for number in range(4):
+        await turns.take(half, order.append, number)
+    assert order[:3] == [0, 1, "next turn"]
+    assert order[3:] == [2, 3]
 
 
-async def test_a_medium_request_that_leaves_passes_its_turn_on(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(threads, "TURN_SECONDS", -1.0)
+async def test_a_later_medium_request_does_not_overtake_those_that_wait() -> None:
+    turns = Turns()
+    order: list[int] = []
+    tasks = [
+        asyncio.create_task(turns.take(threads.TURN_BYTES, order.append, number))
+        for number in range(3)
+    ]
+    while not order:
+        await asyncio.sleep(0)
+    await turns.take(1, order.append, 3)
+    await asyncio.gather(*tasks)
+    assert order == [0, 1, 2, 3]
+
+
+async def test_a_medium_request_that_leaves_takes_no_turn() -> None:
     turns = Turns()
     calls: list[int] = []
-    tasks = [asyncio.create_task(turns.take(calls.append, number)) for number in range(4)]
+    tasks = [
+        asyncio.create_task(turns.take(threads.TURN_BYTES, calls.append, number))
+        for number in range(4)
+    ]
     await asyncio.sleep(0)
     tasks[1].cancel()
     tasks[2].cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert calls == [0, 3]
-    await turns.take(calls.append, 4)
-    assert (calls[-1], turns.busy) == (4, False)
+    await turns.take(1, calls.append, 4)
+    assert calls[-1] == 4
+    assert not turns.waiters
 
 
 async def test_the_lag_of_the_loop_is_measured_and_logged(

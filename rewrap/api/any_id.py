@@ -159,7 +159,7 @@ class AnyIdSurface(ResponsesSurface):
 
     async def parse(self, incoming: Incoming) -> Turn:
         payload = optional_input(parse_object(incoming.body))
-        return await super().parse(replace(incoming, body=dumps(payload)))
+        return await super().parse(replace(incoming, body=dumps(payload), values=None))
 
 
 class AnyIdRoutes(ResponseRoutes):

@@ -29,10 +29,10 @@ PAGE_MEMBERS = frozenset(["id", "trigger", "messageId", "data"])  # useChat's ow
 VISIBLE_PARTS = frozenset(["text", "step-start"])
 
 
-def parse_object(body: bytes) -> JSONObject:
-    """The JSON object of a body."""
+def parse_object(body: bytes, values: int | None = None) -> JSONObject:
+    """The JSON object of a body. `values`: how many it has, if they were counted."""
     try:
-        payload = large_json.loads(body)
+        payload = large_json.loads(body, values)
     except ValueError:
         raise APIError(400, NOT_JSON) from None
     if type(payload) is not dict:

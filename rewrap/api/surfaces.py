@@ -52,6 +52,7 @@ class Incoming:
     client_headers: Mapping[str, str]
     path_model: str = ""  # Azure's paths name the model
     identity: str = ""  # of the authenticated client
+    values: int | None = None  # in the JSON of the body, if they were counted
 
 
 class Surface(Protocol):
@@ -73,7 +74,7 @@ class ChatSurface:
         return apart(self.turn, incoming)
 
     def turn(self, incoming: Incoming) -> Turn:
-        payload = parse_object(incoming.body)
+        payload = parse_object(incoming.body, incoming.values)
         body = incoming.body
         if looks_like_responses(payload):
             payload, _ = parse_responses(payload, late_instructions=self.late_instructions)
@@ -102,7 +103,7 @@ class AskSurface:
         return apart(self.turn, incoming)
 
     def turn(self, incoming: Incoming) -> Turn:
-        payload, unsupported = parse_ask(parse_object(incoming.body))
+        payload, unsupported = parse_ask(parse_object(incoming.body, incoming.values))
         model = model_of(payload, self.default_model)
         request = chat_request(
             payload,
@@ -127,7 +128,7 @@ class ResponsesSurface:
 
     async def is_own(self, incoming: Incoming) -> bool:
         """Whether only this server can answer: a chat body, or one that goes on from here."""
-        payload = await apart(parse_object, incoming.body)
+        payload = await apart(parse_object, incoming.body, incoming.values)
         previous = payload.get("previous_response_id")
         if looks_like_chat(payload):
             return True
@@ -136,7 +137,7 @@ class ResponsesSurface:
         return await self.stored.has(owner_id(incoming.identity), previous)
 
     async def parse(self, incoming: Incoming) -> Turn:
-        payload = await apart(parse_object, incoming.body)
+        payload = await apart(parse_object, incoming.body, incoming.values)
         if looks_like_chat(payload):
             payload = await apart(from_chat_shape, payload)
         owner = owner_id(incoming.identity)
@@ -182,7 +183,7 @@ class CompletionSurface:
         return apart(self.turn, incoming)
 
     def turn(self, incoming: Incoming) -> Turn:
-        payload = parse_object(incoming.body)
+        payload = parse_object(incoming.body, incoming.values)
         model = model_of(payload, self.default_model, incoming.path_model)
         checks = self.checks(model)
         # Only the mock, which stands in for OpenAI, can echo and fill in.

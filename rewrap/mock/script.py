@@ -31,7 +31,7 @@ PATHS = {
     "moderations": "/v1/moderations",
 }
 PENDING = 1000  # requests that are noted before the journal is read
-PENDING_BYTES = 16_384  # a larger body is cut at once
+PENDING_BYTES = 2**17  # a larger body is cut at once
 JOURNAL_BYTES = 2**20  # of the notes and the entries
 MOCK_HEADERS = "x-mock-"
 

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from types import TracebackType
 from typing import Protocol
 
@@ -65,6 +66,7 @@ class RequestContext:
     of the class: that saves 1 µs a request.
     """
 
+    values: int | None = None  # in the JSON of the body, if it is large and they were counted
     sends_directly = True  # nothing wraps the sending
     chunk_writer: ChunkWriter | None = None  # of an answer that `start_stream` began
     first_byte = 0.0
@@ -144,6 +146,7 @@ class RequestContext:
         found = await apart(count_values, body)
         if found.values > MAX_VALUES:
             raise too_many_values()
+        self.values = found.values
         reserve_body(decoded_size(body, found))
 
     async def rest_of_body(self, first: bytes, max_bytes: int, declared: int) -> bytes:
@@ -357,6 +360,11 @@ def stopping() -> APIError:
 
 def printable(text: str) -> str:
     """Text for a log line: bounded, control characters escaped, so that no client can forge a line."""
-    if text.isascii() and text.isprintable() and len(text) < LOG_CHARACTERS:
+    return escaped(text[:LOG_CHARACTERS])
+
+
+@lru_cache(256)  # paths and models: 0.2 µs less for each
+def escaped(text: str) -> str:
+    if text.isascii() and text.isprintable():
         return text
-    return ascii(text[:LOG_CHARACTERS])[1:-1]
+    return ascii(text)[1:-1]

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap.eventloop import running_loop
 from rewrap.memory import MemoryBudget
-from rewrap.server.context import ClientLeft, RequestContext, printable, stopping
+from rewrap.server.context import CONNECTION, ClientLeft, RequestContext, printable, stopping
 from rewrap.server.hosts import NORMAL, HostCheck, forwarded_address, is_local, normal_path
 from rewrap.server.limits import Gate
 from rewrap.server.logs import AccessLog
@@ -117,7 +117,8 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
-        scope = dict(scope)  # a copy: uvicorn's own log names the path as it came
+        if CONNECTION not in scope:  # another server's: its log names the path as it came
+            scope = dict(scope)
         context = RequestContext(scope, receive, send, running_loop())
         context.body_gate = self.body_gate
         scope["context"] = context

