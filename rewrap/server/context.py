@@ -21,7 +21,7 @@ from rewrap.server.bodies import check_encoding, inflated, too_large, too_many_v
 from rewrap.threads import apart
 from rewrap.types import APIError, Headers, ResponseInfo, Sink
 
-API_VERSION = b"2020-10-01"  # of OpenAI's API: the only one so far
+API_VERSION = (b"openai-version", b"2020-10-01")  # of OpenAI's API: the only one so far
 REQUEST_ID = re.compile(rb"[!-~]{1,128}")
 LOG_CHARACTERS = 200  # of a path or a model
 NO_SNIFFING = (b"x-content-type-options", b"nosniff")
@@ -208,15 +208,15 @@ class RequestContext:
         self.status = status
         self.first_byte = time.perf_counter()
         found = list(headers)
-        own = [(b"x-request-id", self.id.encode()), NO_SNIFFING]
-        if self.extra_headers:
-            own += self.extra_headers
-        if self.admitted:
-            own += self.api_headers(found)
         if self.extra_headers:  # the limits of this server replace those of the upstream
-            names = {name for name, _ in own}
+            names = {b"x-request-id", NO_SNIFFING[0], *dict(self.extra_headers)}
             found = [header for header in found if header[0] not in names]
-        return found + own
+            found += self.extra_headers
+        if self.admitted:
+            self.add_api_headers(found)
+        found.append((b"x-request-id", self.id.encode()))
+        found.append(NO_SNIFFING)
+        return found
 
     def use(self, wrap: Callable[[Send], Send] | None) -> None:
         """Send the rest of the answer through a wrapper."""
@@ -224,16 +224,14 @@ class RequestContext:
             self.raw_send = wrap(self.raw_send)
             self.sends_directly = False
 
-    def api_headers(self, headers: Headers) -> Headers:
-        """OpenAI's headers of every answer, but for those that the upstream has sent."""
+    def add_api_headers(self, headers: Headers) -> None:
+        """Add OpenAI's headers of every answer, but for those that the upstream has sent."""
         names = dict(headers)
-        own: Headers = []
         if b"openai-processing-ms" not in names:
             milliseconds = (self.first_byte - self.started) * 1e3
-            own.append((b"openai-processing-ms", b"%d" % milliseconds))
+            headers.append((b"openai-processing-ms", b"%d" % milliseconds))
         if b"openai-version" not in names:
-            own.append((b"openai-version", API_VERSION))
-        return own
+            headers.append(API_VERSION)
 
     async def start_stream(self, headers: Headers) -> None:
         """Send the head of an answer in parts."""

@@ -20,6 +20,7 @@ from rewrap.types import ResponseInfo
 
 log = logging.getLogger("rewrap")
 
+LEVEL_NAMES = {logging.DEBUG: "DEBUG", logging.INFO: "INFO"}  # of access lines
 BATCH = "rewrap.access"  # the name of a record whose lines are complete
 # Load balancers, Kubernetes and Prometheus ask for these all the time: their lines are for debugging.
 QUIET_PATHS = frozenset(["/health", "/livez", "/readyz", "/metrics"])
@@ -146,9 +147,7 @@ class AccessLog:
                 log.handle(record)
             return
         dated = handler.own_formatter.dated
-        texts = [
-            dated(created, logging.getLevelName(level), line) for created, level, line in lines
-        ]
+        texts = [dated(created, LEVEL_NAMES[level], line) for created, level, line in lines]
         log.handle(access_record(BATCH, logging.INFO, "\n".join(texts)))
 
 
