@@ -187,7 +187,7 @@ class ChatURL:
         """All Deltas of a good answer to a request without a stream."""
         opened = await answer.opened(self.shape.framing, text_is_reply=self.text_is_reply)
         if isinstance(opened, WholeReply):
-            return self.deltas_in(opened, answer, info)  # memory was reserved for the body
+            return self.deltas_in(opened, answer, info)  # its body's memory is reserved
         return await gathered(self.read(answer, info, opened))
 
     def prepare_apart(self, request: ChatRequest, info: ResponseInfo) -> Awaitable[Prepared]:

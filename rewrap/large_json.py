@@ -14,7 +14,7 @@ import orjson
 LARGE_BYTES = 2**20  # a smaller body takes 2 ms
 WINDOW_BYTES = 2**17
 TEXT_BYTES = 2**20  # of a string that is decoded at a time
-COUNT_BYTES = 2**16  # looked through at a time: what the caches of a processor hold
+COUNT_BYTES = 2**16  # looked through at a time: copies of so much stay in a processor's cache
 TEXT_CHARACTERS = 2**18  # of a string that is encoded at a time
 SLICE_ITEMS = 500  # of a long list that are encoded at a time
 SPLIT_DEPTH = 5  # payload, messages, message, content, part

@@ -5,12 +5,14 @@ import codecs
 import re
 from collections.abc import Callable
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from growth import LINEAR, growth
 
+from rewrap.types import Limits
 from rewrap.upstream import relay
+from rewrap.upstream.answers import Answer, StreamedReply
 from rewrap.upstream.framing import (
     NDJSONDecoder,
     SSEDecoder,
@@ -225,3 +227,55 @@ def test_detection_is_linear_in_the_start_of_the_answer(
         return [*pieces(start + unit * (size // len(unit)), 1), b'{"a": 1}']
 
     assert grows_linearly(parts, lambda data: asyncio.run(detect(type, data)))
+
+
+# One read may hold many events: others have their turn in between.
+
+MANY = 20_000
+
+
+@pytest.mark.parametrize("event", [b": x\n\n", b'data:{"a": 1}\n\n', b'data: {"a": 1}\r\n\r\n'])
+def test_a_relay_rewrites_a_part_of_a_large_read_at_a_time(event: bytes) -> None:
+    stream = RelayStream(MOST, 502, one_choice=True, alias=None)
+    stream.started = True
+    passed = [stream.feed(event * MANY)]
+    while stream.rest:
+        passed.append(stream.feed(b""))
+    assert max(map(len, passed)) < 2 * relay.REWRITTEN_BYTES
+    assert b"".join(passed).count(b"\n\n") == MANY
+
+
+def test_nothing_follows_the_end_of_a_stream_in_a_large_read() -> None:
+    stream = RelayStream(MOST, 502, one_choice=True, alias=None)
+    stream.started = True
+    stream.feed(b"data:[DONE]\n\n" + b": x\n\n" * MANY)
+    assert stream.done
+    assert not stream.rest
+
+
+@pytest.mark.anyio
+async def test_a_large_read_of_small_events_lets_others_have_their_turn() -> None:
+    class OneRead:
+        """A reply whose bytes come in one read."""
+
+        deadline = 0.0
+        parts: ClassVar[list[bytes]] = [b"data: a\n\n" * MANY, b""]
+
+        async def read(self) -> bytes:
+            return self.parts.pop(0)
+
+    reply: Any = OneRead()
+    answer = Answer(reply, Limits(), 502, 0.0, stream=True, relay=False, stored=False, choices=1)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(others())
+    found = [event async for event in answer.events(StreamedReply(SSEDecoder(MOST), b""))]
+    task.cancel()
+    assert found == [("", b"a")] * MANY
+    assert turns > MANY / 1000

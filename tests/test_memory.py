@@ -100,7 +100,7 @@ async def test_a_reply_that_is_gathered_counts_once(
     async with app.gateway.opened(), httpx.AsyncClient(transport=transport) as client:
         answer = await client.post(f"http://localhost{CHAT}", json=ASKED | {"store": store})
     assert answer.status_code == 200
-    # What is stored is also gathered twice: before it is written, and for the answer.
+    # Beside the body, what is stored is gathered twice: before it is written, and for the answer.
     assert 3_000_000 <= max(sizes) < (10_000_000 if store else 3_100_000)
 
 

@@ -42,7 +42,9 @@ def first_words(text: str, limit: int) -> Echo:
     return Echo(text[: -len(parts[-1])], limit, "length")
 
 
-first_words_cached = lru_cache(64)(first_words)  # tests repeat their prompts: saves 5 µs a request
+first_words_cached = lru_cache(64)(
+    first_words
+)  # clients of a mock repeat their prompts: saves 5 µs a request
 
 
 def echoed_text(request: ChatRequest) -> str:

@@ -23,6 +23,7 @@ from uvicorn._types import (
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+PART_BYTES = 64  # of memory for a part of a body, beside its bytes
 NO_LINGER = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 
 
@@ -57,12 +58,12 @@ class Cycle(RequestResponseCycle):
         self.on_response = on_response
         self.message_event = asyncio.Event()
         self.parts: list[bytes] = []  # of the body, that the app has not received yet
-        self.part_bytes = 0
+        self.part_bytes = 0  # the memory that they take
 
     def add_part(self, part: bytes) -> None:
         """A part of the body came."""
         self.parts.append(part)
-        self.part_bytes += len(part)
+        self.part_bytes += len(part) + PART_BYTES
         self.message_event.set()
 
     async def receive(self) -> ASGIReceiveEvent:

@@ -117,7 +117,9 @@ class EdgeMiddleware:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
-        if CONNECTION not in scope:  # another server's: its log names the path as it came
+        if (
+            CONNECTION not in scope
+        ):  # another server may log its own scope, where `path` must not change
             scope = dict(scope)
         context = RequestContext(scope, receive, send, running_loop())
         context.body_gate = self.body_gate

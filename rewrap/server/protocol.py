@@ -55,7 +55,7 @@ class Protocol(HttpToolsProtocol):
     chunks. A client has PATIENCE_SECONDS (twice that at most) to send the rest of a request, and to take any part of an
     answer. One timer per connection checks that, and another one how long it is idle; there is no timer per request.
 
-    The callbacks of the parser and the start of a request replace uvicorn's: a request costs 8 % fewer instructions.
+    It overrides uvicorn's callbacks of the parser, and does not know uvicorn's limits of concurrency and of requests: a request costs 8 % fewer instructions.
     """
 
     # In an instance dictionary beside uvicorn's attributes, these would cost 2 kB a connection.
@@ -155,7 +155,7 @@ class Protocol(HttpToolsProtocol):
         head = STATUS_LINE[status] + b"\r\n".join(lines) + b"\r\n\r\n"
         if b"\r\nconnection: " in head:
             return b""
-        # What the safe bytes leave must be the ends of the lines: 2 µs less than a regular expression.
+        # Without the safe bytes, the ends of the lines alone may remain. A regular expression costs 2 µs more.
         if head.translate(EVERY_BYTE, SAFE) != b"\r\n" * (len(lines) + 2):
             return b""
         cycle.response_started = True
@@ -234,13 +234,13 @@ class Protocol(HttpToolsProtocol):
         scope["path"] = self.root_path + path
         scope["raw_path"] = self.root_path.encode("ascii") + raw_path
         scope["query_string"] = url.query or b""
-        cycle_class = Cycle if version == "1.1" else UnchunkedCycle
+        cycle_class = UnchunkedCycle if version < "1.1" else Cycle
         cycle = cycle_class(
             scope,
             self.transport,
             self.flow,
             self.server_state.default_headers,
-            version != "1.0" and parser.should_keep_alive(),
+            version >= "1.1" and parser.should_keep_alive(),
             self.on_response_complete,
         )
         if self.expect_100_continue:
@@ -302,7 +302,7 @@ class Protocol(HttpToolsProtocol):
             self.idle_timer = self.loop.call_later(self.timeout_keep_alive, self.check_idle)
 
     def check_idle(self) -> None:
-        """Close a connection that has been idle for too long. The timer starts again where it was not idle for all of its time.
+        """Close a connection that has been idle for too long; look again later if it was used meanwhile.
 
         A timer for each answer would cost 1.5 µs.
         """

@@ -3,6 +3,7 @@
 Does not know shapes or Deltas. Raises APIError (too large), TimeoutError, ValueError and httpx.HTTPError.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,6 +45,9 @@ from rewrap.upstream.framing import (
     is_whole_json,
 )
 
+# Others have their turn after so much of one answer: 256 kB of tiny events, which one read may bring, take half a second.
+EVENTS_PER_TURN = 256
+DECODED_BYTES = 2**16
 ERROR_SECONDS = 5.0  # to read the body of an error
 ERROR_LIMITS = Limits(reply_bytes=65_536)
 
@@ -119,7 +123,9 @@ class Answer:
         body = b""
         if not self.stream and is_whole_json(reply.headers):
             body = await self.whole()
-            with suppress(ValueError):  # of another form than its header says
+            with suppress(
+                ValueError
+            ):  # not JSON in spite of its header: its form is detected below
                 return WholeReply(await apart(lenient.loads, body))
 
         async def more(started: bool) -> bytes:
@@ -160,6 +166,7 @@ class Answer:
         loop = running_loop()
         reply = self.reply
         remaining = float("inf") if self.stream else self.limits.reply_bytes
+        count = 0
         data = opened.first or await reply.read()
         while True:
             remaining -= len(data)
@@ -167,13 +174,19 @@ class Answer:
                 raise bad_gateway(TOO_LARGE, "too large", self.failure_status)
             if not self.stream and loop.time() > self.deadline:
                 raise TimeoutError  # bytes that are there already are read without a wait
-            if data:
-                self.start = data[:START_BYTES]
-            events = opened.decoder.feed(data) if data else opened.decoder.close()
-            for event in events:
-                yield event
             if not data:
+                for event in opened.decoder.close():
+                    yield event
                 return
+            self.start = data[:START_BYTES]
+            for start in range(0, len(data), DECODED_BYTES):
+                for event in opened.decoder.feed(data[start : start + DECODED_BYTES]):
+                    yield event
+                    count += 1
+                    if count % EVENTS_PER_TURN == 0:
+                        await asyncio.sleep(0)
+                if len(data) > DECODED_BYTES:
+                    await asyncio.sleep(0)
             reply.deadline = self.next_deadline()
             data = await reply.read()
 
@@ -187,7 +200,7 @@ class Asker(Protocol):
     def failure(
         self, headers: Mapping[str, str], exc: BaseException, answer: Answer | None
     ) -> Exception | None:
-        """What is raised instead of an exception; None if it stands for itself."""
+        """The client's error for an exception; None to raise the exception itself."""
 
 
 class Exchange:
@@ -226,7 +239,7 @@ class Exchange:
             await self.answer.reply.aclose()
 
     def translate(self, error: BaseException) -> None:
-        """Raises what stands for the error; returns if it stands for itself."""
+        """Raises the client's error for an exception; returns if there is none."""
         found = self.failure(self.headers, error, self.answer)
         if found is None:
             return

@@ -59,9 +59,8 @@ class AutoShape:
             )
 
     def prepare(self, url: str, request: ChatRequest) -> Outgoing:
-        if request.body and is_flat(request):
-            return Outgoing(url, {}, request.body)
-        return Outgoing(url, {}, dumps(self.payload(request)))
+        payload: object = request.payload if is_flat(request) else self.payload(request)
+        return Outgoing(url, {}, dumps(payload))
 
     def headers(self, key: str, stream: bool) -> dict[str, str]:
         if not key:
@@ -183,9 +182,17 @@ class AutoReader:
 
 
 def is_flat(request: ChatRequest) -> bool:
-    """Whether `payload` would give the client's own payload, so that its bytes can go out as they came."""
+    """Whether the client's own payload can go out as it is: no copy of it is made.
+
+    Its bytes do not: a member may occur twice in them, and an upstream may read the other one.
+    """
     payload = request.payload
-    if request.stored or request.model != payload.get("model") or "completion_id" in payload:
+    if (
+        not request.body
+        or request.stored
+        or request.model != payload.get("model")
+        or "completion_id" in payload
+    ):
         return False
     if None in payload.values():
         return False

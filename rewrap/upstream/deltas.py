@@ -101,9 +101,9 @@ class DeltaNormalizer:
 
 
 def normalized_whole(deltas: list[Delta], info: ResponseInfo) -> list[Delta]:
-    """The Deltas of a reply that came in one piece. A short text alone, the usual case, costs 4 µs less.
+    """The Deltas of a reply that came in one piece.
 
-    Raises ValueError as DeltaNormalizer does.
+    A short text alone, the usual case, stays one Delta with its finish_reason: that saves 4 µs. Raises ValueError as DeltaNormalizer does.
     """
     if len(deltas) == 1 and is_short_text(deltas[0]):
         deltas[0].finish_reason = deltas[0].finish_reason or "stop"

@@ -65,7 +65,7 @@ class Decoder(Protocol):
 
 
 def is_whole_json(headers: Mapping[bytes, bytes]) -> bool:
-    """Whether the headers promise JSON in UTF-8 in one piece. A look at the bytes costs 8 µs more than to decode them."""
+    """Whether the headers promise JSON in UTF-8 in one piece. To decode it at once saves 8 µs of detection."""
     return b"content-length" in headers and headers.get(b"content-type", b"").lower() in JSON_TYPES
 
 

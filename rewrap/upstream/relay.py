@@ -4,6 +4,7 @@ RelayStream passes a stream on in whole events. `checked_completion` checks a wh
 Imports types, framing, lenient and errors.
 """
 
+import asyncio
 import re
 from codecs import BOM_UTF8
 
@@ -29,6 +30,7 @@ MODEL = re.compile(rb'"model"\s*:\s*"(?:[^"\\]|\\.)*"')
 USAGE = re.compile(rb'"usage":\s*(\{(?:[^{}]|\{[^{}]*\})*\})')
 FINISHED = re.compile(rb'"finish_reason":\s*"[^"]')
 DONE_EVENT = b"data: [DONE]\n\n"
+REWRITTEN_BYTES = 2**13  # at a time
 COMMENT = re.compile(rb"^:[^\r\n]*", re.MULTILINE)
 DATA = re.compile(rb"^data", re.MULTILINE)
 
@@ -52,6 +54,7 @@ class RelayStream:
     status of the answer can still change.
 
     Attributes after each `feed`:
+        rest     whole events that are still to be rewritten: `feed(b"")` goes on with them, before any new bytes
         started  the reply has its first delta
         done     the upstream ended the stream
         failure  the error event that follows the returned bytes
@@ -68,6 +71,7 @@ class RelayStream:
         "one_choice",
         "previous",
         "recent",
+        "rest",
         "second_previous",
         "started",
         "unfinished",
@@ -81,6 +85,7 @@ class RelayStream:
         self.one_choice = one_choice
         self.alias = alias
         self.unfinished = b""
+        self.rest = b""
         self.held: list[bytes] = []
         self.held_bytes = 0
         self.started = False
@@ -93,14 +98,19 @@ class RelayStream:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes that the client gets now; b"" if there are none yet. Raises APIError, UnicodeDecodeError."""
-        if self.unfinished or not data.endswith(b"\n\n"):
+        if self.rest:
+            data = self.rest
+            self.rest = b""
+        elif self.unfinished or not data.endswith(b"\n\n"):
             data = self.whole_events(data)
             if not data:
                 return b""
         if not data.isascii():
             data.decode()  # the client's reader would fail, too
         if not is_plain_events(data):
-            data = self.rewritten(data)
+            data = self.rewritten(self.first_events(data))
+            if self.done or self.failure is not None:
+                self.rest = b""
         else:
             end = first_suspect(data)
             rest = data[end:]
@@ -131,6 +141,14 @@ class RelayStream:
         if len(self.unfinished) > self.event_bytes:
             raise bad_gateway(TOO_LARGE, "event too large", self.failure_status)
         return data[:end]
+
+    def first_events(self, data: bytes) -> bytes:
+        """The first REWRITTEN_BYTES, up to the end of an event. The rest waits: to rewrite 50,000 events takes half a second."""
+        match = EVENT_END.search(data, REWRITTEN_BYTES)
+        if match is None:
+            return data
+        self.rest = data[match.end() :]
+        return data[: match.end()]
 
     def rewritten(self, data: bytes) -> bytes:
         """Events in the usual form, up to [DONE] or the first failure. Comments stay; data that is no object is left out."""
@@ -220,7 +238,7 @@ class Forwarding:
         self.reply.deadline = self.now() + self.stall
         if passed and not self.write(passed):
             return False
-        return relay.failure is None and not relay.done
+        return relay.failure is None and not relay.done and not relay.rest
 
 
 async def relayed(reply: Reply, relay: RelayStream, stall: float, info: ResponseInfo) -> Deltas:
@@ -231,14 +249,22 @@ async def relayed(reply: Reply, relay: RelayStream, stall: float, info: Response
     """
     loop = running_loop()
     forward = getattr(reply, "forward", None)
-    while data := await reply.read():
+    while True:
+        if relay.rest:
+            await asyncio.sleep(0)  # others have their turn
+            data = b""
+        else:
+            data = await reply.read()
+            if not data:
+                break
         passed = relay.feed(data)
         if passed:
             yield Delta(raw=passed)
         # Any byte is a sign of life. A client that reads slowly does not use up the upstream's time.
         reply.deadline = loop.time() + stall
         over = relay.done or relay.failure is not None
-        if relay.started and not over and forward is not None and info.write is not None:
+        may_forward = relay.started and not over and not relay.rest
+        if may_forward and forward is not None and info.write is not None:
             forwarding = Forwarding(reply, relay, info.write, stall)
             await forward(forwarding)
             if forwarding.error is not None:

@@ -30,7 +30,8 @@ KNOWN_NAMES = frozenset(
 STREAMED_NUMBER_NAMES = ("reply", "response", "answer", "text", "content")
 EXTRA_NAMES = ("reasoning_content", "reasoning", "tool_calls")
 FIGURE_NAMES = ("figure", "figures")
-EXTRA_PLACES = frozenset([*EXTRA_NAMES, *FIGURE_NAMES])  # or inside another object
+# Without one of these, and without an object among the members, there is nothing to find.
+EXTRA_PLACES = frozenset([*EXTRA_NAMES, *FIGURE_NAMES])
 ASSISTANT_ROLES = ("assistant", "ai", "bot", "model")
 USER_ROLES = ("user", "human")
 
