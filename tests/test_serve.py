@@ -6,6 +6,7 @@ import importlib.metadata
 import inspect
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -48,7 +49,7 @@ def test_every_internal_of_uvicorn_that_the_project_uses_is_listed_in_one_place(
     assert used == uvicorn_internals.PROTOCOL_ATTRIBUTES
     used = attributes_of(protocol_class, "cycle", "last", "self.cycle", "self.running")
     used |= attributes_of(cycles, "cycle", "self.cycle")
-    assert used - {"add_part", "part_bytes"} <= (
+    assert used - {"add_part", "unreceived"} <= (
         uvicorn_internals.CYCLE_ATTRIBUTES | uvicorn_internals.CYCLE_METHODS
     )
     methods = overridden(cycles.Cycle, RequestResponseCycle)
@@ -230,6 +231,27 @@ def answering(cycle: Cycle, *, write_paused: bool = False) -> tuple[protocol.Pro
     found.flow = SimpleNamespace(write_paused=write_paused)  # type: ignore[assignment]
     found.transport = SimpleNamespace(write=writes.append, write_now=writes.append)  # type: ignore[assignment]
     return found, writes
+
+
+@pytest.mark.anyio
+async def test_many_small_parts_of_a_body_take_no_more_memory_than_their_bytes() -> None:
+    scope: Any = {}
+    flow: Any = SimpleNamespace(resume_reading=lambda: None)
+    cycle = cycles.Cycle(scope, SimpleNamespace(), flow, [], True, lambda: None)  # type: ignore[arg-type]
+    parts = [b"%02d" % (number % 100) for number in range(30_000)]
+    tracemalloc.start()
+    for part in parts:
+        cycle.add_part(part)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert cycle.unreceived() == 60_000
+    assert grown < 120_000
+    assert await cycle.receive() == {
+        "type": "http.request",
+        "body": b"".join(parts),
+        "more_body": True,
+    }
+    assert cycle.unreceived() == 0
 
 
 def test_a_whole_answer_is_one_write() -> None:

@@ -23,7 +23,6 @@ from uvicorn._types import (
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-PART_BYTES = 64  # of memory for a part of a body, beside its bytes
 NO_LINGER = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
 
 
@@ -57,14 +56,21 @@ class Cycle(RequestResponseCycle):
         self.keep_alive = keep_alive
         self.on_response = on_response
         self.message_event = asyncio.Event()
-        self.parts: list[bytes] = []  # of the body, that the app has not received yet
-        self.part_bytes = 0  # the memory that they take
+        # What the app has not received yet of the body: its first part as it came, which is most often all, and the rest.
+        self.first_part = b""
+        self.more_parts = bytearray()
 
     def add_part(self, part: bytes) -> None:
         """A part of the body came."""
-        self.parts.append(part)
-        self.part_bytes += len(part) + PART_BYTES
+        if self.first_part:
+            self.more_parts += part
+        else:
+            self.first_part = part
         self.message_event.set()
+
+    def unreceived(self) -> int:
+        """The bytes of the body that the app has not received yet."""
+        return len(self.first_part) + len(self.more_parts)
 
     async def receive(self) -> ASGIReceiveEvent:
         """The next part of the body. uvicorn's own copies it twice: 30 µs for a body of 100 kB."""
@@ -79,10 +85,11 @@ class Cycle(RequestResponseCycle):
             event.clear()
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
-        parts = self.parts
-        self.parts = []
-        self.part_bytes = 0
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        body = self.first_part
+        self.first_part = b""
+        if self.more_parts:
+            body += self.more_parts
+            self.more_parts = bytearray()
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
 

@@ -269,7 +269,7 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if not cycle.response_complete:
             cycle.add_part(body)
-            if cycle.part_bytes > HIGH_WATER_LIMIT:
+            if cycle.unreceived() > HIGH_WATER_LIMIT:
                 self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
