@@ -275,15 +275,14 @@ class Endpoint:
         )
         context.info = info
         rendering = turn.rendering(request, info)
+        stream = partial(gateway.stream, identity=identity)
         if request.stream:
-            stream = partial(gateway.stream, identity=identity)
             deltas = turn.deltas(stream, info, rendering)
             context.holds_request = gateway.recorder.concerns(request) or turn.holds_request
             del request, turn
             await send_stream(context, rendering, deltas, gateway.heartbeats)
             return
         if turn.holds_request:
-            stream = partial(gateway.stream, identity=identity)
             asking = gathered(turn.deltas(stream, info, rendering))
         else:
             asking = gateway.whole(request, info, identity)

@@ -304,8 +304,6 @@ class Checks(Enum):
     TRANSLATION = "translation"  # and the types of the members that shapes translate
     OPENAI = "openai"  # all that OpenAI checks
 
-    __hash__ = object.__hash__  # that of Enum is a function in Python: 0.3 µs
-
     def or_closer(self, other: "Checks") -> "Checks":
         order = list(Checks)
         return max(self, other, key=order.index)
@@ -527,14 +525,7 @@ def size_of(text: str) -> int:
 
 def prompt_size(messages: list[JSONObject]) -> int:
     """The bytes of UTF-8 in the texts of all messages."""
-    size = 0
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str) and content.isascii():  # the usual case: three times as fast
-            size += len(content)
-        else:
-            size += size_of(text_of(content))
-    return size
+    return sum([size_of(text_of(message.get("content"))) for message in messages])
 
 
 def estimated_tokens(size: int) -> int:

@@ -134,7 +134,7 @@ class ChatRendering:
 
 
 def has_single_spaces(text: str) -> bool:
-    """Whether single spaces alone separate the words: then the JSON of the text is split, which saves 20 µs for 100 words."""
+    """Whether single spaces alone separate the words. To split the JSON of such a text costs a tenth of dumping each word."""
     return text.isprintable() and "  " not in text and not text.startswith(" ")
 
 

@@ -119,8 +119,10 @@ class RuleSet:
         Looks once a second at most. A mistake in the files is logged once, and the rules that
         were read before stay in use.
         """
+        if self.path is None:
+            return False
         now = self.clock()
-        if self.path is None or now < self.next_look:
+        if now < self.next_look:
             return False
         self.next_look = now + RELOAD_SECONDS
         signature = signature_of(self.path)

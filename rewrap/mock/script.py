@@ -92,22 +92,18 @@ class Script:
 
         A rule that is added while a request is read does not see its headers.
         """
-        rules = self.rules
-        if rules.path is not None:
-            rules.reload_if_changed()
-        if (rules.added or rules.from_files) and rules.look_at_headers():
+        self.rules.reload_if_changed()
+        if len(self.rules) and self.rules.look_at_headers():
             return True
         return b"x-mock-" in b" ".join(names)  # 1.3 µs less than a loop
 
     def plan(self, request: ChatRequest, info: ResponseInfo) -> Plan:
         """Raises APIError: an error that a rule, a header or a rate demands, or 404 in strict mode without a rule."""
         self.requests += 1
-        rules = self.rules
-        if rules.path is not None:
-            rules.reload_if_changed()
+        self.rules.reload_if_changed()
         headers = request.client_headers
-        scripted = bool(rules.added or rules.from_files or self.strict)
-        undisturbed = self.rate is None and not (headers and has_mock_header(headers))
+        scripted = bool(len(self.rules)) or self.strict
+        undisturbed = self.rate is None and not has_mock_header(headers)
         if not scripted and undisturbed:
             self.note(request, info, "", "", "")
             return PLAIN
@@ -263,7 +259,7 @@ def no_match(difference: str) -> APIError:
 
 
 def has_mock_header(headers: Mapping[str, str]) -> bool:
-    return any(name.startswith(MOCK_HEADERS) for name in headers)
+    return bool(headers) and any(name.startswith(MOCK_HEADERS) for name in headers)
 
 
 def scripted(answer: Answer | None, request: ChatRequest, info: ResponseInfo) -> list[Delta]:

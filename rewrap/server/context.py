@@ -125,9 +125,7 @@ class RequestContext:
         if declared > max_bytes:
             raise too_large(max_bytes)
         reserve_body(declared)
-        first = await self.receive()
-        if first["type"] == "http.disconnect":
-            raise ClientLeft
+        first = await self.next_message()
         body: bytes = first.get("body", b"")
         if first.get("more_body", False):
             with self.body_gate:

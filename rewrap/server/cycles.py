@@ -31,7 +31,7 @@ class Cycle(RequestResponseCycle):
 
     logger = logging.getLogger("uvicorn.error")
     access_logger = logging.getLogger("uvicorn.access")
-    access_log = False  # the app has a log of its own
+    access_log = False  # the app writes the access log
     disconnected = False
     waiting_for_100_continue = False
     more_body = True
@@ -56,7 +56,7 @@ class Cycle(RequestResponseCycle):
         self.keep_alive = keep_alive
         self.on_response = on_response
         self.message_event = asyncio.Event()
-        # What the app has not received yet of the body: its first part as it came, which is most often all, and the rest.
+        # The part of the body that the app has not received yet. Most bodies come in one piece.
         self.first_part = b""
         self.more_parts = bytearray()
 
@@ -73,7 +73,7 @@ class Cycle(RequestResponseCycle):
         return len(self.first_part) + len(self.more_parts)
 
     async def receive(self) -> ASGIReceiveEvent:
-        """The next part of the body. uvicorn's own copies it twice: 30 µs for a body of 100 kB."""
+        """The next part of the body. A body that came in one part is not copied; uvicorn's method copies it twice."""
         if self.waiting_for_100_continue and not self.transport.is_closing():
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             self.waiting_for_100_continue = False

@@ -55,7 +55,8 @@ class Protocol(HttpToolsProtocol):
     chunks. A client has PATIENCE_SECONDS (twice that at most) to send the rest of a request, and to take any part of an
     answer. One timer per connection checks that, and another one how long it is idle; there is no timer per request.
 
-    It overrides uvicorn's callbacks of the parser, and does not know uvicorn's limits of concurrency and of requests: a request costs 8 % fewer instructions.
+    It overrides uvicorn's parser callbacks, so that a request costs 8 % fewer instructions. uvicorn's limits of concurrency
+    and of requests have no effect.
     """
 
     # In an instance dictionary beside uvicorn's attributes, these would cost 2 kB a connection.
@@ -87,9 +88,8 @@ class Protocol(HttpToolsProtocol):
         if isinstance(self.app, ProxyHeadersMiddleware):
             self.direct_app = self.app.app
         self.behind_proxy = False  # the request has PROXY_HEADERS
-        self.idle_since = (
-            0.0  # the end of the last answer; 0: a request is in progress, or none came yet
-        )
+        # Loop time of the end of the last answer; 0: a request is in progress, or none came yet.
+        self.idle_since = 0.0
         self.idle_timer: asyncio.TimerHandle | None = None
         self.overhead = 0  # bytes in a row that are not a body
         self.refused = False

@@ -123,9 +123,7 @@ class Answer:
         body = b""
         if not self.stream and is_whole_json(reply.headers):
             body = await self.whole()
-            with suppress(
-                ValueError
-            ):  # not JSON in spite of its header: its form is detected below
+            with suppress(ValueError):  # not JSON: its form is detected below
                 return WholeReply(await apart(lenient.loads, body))
 
         async def more(started: bool) -> bytes:
