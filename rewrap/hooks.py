@@ -14,15 +14,15 @@ import inspect
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from rewrap.records import record
 from rewrap.threads import FUNCTIONS
 from rewrap.types import ChatRequest, JSONObject
 
 Hook = Callable[..., object]
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class HookedChat:
     """A chat as hooks see it. `payload` is the client's whole JSON object."""
 

@@ -3,11 +3,12 @@
 Does not know which backend answers. Source: OpenAI's reference, and recordings of its API.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import orjson
 
 from rewrap.api.merge import merge, merged
+from rewrap.records import record
 from rewrap.types import (
     APIError,
     ChatRequest,
@@ -172,7 +173,7 @@ class TextRendering:
         return self.info.completion or completion(self.info, deltas)
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Choice:
     """One choice of a completion, put together from its Deltas."""
 

@@ -6,9 +6,9 @@ API and from public reports. Imports types alone.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import inf
 
+from rewrap.records import record
 from rewrap.types import APIError, Checks, JSONObject, dumps
 
 Check = Callable[[str, object], None]
@@ -83,7 +83,7 @@ def too_long(param: str, maximum: int, length: int) -> APIError:
 # Types and numbers.
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class number:
     """A check for a number within bounds. A decimal may be written as an integer."""
 

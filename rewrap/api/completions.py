@@ -7,7 +7,6 @@ translated backend cannot continue it, fill in its middle or repeat it.
 from collections.abc import Callable
 from contextlib import aclosing
 from copy import copy
-from dataclasses import dataclass
 
 import orjson
 
@@ -23,6 +22,7 @@ from rewrap.api.checks import (
     wrong_type,
 )
 from rewrap.ids import random_hex
+from rewrap.records import record
 from rewrap.types import (
     APIError,
     ChatRequest,
@@ -56,7 +56,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class CompletionRequest:
     """A legacy request: one chat payload for each prompt."""
 

@@ -1,15 +1,15 @@
 """The parts of the API that MOCK_ANY_ID exchanges: how strict the store and three surfaces are."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rewrap.api.answers import LocalEmbeddings
 from rewrap.api.responses.routes import ResponseRoutes
 from rewrap.api.surfaces import ResponsesSurface
+from rewrap.records import record
 from rewrap.storage.base import Store
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Parts:
     store: Callable[[Store], Store]
     surface: type[ResponsesSurface]

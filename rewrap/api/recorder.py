@@ -6,13 +6,14 @@ All other chats pass by: they are neither parsed nor gathered. Does not know HTT
 import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rewrap.api.chat import completion
 from rewrap.api.checks import check_depth, check_metadata
 from rewrap.api.stored import StoredCompletions, new_after_hooks
 from rewrap.hooks import Hook, HookedChat, run_hooks
 from rewrap.memory import delta_size, reserve
+from rewrap.records import record
 from rewrap.types import (
     APIError,
     Backend,
@@ -25,7 +26,7 @@ from rewrap.types import (
 )
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Recording:
     """One chat under way: the request as the hooks left it, and its place in the store."""
 

@@ -17,12 +17,13 @@ only types, and the checks of URLs and headers.
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import get_origin, get_type_hints
 
 import orjson
 
+from rewrap.records import record
 from rewrap.types import JSONObject, Limits
 from rewrap.urls import check_url, is_header
 
@@ -45,7 +46,7 @@ ROUTING_MEMBERS = ("model", "messages")
 MAX_NUMBER = 1e9
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class BackendTable:
     """One checked `[[backend]]` of the file. `key` is the value of the variable `key_env`."""
 

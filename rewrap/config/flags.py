@@ -10,13 +10,14 @@ import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, field, fields
 from difflib import get_close_matches
 from functools import partial
 from typing import NoReturn
 
 from rewrap import __version__
 from rewrap.config.settings import GROUPS, Settings, default_text, known_variables
+from rewrap.records import record
 
 COMMANDS = {
     "serve": "serve the API (the default)",
@@ -33,7 +34,7 @@ class UsageError(Exception):
     """A command line that cannot be understood. Its text is one line."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Arguments:
     """A command with its settings (by variable), or with the arguments that it parses itself."""
 

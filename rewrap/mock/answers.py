@@ -7,7 +7,7 @@ A step of a rule and an answer are the same immutable dataclass: the texts of a 
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b
 
 import orjson
@@ -18,6 +18,7 @@ from rewrap.mock.errors import ErrorAnswer
 from rewrap.mock.facts import Facts, as_object
 from rewrap.mock.faults import Fault
 from rewrap.mock.pace import Pace
+from rewrap.records import record
 from rewrap.types import APIError, ChatRequest, Delta, Deltas, JSONObject
 
 PLACEHOLDER = re.compile(r"\{\{|\{([A-Za-z_]\w*)(?::(int|float))?\}", re.ASCII)
@@ -46,7 +47,7 @@ VALUES: dict[str, Callable[[Facts], str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ToolCall:
     """A call of a tool.
 
@@ -60,7 +61,7 @@ class ToolCall:
     check: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Answer:
     """The answer of a rule. Without content, the mock's own answer takes over the other members."""
 

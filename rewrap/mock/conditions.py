@@ -7,12 +7,12 @@ patterns and tables.
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from fnmatch import translate
 
 from rewrap.mock.facts import Facts
 from rewrap.mock.safe_regex import Pattern
 from rewrap.mock.tables import Table, nearest_name, strings
+from rewrap.records import record
 
 APIS = ("chat", "responses", "completions", "embeddings", "moderations", "ask")
 FORMATS = ("text", "json_object", "json_schema")
@@ -28,7 +28,7 @@ TextOf = Callable[[Facts], str]
 NumberOf = Callable[[Facts], int]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Condition:
     """One condition. `holds` adds its captures, which `names` lists, to those there are.
 
@@ -52,7 +52,7 @@ def plain_condition(
     )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class TextTest:
     """A test of a text: it is one of `exact`, contains all of `contains`, and `pattern` matches."""
 

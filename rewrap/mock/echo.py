@@ -1,12 +1,12 @@
 """The mock's default reply: an echo of the last user message, cut by `stop` and `max_tokens`. Imports types alone."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
+from rewrap.records import record
 from rewrap.types import PORTION_CHARACTERS, ChatRequest, JSONObject, portions, text_of
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Echo:
     """A reply: its text, its number of words, and its finish_reason. A word is a token."""
 

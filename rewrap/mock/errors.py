@@ -5,9 +5,10 @@ text, correct it here. Imports the types and the table reader alone.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rewrap.mock.tables import Table, nearest_name
+from rewrap.records import record
 from rewrap.types import APIError
 
 INVALID = "invalid_request_error"
@@ -16,7 +17,7 @@ FIELDS = ("name", "status", "message", "type", "code", "param", "retry_after")
 MAX_RETRY_SECONDS = 86_400
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ErrorAnswer:
     """An error that the mock answers with. `retry_after` is in seconds; None: no such header."""
 

@@ -22,11 +22,12 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from hashlib import blake2b
 
 from rewrap.mock.errors import CATALOGUE, ErrorAnswer, error_of_status, with_model
 from rewrap.mock.tables import nearest_name
+from rewrap.records import record
 from rewrap.types import APIError
 
 Headers = list[tuple[bytes, bytes]]
@@ -42,7 +43,7 @@ UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
 CONTENT_TYPE = re.compile(r"[\w.+/; =-]{1,100}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Fault:
     """One fault. `source` is its text; `after` is how many chunks of a stream go before it."""
 
@@ -167,7 +168,7 @@ def faults_of(headers: Mapping[str, str]) -> tuple[Fault, ...]:
         raise APIError(400, message, param="x-mock-fault") from None
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class FaultRate:
     """Faults for a share of all requests, `rate` from 0 to 1.
 
@@ -188,7 +189,7 @@ class FaultRate:
         return (self.faults[choice],)
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class FaultState:
     """The counts of `fail` and `ratelimit`, by lane and by scope (a rule, or "" for headers)."""
 

@@ -7,10 +7,10 @@ the caller names. Knows no HTTP; imports the types alone.
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import orjson
 
+from rewrap.records import record
 from rewrap.types import JSONObject
 
 MAX_ENTRIES = 1_000
@@ -21,7 +21,7 @@ MAX_DIFFERENCE = 2_000
 MAX_DEPTH = 64  # of JSON in a message
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Entry:
     """One request. `status` is 0 until it is answered."""
 

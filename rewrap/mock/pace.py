@@ -7,18 +7,19 @@ import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random
 
 from rewrap.mock.errors import CATALOGUE
 from rewrap.mock.faults import Fault
+from rewrap.records import record
 from rewrap.types import APIError, Delta, Deltas, words
 
 PACE_FIELDS = ("first_byte_ms", "words_per_second", "jitter_ms")
 NUMBER = re.compile(r"\d{1,7}(?:\.\d{1,6})?", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Pace:
     """When an answer begins and how fast it goes on. `words_per_second` 0: at once.
 

@@ -3,12 +3,13 @@
 The same request has the same reply. A word counts as a token. Modules for schemas are imported when a request needs them.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from hashlib import blake2b
 
 import orjson
 
 from rewrap.mock.echo import cut, echoed_text
+from rewrap.records import record
 from rewrap.types import APIError, ChatRequest, Delta, JSONObject, text_of, words
 
 # Parameters that ask for more than an echo.
@@ -31,7 +32,7 @@ NO_AUDIO = "This model does not support audio output. Remove 'audio' from 'modal
 PIECE_CHARACTERS = 16  # of a tool call's arguments in a stream
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Reply:
     """One choice. `tokens` counts the words of the text, or of the arguments."""
 

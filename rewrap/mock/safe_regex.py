@@ -13,7 +13,9 @@ Imports nothing of ours.
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from rewrap.records import record
 
 MAX_STEPS = 20_000_000  # a step takes 3 to 6 ns: 0.1 s at most
 # Steps for one character of `.+`, of `[a-z]+`, of `.+?`, for one repetition of a group: measured.
@@ -41,7 +43,7 @@ BRACES = re.compile(r"\{(\d*)(,?)(\d*)\}")
 BOUNDS = {"*": (0, UNBOUNDED), "+": (1, UNBOUNDED), "?": (0, 1)}
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Item:
     """An element of a pattern: one character (`source`), or a group with its alternatives."""
 

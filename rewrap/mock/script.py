@@ -7,7 +7,7 @@ mock's modules.
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 import orjson
@@ -20,6 +20,7 @@ from rewrap.mock.journal import Entry, Journal
 from rewrap.mock.pace import Pace
 from rewrap.mock.reply import deltas_of_reply, reply_to
 from rewrap.mock.rules import RuleSet
+from rewrap.records import record
 from rewrap.types import APIError, ChatRequest, Delta, Headers, JSONObject, ResponseInfo, usage
 
 PATHS = {
@@ -36,7 +37,7 @@ JOURNAL_BYTES = 2**20  # of the notes and the entries
 MOCK_HEADERS = "x-mock-"
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Plan:
     """The decision for one request."""
 
@@ -46,7 +47,7 @@ class Plan:
     headers: Headers = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Note:
     """A request that the journal has not copied yet: copying costs more than the mock's whole reply."""
 

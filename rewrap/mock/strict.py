@@ -8,10 +8,10 @@ a schema is accepted, so that the mock is never stricter than OpenAI: `default`,
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 
 from rewrap.mock.budget import JSON, Schema, SchemaError, members, schemas, strings, words
+from rewrap.records import record
 
 MAX_LEVELS = 10  # objects and arrays inside each other, the root included
 MAX_PROPERTIES = 5_000
@@ -37,7 +37,7 @@ REFERENCE = "reference can only point to definitions defined at the top level of
 ENUM = "Expected at most {} enum values in total within a single schema when using"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Node:
     """A schema inside the checked one. `path` is the path of its parent and the last keys."""
 
@@ -59,7 +59,7 @@ class Node:
         return Node(schema, (self, keys), self.level + deeper)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Subject:
     """What is checked, as errors name it."""
 

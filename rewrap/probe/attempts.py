@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cached_property
 
 import httpx
 
 from rewrap.probe.field_hints import Field, flat_request_of, request_of
 from rewrap.probe.reply_candidates import Text, end_marker, names_of, texts
+from rewrap.records import record
 from rewrap.types import ChatRequest, Delta, JSONObject, NoReplyFound, Shape
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.shapes import MappedShape, known_shapes, shape_from
@@ -50,7 +51,7 @@ SLOT = re.compile(r"\{\w+\}")
 PLACES = {"body": "request", "query": "query", "form": "form"}  # settings of a mapping
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Options:
     """The arguments of the command. `timeout` is in seconds. `mapping` has those that describe the request.
 
@@ -73,7 +74,7 @@ class Options:
         return sorted((text for text in values if len(text) > 3), key=len, reverse=True)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Attempt:
     """One way to ask. An empty `table` stands for the shape of any chat URL."""
 
@@ -110,7 +111,7 @@ class Attempt:
         return "any chat URL" if not self.table else "a mapping"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Outcome:
     """The end of one attempt: a reply, or the reason why there is none."""
 
@@ -166,7 +167,7 @@ class Outcome:
         return pieces > 0
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ChatId:
     """The id that a service seems to give a chat."""
 

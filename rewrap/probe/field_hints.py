@@ -7,10 +7,10 @@ FastAPI and pydantic, Django REST framework, Flask, Express, zod, Ajv, ASP.NET, 
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 import orjson
 
+from rewrap.records import record
 from rewrap.types import JSONObject
 
 MAX_FIELDS = 8
@@ -126,7 +126,7 @@ VALUES: tuple[tuple[re.Pattern[str], object], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Field:
     """A field of a request that a URL wants."""
 

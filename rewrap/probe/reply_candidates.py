@@ -6,12 +6,12 @@ Pure functions: bodies go in, paths (as in shapes.toml) come out.
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TypeGuard
 from urllib.parse import parse_qsl
 
 import orjson
 
+from rewrap.records import record
 from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder, is_json
 from rewrap.upstream.paths import first, parse_paths
 from rewrap.upstream.reply_search import MORE_NAMES, REPLY_NAMES
@@ -47,7 +47,7 @@ ID_VALUE = re.compile(r"(?=.*(?:\d|[a-z][A-Z]))[\w.:~+/=-]{5,127}[\w=]", re.ASCI
 PREFERRED = ("wanted", "is_unlike_before", "varies", "early", "usual")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Text:
     """A text in an answer. In events, the texts of one path are joined."""
 

@@ -10,7 +10,6 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
@@ -21,6 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap.eventloop import running_loop
 from rewrap.memory import MemoryBudget
+from rewrap.records import record
 from rewrap.server.context import CONNECTION, ClientLeft, RequestContext, printable, stopping
 from rewrap.server.hosts import NORMAL, HostCheck, forwarded_address, is_local, normal_path
 from rewrap.server.limits import Gate
@@ -48,7 +48,7 @@ OTHER_APIS = re.compile(
 NotFoundPage = Callable[[str, str, str], Response | None]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class EdgeOptions:
     """Settings of the edge. Units as in the settings of the same names."""
 

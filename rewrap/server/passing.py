@@ -5,12 +5,13 @@ Nothing is sent faster than its reader takes it. Does not know upstreams: `Answe
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rewrap.records import record
 from rewrap.server.context import ClientLeft, RequestContext
 from rewrap.types import (
     APIError,
@@ -26,7 +27,7 @@ Answer = Callable[[PassedRequest], AbstractAsyncContextManager[PassedReply]]
 API_PREFIXES = ("/v1/", "/openai/")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Intake:
     """How requests come in. `admit` raises APIError for a client that may not."""
 

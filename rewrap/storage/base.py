@@ -9,10 +9,11 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import orjson
 
+from rewrap.records import record
 from rewrap.types import JSONObject
 
 SWEEP_SECONDS = 30.0
@@ -38,7 +39,7 @@ class HistoryTooLarge(Exception):
     """The messages of a chat are larger than the caller takes."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Page:
     """Part of a list: the JSON of its items, and their ids. `has_more` is exact."""
 
@@ -47,7 +48,7 @@ class Page:
     has_more: bool
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Filter:
     """The completions that a list shows: those with this model, and with all of these pairs."""
 

@@ -5,11 +5,11 @@ A write that has returned is on the disk. Imports the interface of stores alone.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import orjson
 
+from rewrap.records import record
 from rewrap.storage.base import (
     SWEEP_BATCH,
     Filter,
@@ -251,7 +251,7 @@ class SQLiteStore(Store):
 # Rows.
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Row:
     """A completion or a response. `body` is its JSON without the members that have columns."""
 

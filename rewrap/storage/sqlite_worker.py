@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TypeVar
 
+from rewrap.records import record
 from rewrap.storage.base import Observer, StoreDown
 
 log = logging.getLogger("rewrap")
@@ -50,7 +51,7 @@ DOWN = "The store cannot be used now."
 REPLACED = "the file was deleted or replaced while it was in use: restart the server"
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class DatabaseFile:
     """The file of a store, which all its connections share; an empty path is memory.
 
@@ -94,7 +95,7 @@ class DatabaseFile:
         return None
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Job:
     work: Work
     future: "Future[object]" = field(default_factory=Future)

@@ -8,13 +8,13 @@ import asyncio
 import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import unquote_to_bytes
 
 import httpx
 
 from rewrap import __version__
+from rewrap.records import record
 from rewrap.types import ChatRequest, JSONObject, Reply, ResponseInfo
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class DirectTransport(Protocol):
         """Send a request and wait for the head of the answer. Raises httpx.HTTPError, TimeoutError."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class HTTPXTarget:
     """The constant part of requests to a URL, for httpx."""
 

@@ -4,17 +4,17 @@ Pure functions on the messages of a ChatRequest. Imports types and leaf files.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from uuid import uuid4
 
 from rewrap.ids import SESSION_NAMES, session_name
+from rewrap.records import record
 from rewrap.types import ChatRequest, JSONObject, text_of
 from rewrap.upstream.messages import SYSTEM_ROLES, role_of
 
 Turn = tuple[str, str]  # role, text
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Conversation:
     """The messages of a request as texts. The prompt is the user's last message.
 

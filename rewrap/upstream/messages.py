@@ -5,10 +5,10 @@ out. Imports types alone. Source: OpenAI's reference of chat completions.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import orjson
 
+from rewrap.records import record
 from rewrap.types import JSONObject, text_of
 from rewrap.upstream.members import list_member, object_member, text_member
 
@@ -17,7 +17,7 @@ TOOL_ROLES = ("tool", "function")
 CarriesPart = Callable[[JSONObject], bool]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Data:
     """The contents of a `data:` URL; `base64` is the text as it came."""
 
@@ -25,7 +25,7 @@ class Data:
     base64: str
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ToolCall:
     """One call in a message of the assistant. `signature` is Gemini's, if the client sent it back."""
 

@@ -1,12 +1,13 @@
 """Changes to a request that one upstream needs: other names, defaults, dropped parameters, other roles."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
+from rewrap.records import record
 from rewrap.types import ChatRequest, JSONObject
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Params:
     """The `params` of a backend in the file of backends; `model` is the upstream's name of the model."""
 

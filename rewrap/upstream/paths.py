@@ -7,14 +7,14 @@ Imports only the checks of these tables.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import orjson
 
+from rewrap.records import record
 from rewrap.upstream.tables import ShapeError
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Each:
     """A step into the items of a list: all, or those whose member `name` is as the filter wants."""
 

@@ -9,14 +9,15 @@ import ipaddress
 import socket
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+
+from rewrap.records import record
 
 FAILED_SECONDS = 1.0  # a failure is cached for so long
 
 Outcome = list[str] | OSError
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Answer:
     """The outcome of one look-up, and the loop time until which it is used."""
 

@@ -8,13 +8,14 @@ import logging
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from rewrap import large_json
 from rewrap.large_json import LARGE_BYTES
 from rewrap.memory import reserved
+from rewrap.records import record
 from rewrap.redaction import safe_address
 from rewrap.threads import apart
 from rewrap.types import (
@@ -38,7 +39,7 @@ MODEL = b'"model"'
 ESCAPED_LETTER = re.compile(rb"\\u00[67]")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Row:
     """One backend, the patterns of the model names that it serves, and the names of its fallbacks."""
 

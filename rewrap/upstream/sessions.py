@@ -6,8 +6,9 @@ Bounded memory of one process. Imports types, and how conversations are named.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from rewrap.records import record
 from rewrap.types import ChatRequest, JSONObject, text_of
 from rewrap.upstream.conversation import session_of
 from rewrap.upstream.messages import role_of
@@ -63,7 +64,7 @@ class SessionMemory:
         return ChatSession(self, named_key(request), digest_of(request, request.messages))
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class ChatSession:
     """One reply: its session, and its text if that names the chat."""
 

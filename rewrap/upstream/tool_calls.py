@@ -1,10 +1,10 @@
 """Tool calls in OpenAI's form, however an upstream numbers and names them. Imports types alone."""
 
-from dataclasses import dataclass
 from uuid import uuid4
 
 import orjson
 
+from rewrap.records import record
 from rewrap.types import JSONObject
 from rewrap.upstream.members import object_member, text_member
 
@@ -42,7 +42,7 @@ class ToolCallNormalizer:
         ]
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class CallState:
     """What is known of one call."""
 

@@ -4,15 +4,16 @@ Imports no backend and no store. Source: OpenAI's OpenAPI document 2.3.0 and rec
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 import orjson
 
 from rewrap.api.responses.items import seal
+from rewrap.records import record
 from rewrap.types import JSONObject, dumps
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Form:
     """How one kind of output item looks on the wire.
 
@@ -44,7 +45,7 @@ FUNCTION = Form("function_call", "response.function_call_arguments", "arguments"
 CUSTOM = Form("custom_tool_call", "response.custom_tool_call_input", "input")
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class OutputItem:
     """One item of the output while it grows."""
 

@@ -6,11 +6,11 @@ clients.
 
 import logging
 import re
-from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 
 from rewrap.api.checks import invalid, missing, object_rows, text_member, wrong_type, wrong_value
+from rewrap.records import record
 from rewrap.types import APIError, JSONObject
 
 log = logging.getLogger("rewrap")
@@ -32,7 +32,7 @@ CUSTOM_PARAMETERS: JSONObject = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class ToolName:
     """A tool as the client declared it: `kind` is function or custom."""
 

@@ -7,11 +7,12 @@ recorded as it came: the pieces, their times, a cut. Knows no chats and no shape
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import httpx
 
 from rewrap.eventloop import running_loop
+from rewrap.records import record
 from rewrap.threads import LARGE, apart
 from rewrap.types import APIError, Reply
 from rewrap.upstream.client import Client, Journal, slash_redirect
@@ -50,7 +51,7 @@ ENDS: tuple[tuple[str, type[httpx.HTTPError]], ...] = (
 JSON_TYPE = "application/json"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Target:
     """The constant part of requests to a URL."""
 
@@ -62,7 +63,7 @@ class Target:
     credentials: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Observed:
     """A request without its credentials, and their forms."""
 

@@ -25,11 +25,12 @@ head, `status` is absent.
 import re
 import tomllib
 from base64 import b64decode, b64encode
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 import orjson
 
+from rewrap.records import record
 from rewrap.urls import is_header
 
 ENDS = ("complete", "cut", "reset", "silent", "broken", "left", "unreachable")
@@ -42,7 +43,7 @@ COMMENT = """\
 Table = dict[str, object]  # as tomllib reads it
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Request:
     """A request without its host, its headers and its secrets."""
 
@@ -52,7 +53,7 @@ class Request:
     content_type: str = ""  # "" for JSON
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Piece:
     """The bytes of one read, so many seconds after the read before."""
 
@@ -60,7 +61,7 @@ class Piece:
     data: bytes
 
 
-@dataclass(slots=True)
+@record(slots=True)
 class Exchange:
     """A request and its answer. `status` is 0 if no head of an answer came."""
 

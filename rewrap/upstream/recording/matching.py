@@ -8,7 +8,6 @@ its user messages and its position. Every request is compared without credential
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from itertools import islice, pairwise
@@ -16,6 +15,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
+from rewrap.records import record
 from rewrap.types import text_of
 from rewrap.upstream.recording.credentials import MODEL_PARENTS
 from rewrap.upstream.recording.exchange import Request
@@ -46,7 +46,7 @@ CONVERSATION_DEPTH = 2  # objects around the messages
 ABSENT = "absent"
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True, slots=True)
 class Facts:
     """The keys of a request: digests of its normal forms, in hexadecimal."""
 
