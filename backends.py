@@ -16,7 +16,6 @@ from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.eventloop import running_loop
 from rewrap.memory import gathered
-from rewrap.mock.backend import Mock, configured_mock, connect_mocks
 from rewrap.redaction import safe_address, secrets_in
 from rewrap.threads import apart, encoded
 from rewrap.types import (
@@ -36,18 +35,10 @@ from rewrap.types import (
     model_card,
     prompt_size,
 )
-from rewrap.upstream.answers import (
-    Answer,
-    Exchange,
-    Opened,
-    Prepared,
-    WholeReply,
-    read_rejection,
-)
-from rewrap.upstream.auto import AutoShape
+from rewrap.upstream.answers import Answer, Exchange, Opened, Prepared, WholeReply, read_rejection
+from rewrap.upstream.auto import AutoShape, shape_of
 from rewrap.upstream.client import USER_AGENT, Client, header_list, slash_redirect
 from rewrap.upstream.deltas import DeltaNormalizer, normalized_whole, take_identity
-from rewrap.upstream.embeddings import embedder_of
 from rewrap.upstream.errors import (
     CUT_SHORT,
     FAILED,
@@ -64,7 +55,6 @@ from rewrap.upstream.models import ModelList, fetch_models
 from rewrap.upstream.params import Params
 from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion, relayed
 from rewrap.upstream.router import ModelRouter, Row
-from rewrap.upstream.shapes import shape_from, shape_named
 from rewrap.upstream.tables import check_constant
 from rewrap.upstream.targets import Targets
 from rewrap.upstream.traffic import Traffic
@@ -126,12 +116,18 @@ class ChatURL:
         self.secrets = secrets_in(url, key, self.own_headers)
         self.explain = Explainer(name, self.secrets)
         self.responses = responses
-        self.embed = embedder_of(self)
         shape.check(url)
         check_constant(self.own_headers)
         self.target = Targets(client, shape, self.own_headers, key, self.agent())
         for stream in (False, True):  # an unusable address or header stops the start
             self.target(shape.prepare(url, replace(EXAMPLE, stream=stream)).url, stream)
+
+    @property
+    def embed(self) -> object:
+        """An Embedder that uses the shape of the URL; None if the shape has no embeddings."""
+        from rewrap.upstream.embeddings import embedder_of
+
+        return embedder_of(self)
 
     def agent(self) -> dict[str, str]:
         """The constant User-Agent; {} if each request has its own."""
@@ -457,48 +453,53 @@ def build_backend(settings: Settings, client: Client) -> Backend:
 
     USE_MOCK_API comes first, then CONFIG, CHAT_URL and OPENAI_API_BASE. With none of them the mock answers.
     """
+    backend = None if settings.use_mock_api or settings.config else upstream(settings, client)
+    if backend is not None and not settings.needs_mock():
+        return backend  # no module of the mock is loaded
+    from rewrap.mock.backend import configured_mock, connect_mocks
+
     mock = configured_mock(settings)
     if settings.replay:
         from rewrap.mock.replay import ReplayJournal
 
         client.keep_journal(ReplayJournal(mock.script))
-    if settings.use_mock_api:
-        return mock
-    if settings.config:
+    if settings.config and not settings.use_mock_api:
         tables = read_backends_file(settings.config, variables())
         backends = [table_backend(table, client, settings) for table in tables]
         connect_mocks(backends, mock.script)
         rows = zip(backends, tables, strict=True)
         return ModelRouter([Row(made, table.models, table.fallbacks) for made, table in rows])
+    return backend or mock
+
+
+def upstream(settings: Settings, client: Client) -> Backend | None:
+    """The backend of CHAT_URL or OPENAI_API_BASE; None if neither is set. Raises ValueError."""
     if settings.chat_url:
-        shape: Shape = AutoShape()
-        if settings.chat_shape:
-            shape = shape_named(settings.chat_shape, "CHAT_SHAPE")
         return checked_backend(
             ChatURL,
             "CHAT_URL",
             client,
             settings,
             settings.chat_url,
-            shape,
+            shape_of(settings.chat_shape, "CHAT_SHAPE"),
             key=settings.chat_key,
             headers=settings.chat_headers,
             model=settings.openai_model,
         )
     settings.check_no_chat_options()
-    if settings.openai_api_base:
-        return checked_backend(
-            OpenAI,
-            "OPENAI_API_BASE",
-            client,
-            settings,
-            settings.openai_api_base,
-            AutoShape(),
-            key=settings.openai_api_key,
-            model=settings.openai_model,
-            responses=settings.responses,
-        )
-    return mock
+    if not settings.openai_api_base:
+        return None
+    return checked_backend(
+        OpenAI,
+        "OPENAI_API_BASE",
+        client,
+        settings,
+        settings.openai_api_base,
+        AutoShape(),
+        key=settings.openai_api_key,
+        model=settings.openai_model,
+        responses=settings.responses,
+    )
 
 
 def checked_backend(
@@ -527,20 +528,17 @@ def checked_backend(
 def table_backend(table: BackendTable, client: Client, settings: Settings) -> Backend:
     """The backend of one table of the file. Raises ValueError."""
     if table.kind == "mock":
+        from rewrap.mock.backend import Mock
+
         return Mock(table.words_per_second, table.name, settings.max_reply_bytes)
     place = f"CONFIG: {settings.config}: backend {table.name!r}"
-    shape: Shape = AutoShape()
-    if table.mapping:
-        shape = shape_from(table.mapping, f"{place}: mapping")
-    elif table.shape:
-        shape = shape_named(table.shape, f"{place}: shape")
     return checked_backend(
         OpenAI if table.kind == "openai" else ChatURL,
         place,
         client,
         settings,
         table.url,
-        shape,
+        shape_of(table.shape, f"{place}: shape", table.mapping),
         name=table.name,
         key=table.key,
         headers=table.headers,

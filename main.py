@@ -35,8 +35,7 @@ from rewrap.config.settings import Settings
 from rewrap.hooks import load_hooks
 from rewrap.ids import owner_id, random_hex
 from rewrap.memory import default_budget, gathered
-from rewrap.mock.backend import Mock, control_script
-from rewrap.mock.routes import MockRoutes
+from rewrap.mock import control_routes, mock_in
 from rewrap.redaction import loggable
 from rewrap.server import passing
 from rewrap.server.app import EdgeApp
@@ -103,7 +102,8 @@ class Gateway:
         if per_minute:
             self.rate_limit = RateLimit(per_minute, settings.rate_limit_store_url)
         # The mock leaves no file, unless several processes share the store.
-        is_mock = isinstance(backend, Mock)
+        self.mock = mock_in(self.backends)
+        is_mock = backend is self.mock
         in_memory = is_mock and settings.workers == 1
         url = settings.store_url or ("sqlite://" if in_memory else "sqlite:///chat.db")
         store = open_store(url, settings.store_max_age_days, shared=settings.workers > 1)
@@ -119,7 +119,6 @@ class Gateway:
             too_large=bad_gateway(TOO_LARGE, "too large", settings.upstream_failure_status),
             hook_seconds=settings.total_timeout_seconds,
         )
-        self.mock = next((row for row in self.backends if isinstance(row, Mock)), None)
         self.passing = PassThrough(
             [row for row in self.backends if isinstance(row, OpenAI)],
             self.backend_of,
@@ -402,10 +401,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     info = InfoRoutes(gateway.models, gateway.public_models, gateway.backend_of, names, THEME)
     health = HealthRoutes(gateway.store, gateway.backends)
     azure = "/openai/deployments/{model}"
-    rest: list[BaseRoute] = []
-    script = control_script(gateway.backends)
-    if script is not None:
-        rest += MockRoutes(script, gateway.owner, gateway.body).routes()
+    rest: list[BaseRoute] = control_routes(gateway.backends, gateway.owner, gateway.body)
     if settings.pass_through and gateway.passing.providers:
         pass_through = passing.PassThroughEndpoint(intake, gateway.passing.by_model)
         rest += [Route(f"{azure}/{{path:path}}", pass_through), Route("/{path:path}", pass_through)]

@@ -13,10 +13,11 @@ from itertools import islice
 
 import orjson
 
+from rewrap.regex import regex
 from rewrap.types import JSONObject, text_of
 
 # https://plotly.com/javascript/reference/
-TRACE = re.compile(
+TRACE = regex(
     "bar|barpolar|box|candlestick|carpet|choropleth|choroplethmap|cone|contour|contourcarpet"
     "|densitymap|funnel|funnelarea|heatmap|histogram|histogram2d|histogram2dcontour|icicle|image"
     "|indicator|isosurface|mesh3d|ohlc|parcats|parcoords|pie|quiver|sankey|scatter|scatter3d"
@@ -31,18 +32,18 @@ MAX_COLUMNS = 20  # every series repeats the labels: a figure is at most 20 time
 MAX_NUMBER_CHARACTERS = 40
 
 # Three or more ` or ~. A ` after them would make it inline code. Possessive: linear time.
-FENCE = re.compile(r"\s*+(`{3,}+(?=[^`]*$)|~{3,}+)(.*)")
-LANGUAGE = re.compile(r"\s*(json|plotly)(\s|$)", re.IGNORECASE)
-PIPE = re.compile(r"(?<!\\)\|")
-RULE = re.compile(r":?-+:?")
+FENCE = regex(r"\s*+(`{3,}+(?=[^`]*$)|~{3,}+)(.*)")
+LANGUAGE = regex(r"\s*(json|plotly)(\s|$)", re.IGNORECASE)
+PIPE = regex(r"(?<!\\)\|")
+RULE = regex(r":?-+:?")
 RULE_CHARACTERS = frozenset("|-: \t\r")
-DATE = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01])([T ][0-9:.]{4,15}Z?)?)?")
-NUMBER = re.compile(
+DATE = regex(r"[0-9]{4}-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01])([T ][0-9:.]{4,15}Z?)?)?")
+NUMBER = regex(
     r"([-+]?) ?[$€£¥₹₩₽₺₫₪฿]? ?(-?)(?=\.?[0-9])"
     r"((?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*)(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?)"
     r" ?[$€£¥₹₩₽₺₫₪฿%]?"
 )
-MISSING = re.compile(r"(-|--|–|—|\?|n/a|na|nan|none|null)?", re.IGNORECASE)
+MISSING = regex(r"(-|--|–|—|\?|n/a|na|nan|none|null)?", re.IGNORECASE)
 
 Number = int | float | None  # None: an empty cell
 

@@ -15,14 +15,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.threads import FUNCTIONS
 from rewrap.types import ChatRequest, JSONObject
 
 Hook = Callable[..., object]
 
 
-@record(slots=True)
+@struct(slots=True)
 class HookedChat:
     """A chat as hooks see it. `payload` is the client's whole JSON object."""
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import orjson
 
+from rewrap.regex import regex
+
 LARGE_BYTES = 2**20  # a smaller body takes 2 ms
 WINDOW_BYTES = 2**17
 TEXT_BYTES = 2**20  # of a string that is decoded at a time
@@ -43,19 +45,17 @@ def container(levels: int) -> bytes:
 CONTAINER = container(NESTED_PATTERNS)
 VALUE = rb"(?:%b|%b|%b)" % (STRING, SCALAR, CONTAINER)
 
-WHOLE = re.compile(CONTAINER, re.DOTALL)
-ITEMS = re.compile(rb"(?:%b%b%b,)++" % (SPACE, VALUE, SPACE), re.DOTALL)
-MEMBERS = re.compile(
-    rb"(?:%b%b%b:%b%b%b,)++" % (SPACE, STRING, SPACE, SPACE, VALUE, SPACE), re.DOTALL
-)
+WHOLE = regex(CONTAINER, re.DOTALL)
+ITEMS = regex(rb"(?:%b%b%b,)++" % (SPACE, VALUE, SPACE), re.DOTALL)
+MEMBERS = regex(rb"(?:%b%b%b:%b%b%b,)++" % (SPACE, STRING, SPACE, SPACE, VALUE, SPACE), re.DOTALL)
 # Whole characters of a string. A pair of surrogates is one character.
-CHARACTERS = re.compile(
+CHARACTERS = regex(
     rb'(?:[^"\\]++|\\u(?![dD][89abAB])[0-9a-fA-F]{4}'
     rb"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[0-9a-fA-F]{4}|\\[^u])*+",
     re.DOTALL,
 )
-SPACES = re.compile(SPACE)
-NUMBER_OR_NAME = re.compile(SCALAR)
+SPACES = regex(SPACE)
+NUMBER_OR_NAME = regex(SCALAR)
 
 
 class Count(NamedTuple):

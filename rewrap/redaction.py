@@ -10,20 +10,22 @@ from urllib.parse import quote, unquote_to_bytes
 
 import httpx
 
+from rewrap.regex import regex
+
 MIN_SECRET_CHARACTERS = 6  # shorter texts are words: only the key itself may be shorter
 LOGGED_BYTES = 100_000
 LOGGED_CHARACTERS = 10_000
 
-URL_OR_KEY = re.compile(r"https?://\S+|(?<![\w-])(?:sk|pk|key)[-_][\w*.…-]{8,}|\bBearer\s+\S+")
-NAMED_SECRET = re.compile(
+URL_OR_KEY = regex(r"https?://\S+|(?<![\w-])(?:sk|pk|key)[-_][\w*.…-]{8,}|\bBearer\s+\S+")
+NAMED_SECRET = regex(
     r"((?:api[_-]?key|authorization|password|secret|token)"
     r"\\*[\"']?\s*[:=]\s*\\*[\"']?(?:Bearer\s+)?"
     r"|\bBearer\s+)[^\"',\s]{4,}"
     r"|\b[sp]k-[\w.-]{6,}",
     re.IGNORECASE,
 )
-LONG_NAMES = re.compile(r"(?<=/)(?=[^/]*[0-9])[^/]{16,}")  # in a path: they may be keys
-SEPARATORS = re.compile(r"[\s;=,]+")
+LONG_NAMES = regex(r"(?<=/)(?=[^/]*[0-9])[^/]{16,}")  # in a path: they may be keys
+SEPARATORS = regex(r"[\s;=,]+")
 
 
 def secrets_in(url: str, key: str, headers: Mapping[str, str]) -> list[str]:

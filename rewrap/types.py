@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 
 Headers = list[tuple[bytes, bytes]]
 JSONObject = dict[str, Any]  # a decoded JSON object
@@ -254,7 +254,7 @@ class ResponseInfo:
             setattr(self, name, value)
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class PassedRequest:
     """A request that goes to an OpenAI-compatible upstream as it is."""
 
@@ -267,7 +267,7 @@ class PassedRequest:
     model: str = ""  # of an Azure path
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class PassedReply:
     """The answer to a PassedRequest: `headers` are those that the client gets."""
 
@@ -279,7 +279,7 @@ class PassedReply:
     model: str  # "" if the request names none
 
 
-@record(slots=True)
+@struct(slots=True)
 class Delta:
     """The next piece of a reply. The last one of each choice has its `finish_reason`."""
 
@@ -397,7 +397,7 @@ class Reader(Protocol):
         """The Deltas of one event. Raises UpstreamRejection; ValueError if it is not an event of a reply."""
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Outgoing:
     """One request to an endpoint, beside its constant headers."""
 
@@ -448,7 +448,7 @@ class Shape(Protocol):
         """The error in the JSON that came with a status other than 2xx."""
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Limits:
     """Bounds of an upstream's answer: times in seconds, sizes in bytes."""
 

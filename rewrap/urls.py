@@ -1,14 +1,15 @@
 """Checks of URLs, hosts and headers. Imports nothing of the project."""
 
-import re
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import httpx
 
+from rewrap.regex import regex
+
 # A name or an IPv6 address, as httpx writes them.
-HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(?:%[\w.-]+)?")
-HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+HOST = regex(r"[\w.-]+|[0-9a-f:.]+(?:%[\w.-]+)?")
+HEADER_NAME = regex(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE = regex(r"[\t\x20-\x7e\x80-\xff]*")
 WEBSOCKET = "a WebSocket URL needs a function backend: see examples/websocket_backend.py"
 LOOPBACK = frozenset(["127.0.0.1", "localhost", "::1", "[::1]", "ip6-localhost"])
 

@@ -9,7 +9,7 @@ from typing import Protocol
 from rewrap.api.embeddings import embedding_list, parse_embeddings
 from rewrap.api.moderations import CATEGORIES, moderation
 from rewrap.api.requests import parse_object
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import APIError, Backend, ChatRequest, JSONObject, PassedRequest, ResponseInfo
 
 Vectors = list[list[float]]
@@ -43,7 +43,7 @@ class Scripted(Protocol):
         """An answer or None for each message of the request. Raises APIError."""
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class LocalEmbeddings:
     """The answer to a request for embeddings, by the backend's `embed` if it has one."""
 
@@ -73,7 +73,7 @@ class LocalEmbeddings:
         return embedding_list(request, vectors, tokens)
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class LocalModerations:
     """The answer to a request for a moderation, by the backend's `judge` if it has one."""
 

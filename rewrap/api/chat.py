@@ -8,7 +8,7 @@ from dataclasses import field
 import orjson
 
 from rewrap.api.merge import merge, merged
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import (
     APIError,
     ChatRequest,
@@ -173,7 +173,7 @@ class TextRendering:
         return self.info.completion or completion(self.info, deltas)
 
 
-@record(slots=True)
+@struct(slots=True)
 class Choice:
     """One choice of a completion, put together from its Deltas."""
 

@@ -8,7 +8,7 @@ API and from public reports. Imports types alone.
 from collections.abc import Callable, Mapping
 from math import inf
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import APIError, Checks, JSONObject, dumps
 
 Check = Callable[[str, object], None]
@@ -83,7 +83,7 @@ def too_long(param: str, maximum: int, length: int) -> APIError:
 # Types and numbers.
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class number:
     """A check for a number within bounds. A decimal may be written as an integer."""
 

@@ -22,7 +22,7 @@ from rewrap.api.checks import (
     wrong_type,
 )
 from rewrap.ids import random_hex
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import (
     APIError,
     ChatRequest,
@@ -56,7 +56,7 @@ CHECKS: dict[str, Check] = {
 }
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class CompletionRequest:
     """A legacy request: one chat payload for each prompt."""
 

@@ -9,6 +9,7 @@ import re
 
 import orjson
 
+from rewrap.regex import regex
 from rewrap.types import APIError, JSONObject
 
 # The members of all APIs that decide who answers, how, and what is stored.
@@ -26,7 +27,7 @@ ROUTING_MEMBERS = {
     )
 }
 # An escaped letter or underscore, which hides a name. No JSON library writes one.
-ESCAPED_LETTER = re.compile(rb"\\u00(?:5f|6|7)", re.IGNORECASE)
+ESCAPED_LETTER = regex(rb"\\u00(?:5f|6|7)", re.IGNORECASE)
 ESCAPE = b"\\u00"
 SPACED = b'": '
 SMALL = 2_048  # bytes

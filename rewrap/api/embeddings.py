@@ -18,7 +18,7 @@ from rewrap.api.checks import (
     wrong_type,
     wrong_value,
 )
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import APIError, JSONObject, estimated_tokens, size_of
 
 MAX_INPUTS = 2048
@@ -30,7 +30,7 @@ EXPECTED = "one of a string, array of strings or array of tokens"
 EmbeddingInput = str | list[int]  # a text, or its token ids
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class EmbeddingRequest:
     """A checked request. `dimensions` 0: the model's own number."""
 

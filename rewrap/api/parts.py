@@ -5,11 +5,11 @@ from collections.abc import Callable
 from rewrap.api.answers import LocalEmbeddings
 from rewrap.api.responses.routes import ResponseRoutes
 from rewrap.api.surfaces import ResponsesSurface
-from rewrap.records import record
 from rewrap.storage.base import Store
+from rewrap.structs import struct
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Parts:
     store: Callable[[Store], Store]
     surface: type[ResponsesSurface]

@@ -13,7 +13,7 @@ from rewrap.api.checks import check_depth, check_metadata
 from rewrap.api.stored import StoredCompletions, new_after_hooks
 from rewrap.hooks import Hook, HookedChat, run_hooks
 from rewrap.memory import delta_size, reserve
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import (
     APIError,
     Backend,
@@ -26,7 +26,7 @@ from rewrap.types import (
 )
 
 
-@record(slots=True)
+@struct(slots=True)
 class Recording:
     """One chat under way: the request as the hooks left it, and its place in the store."""
 

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from rewrap.api.requests import parse_metadata
 from rewrap.figures import figures
+from rewrap.regex import regex
 from rewrap.storage.base import HistoryTooLarge, Page, Store, StoreDown
 from rewrap.types import APIError, ChatRequest, JSONObject, ResponseInfo, text_of
 
@@ -50,7 +51,7 @@ CONTENT_SUBSTITUTES = frozenset(["tool_calls", "function_call", "audio"])
 MAX_FILTERS = 16
 MAX_LIMIT = 100
 TITLE_CHARACTERS = 80
-FILTER = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+FILTER = regex(r"metadata\[(.*)\]", re.DOTALL)
 DOWN = "The store of chat completions cannot be reached."
 
 

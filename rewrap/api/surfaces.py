@@ -15,14 +15,14 @@ from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import looks_like_responses, parse_responses
 from rewrap.api.responses.stored import StoredResponses
 from rewrap.ids import owner_id
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.threads import apart
 from rewrap.types import ChatRequest, Checks, ChecksOf, Deltas, Rendering, ResponseInfo
 
 Stream = Callable[[ChatRequest, ResponseInfo], Deltas]
 
 
-@record(slots=True)
+@struct(slots=True)
 class Turn:
     """A parsed request, and the form of its answer."""
 
@@ -44,7 +44,7 @@ class Turn:
         return self.record is not None or self.join is not None
 
 
-@record(slots=True)  # not frozen: 1 µs
+@struct(slots=True)  # not frozen: 1 µs
 class Incoming:
     """A request as it came: its body, and the facts of its head."""
 
@@ -62,7 +62,7 @@ class Surface(Protocol):
         """Raises APIError."""
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ChatSurface:
     """POST /v1/chat/completions. Editors send Responses requests there, too."""
 
@@ -92,7 +92,7 @@ class ChatSurface:
         return Turn(request, ChatRendering)
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class AskSurface:
     """POST /ask: plain text."""
 
@@ -116,7 +116,7 @@ class AskSurface:
         return Turn(request, TextRendering)
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ResponsesSurface:
     """POST /v1/responses. Chat requests are understood there, too."""
 
@@ -172,7 +172,7 @@ class ResponsesSurface:
         return turn
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class CompletionSurface:
     """POST /v1/completions: each prompt becomes a chat."""
 

@@ -15,7 +15,6 @@ Also: `shape = "dify"`, or `[backend.mapping]` with a shape of one's own; `heade
 only types, and the checks of URLs and headers.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import get_origin, get_type_hints
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import JSONObject, Limits
 from rewrap.urls import check_url, is_header
 
@@ -46,7 +45,7 @@ ROUTING_MEMBERS = ("model", "messages")
 MAX_NUMBER = 1e9
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class BackendTable:
     """One checked `[[backend]]` of the file. `key` is the value of the variable `key_env`."""
 
@@ -101,6 +100,8 @@ def read_backends_file(path: str, environ: Mapping[str, str]) -> list[BackendTab
 
 def read_tables(path: str, place: str) -> list[JSONObject]:
     """The `[[backend]]` tables of a file. Raises ValueError."""
+    import tomllib
+
     try:
         data = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from rewrap import __version__
 from rewrap.config.settings import GROUPS, Settings, default_text, known_variables
-from rewrap.records import record
+from rewrap.structs import struct
 
 COMMANDS = {
     "serve": "serve the API (the default)",
@@ -34,7 +34,7 @@ class UsageError(Exception):
     """A command line that cannot be understood. Its text is one line."""
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Arguments:
     """A command with its settings (by variable), or with the arguments that it parses itself."""
 

@@ -11,6 +11,7 @@ import httpx
 import orjson
 
 from rewrap.config.near_misses import nearest_setting
+from rewrap.regex import regex
 from rewrap.types import Limits
 from rewrap.urls import check_url, is_header
 
@@ -151,6 +152,10 @@ class Settings:
                     f"{name.upper()} is the address of this server itself: name another one, or set PORT"
                 )
 
+    def needs_mock(self) -> bool:
+        """Whether a part of the mock is used beside an upstream: it replays, or has rules or faults."""
+        return bool(self.replay or self.mock_rules or self.mock_fault_rate)
+
     def check_no_chat_options(self) -> None:
         """Raises ValueError if an option of a chat URL is set. There is none."""
         for name in ("chat_shape", "chat_key", "chat_headers"):
@@ -197,7 +202,7 @@ def default_text(spec: "Field[object]") -> str:
 # The environment.
 
 # Like python-dotenv: an optional `export`, quotes around the value (without escapes), a comment after a blank.
-LINE = re.compile(
+LINE = regex(
     r"""\s*(?:export\s+)?(?P<name>[^\s#=]+)\s*=
         (?: \s*(?P<mark>["'])(?P<quoted>.*?)(?P=mark)
           | \s*(?P<json>\{.*\})

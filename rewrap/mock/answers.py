@@ -18,10 +18,11 @@ from rewrap.mock.errors import ErrorAnswer
 from rewrap.mock.facts import Facts, as_object
 from rewrap.mock.faults import Fault
 from rewrap.mock.pace import Pace
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 from rewrap.types import APIError, ChatRequest, Delta, Deltas, JSONObject
 
-PLACEHOLDER = re.compile(r"\{\{|\{([A-Za-z_]\w*)(?::(int|float))?\}", re.ASCII)
+PLACEHOLDER = regex(r"\{\{|\{([A-Za-z_]\w*)(?::(int|float))?\}", re.ASCII)
 MAX_INTEGER = 2**63
 PIECE = 24  # characters of a call's arguments in one Delta
 MAX_PIECES = 64  # of the arguments of one call
@@ -47,7 +48,7 @@ VALUES: dict[str, Callable[[Facts], str]] = {
 }
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ToolCall:
     """A call of a tool.
 
@@ -61,7 +62,7 @@ class ToolCall:
     check: bool = True
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Answer:
     """The answer of a rule. Without content, the mock's own answer takes over the other members."""
 

@@ -207,13 +207,3 @@ def connect_mocks(backends: Sequence[Backend], script: Script) -> None:
             backend.script = script
             script.answers = True
             backend.others = others
-
-
-def control_script(backends: Sequence[Backend]) -> Script | None:
-    """The script of the mock, or of the journal of REPLAY; None if neither answers."""
-    for backend in backends:
-        journal = getattr(getattr(backend, "client", None), "journal", None)
-        script = getattr(journal or backend, "script", None)
-        if isinstance(script, Script):
-            return script
-    return None

@@ -12,12 +12,13 @@ from fnmatch import translate
 from rewrap.mock.facts import Facts
 from rewrap.mock.safe_regex import Pattern
 from rewrap.mock.tables import Table, nearest_name, strings
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 
 APIS = ("chat", "responses", "completions", "embeddings", "moderations", "ask")
 FORMATS = ("text", "json_object", "json_schema")
 TEXT_FIELDS = ("exact", "contains", "regex")
-SECRET_HEADER = re.compile(r"auth|cookie|key|token|secret|password")
+SECRET_HEADER = regex(r"auth|cookie|key|token|secret|password")
 SHOWN = 80  # characters of a value in a report
 HEADER = "header "  # before the name of a header, in the name of a condition
 CONTEXT = 20  # characters before the first difference of two texts
@@ -28,7 +29,7 @@ TextOf = Callable[[Facts], str]
 NumberOf = Callable[[Facts], int]
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Condition:
     """One condition. `holds` adds its captures, which `names` lists, to those there are.
 
@@ -52,7 +53,7 @@ def plain_condition(
     )
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class TextTest:
     """A test of a text: it is one of `exact`, contains all of `contains`, and `pattern` matches."""
 

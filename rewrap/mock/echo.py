@@ -2,11 +2,11 @@
 
 from functools import lru_cache
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import PORTION_CHARACTERS, ChatRequest, JSONObject, portions, text_of
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Echo:
     """A reply: its text, its number of words, and its finish_reason. A word is a token."""
 

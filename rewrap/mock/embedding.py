@@ -11,15 +11,16 @@ texts apart, and only the octaves that are asked for are computed.
 
 import asyncio
 import math
-import re
 from collections import Counter
 from hashlib import blake2b
 from struct import Struct
 
+from rewrap.regex import regex
+
 DEFAULT_DIMENSIONS = 1536
 FIRST_OCTAVE = 8
 WORD_WEIGHT = 2.0  # beside 1.0 for three letters
-WORD = re.compile(r"\w+")
+WORD = regex(r"\w+")
 HASH_BYTES = 28  # 16 bits for each octave: 65,536 dimensions at most
 SIGN = 0x8000  # one of 16 bits; the others choose the place
 

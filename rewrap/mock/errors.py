@@ -8,7 +8,7 @@ import math
 from dataclasses import replace
 
 from rewrap.mock.tables import Table, nearest_name
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import APIError
 
 INVALID = "invalid_request_error"
@@ -17,7 +17,7 @@ FIELDS = ("name", "status", "message", "type", "code", "param", "retry_after")
 MAX_RETRY_SECONDS = 86_400
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ErrorAnswer:
     """An error that the mock answers with. `retry_after` is in seconds; None: no such header."""
 

@@ -7,7 +7,7 @@ the whole history, a rule for a tool's result would match in every later turn. I
 from collections.abc import Mapping
 from functools import cached_property
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject, text_of
 
 MAX_LANE = 200  # characters
@@ -15,7 +15,7 @@ SYSTEM = ("system", "developer")
 RESULT = ("tool", "function")
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ToolResult:
     """The result of a tool in the conversation. `tool` is "" where no call has its id."""
 

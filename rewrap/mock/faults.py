@@ -27,7 +27,8 @@ from hashlib import blake2b
 
 from rewrap.mock.errors import CATALOGUE, ErrorAnswer, error_of_status, with_model
 from rewrap.mock.tables import nearest_name
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 from rewrap.types import APIError
 
 Headers = list[tuple[bytes, bytes]]
@@ -36,14 +37,14 @@ Key = tuple[str, str, str]  # lane, scope and the text of a fault
 MAX_SECONDS = 3600.0
 MAX_COUNTED = 100_000  # counts of lanes; beyond them the oldest starts anew
 DEFAULT_AFTER = 2  # chunks of a stream: the role and the first text have arrived
-FAULT = re.compile(r"([a-z_]+|\d{3})(?:=([^@]*))?(?:@(\d{1,6}))?", re.ASCII)
-COUNT = re.compile(r"\d{1,6}", re.ASCII)
-DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(ms|s|m)?", re.ASCII)
+FAULT = regex(r"([a-z_]+|\d{3})(?:=([^@]*))?(?:@(\d{1,6}))?", re.ASCII)
+COUNT = regex(r"\d{1,6}", re.ASCII)
+DURATION = regex(r"(\d{1,6}(?:\.\d{1,6})?)(ms|s|m)?", re.ASCII)
 UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, None: 1.0}
-CONTENT_TYPE = re.compile(r"[\w.+/; =-]{1,100}", re.ASCII)
+CONTENT_TYPE = regex(r"[\w.+/; =-]{1,100}", re.ASCII)
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Fault:
     """One fault. `source` is its text; `after` is how many chunks of a stream go before it."""
 
@@ -168,7 +169,7 @@ def faults_of(headers: Mapping[str, str]) -> tuple[Fault, ...]:
         raise APIError(400, message, param="x-mock-fault") from None
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class FaultRate:
     """Faults for a share of all requests, `rate` from 0 to 1.
 
@@ -189,7 +190,7 @@ class FaultRate:
         return (self.faults[choice],)
 
 
-@record(slots=True)
+@struct(slots=True)
 class FaultState:
     """The counts of `fail` and `ratelimit`, by lane and by scope (a rule, or "" for headers)."""
 

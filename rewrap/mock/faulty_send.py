@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from starlette.types import Message, Send
 
 from rewrap.mock.faults import Fault
+from rewrap.regex import regex
 from rewrap.types import CutConnection
 
 # The kinds that are realised here. The others end a request before its answer, or are Deltas.
@@ -20,8 +21,8 @@ ENDS = ("cut", "reset", "empty")
 SPOILS = ("malformed", "duplicate", "content_type", "split")
 ON_THE_WIRE = (*DELAYS, *ENDS, *SPOILS)
 SPLIT_SECONDS = 0.005  # between the parts of a character: else they arrive in one read
-EVENT = re.compile(rb".+?(?:\n\n|\Z)", re.DOTALL)
-LEAD_BYTE = re.compile(rb"[\xc2-\xf4]")  # of a character that UTF-8 writes in several bytes
+EVENT = regex(rb".+?(?:\n\n|\Z)", re.DOTALL)
+LEAD_BYTE = regex(rb"[\xc2-\xf4]")  # of a character that UTF-8 writes in several bytes
 
 
 class FaultySend:

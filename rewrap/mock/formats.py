@@ -1,9 +1,10 @@
 """The formats of strings in JSON Schema: examples and checks. Imports the standard library only."""
 
 import ipaddress
-import re
 from collections.abc import Callable
 from datetime import date
+
+from rewrap.regex import regex
 
 FIRST_DAY = date(2025, 1, 15).toordinal()
 
@@ -54,7 +55,7 @@ LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
 
 def by_pattern(pattern: str) -> Callable[[str], bool]:
-    compiled = re.compile(pattern)
+    compiled = regex(pattern)
     return lambda text: compiled.fullmatch(text) is not None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import JSONObject
 
 MAX_ENTRIES = 1_000
@@ -21,7 +21,7 @@ MAX_DIFFERENCE = 2_000
 MAX_DEPTH = 64  # of JSON in a message
 
 
-@record(slots=True)
+@struct(slots=True)
 class Entry:
     """One request. `status` is 0 until it is answered."""
 

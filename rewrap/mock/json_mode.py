@@ -10,12 +10,13 @@ from collections.abc import Iterator
 
 from rewrap.mock.budget import JSON, Schema, SchemaError
 from rewrap.mock.schema import value_for
+from rewrap.regex import regex
 
 READ = 200_000  # characters of the instructions that are searched
 ATTEMPTS = 50
 REPLY = 200  # characters
-KEYS = re.compile(r"\b(?:keys?|fields?|properties|attributes)\b", re.IGNORECASE)
-QUOTED = re.compile(r"[`'\"“]([A-Za-z_]\w{0,63})[`'\"”]")
+KEYS = regex(r"\b(?:keys?|fields?|properties|attributes)\b", re.IGNORECASE)
+QUOTED = regex(r"[`'\"“]([A-Za-z_]\w{0,63})[`'\"”]")
 
 
 def json_object_for(prompt: str, instructions: str = "") -> dict[str, JSON]:

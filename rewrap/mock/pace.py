@@ -12,14 +12,15 @@ from random import Random
 
 from rewrap.mock.errors import CATALOGUE
 from rewrap.mock.faults import Fault
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 from rewrap.types import APIError, Delta, Deltas, words
 
 PACE_FIELDS = ("first_byte_ms", "words_per_second", "jitter_ms")
-NUMBER = re.compile(r"\d{1,7}(?:\.\d{1,6})?", re.ASCII)
+NUMBER = regex(r"\d{1,7}(?:\.\d{1,6})?", re.ASCII)
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Pace:
     """When an answer begins and how fast it goes on. `words_per_second` 0: at once.
 

@@ -10,11 +10,13 @@ from functools import cached_property, lru_cache
 from itertools import islice
 from typing import NamedTuple
 
+from rewrap.regex import regex
+
 READ = 2_000  # characters at each end of the prompt
 NEAR = 24  # characters between the name of a property and its value
 MAX_FACTS = 50  # of each kind
 MAX_NAME = 100  # characters of a name that is looked for
-TOKEN = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
+TOKEN = regex(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+|[^\W\d_]+")
 NEGATIONS = (" no", " not", " without", " non", " never")
 MONTHS = "janfebmaraprmayjunjulaugsepoctnovdec"
 MONTH = r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]{0,6}"
@@ -23,26 +25,26 @@ CLOCK = r"\d\d:\d\d:\d\d(?:Z|[+-]\d\d:\d\d)"
 
 # The value is the last group.
 KINDS: dict[str, re.Pattern[str]] = {
-    "date": re.compile(
+    "date": regex(
         rf"(?<!\w)(\d{{4}}-\d\d-\d\d|\d{{1,2}} {MONTH} \d{{4}}|{MONTH} \d{{1,2}},? \d{{4}})(?!\w)"
     ),
-    "date-time": re.compile(rf"(?<!\w)(\d{{4}}-\d\d-\d\dT{CLOCK})"),
-    "email": re.compile(r"(?<![\w.+-])([\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+)"),
-    "ipv4": re.compile(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?!\w)"),
-    "name": re.compile(
+    "date-time": regex(rf"(?<!\w)(\d{{4}}-\d\d-\d\dT{CLOCK})"),
+    "email": regex(r"(?<![\w.+-])([\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+)"),
+    "ipv4": regex(r"(?<![\w.])(\d{1,3}(?:\.\d{1,3}){3})(?!\w)"),
+    "name": regex(
         rf"\b(?:[Ii]n|at|[Ff]or|to|from|near|of|with|named|called) ({CAPITAL}(?: {CAPITAL}){{0,5}})"
     ),
-    "number": re.compile(
+    "number": regex(
         r"(?<![\w.:/-])(-?\d{1,3}(?:,\d{3})+(?:\.\d+)?|-?\d{1,18}(?:\.\d{1,15})?)(?![\w:/-]|\.\d)"
     ),
-    "path": re.compile(r"(?<![\w/.~-])((?:~|\.{1,2})?/[\w./-]*\w|[\w-]+\.[A-Za-z]{1,5})(?![\w/@])"),
-    "quoted": re.compile(
+    "path": regex(r"(?<![\w/.~-])((?:~|\.{1,2})?/[\w./-]*\w|[\w-]+\.[A-Za-z]{1,5})(?![\w/@])"),
+    "quoted": regex(
         r"\"([^\"\n]{1,500})\"|“([^”\n]{1,500})”|`([^`\n]{1,500})`|(?<!\w)'([^'\n]{1,500})'(?!\w)"
     ),
-    "uri": re.compile(r"(?<!\w)([a-z]{2,10}://[^\s<>\"'`)\]]*[^\s<>\"'`)\].,;!?])"),
-    "uuid": re.compile(r"(?<!\w)([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})(?!\w)"),
+    "uri": regex(r"(?<!\w)([a-z]{2,10}://[^\s<>\"'`)\]]*[^\s<>\"'`)\].,;!?])"),
+    "uuid": regex(r"(?<!\w)([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})(?!\w)"),
     # A code such as AB-123.
-    "word": re.compile(r"(?<!\S)[(\[\"']*(?=\S{0,99}[\d_@#-])([\w@#./+-]{1,100})"),
+    "word": regex(r"(?<!\S)[(\[\"']*(?=\S{0,99}[\d_@#-])([\w@#./+-]{1,100})"),
 }
 
 

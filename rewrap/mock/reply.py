@@ -9,7 +9,7 @@ from hashlib import blake2b
 import orjson
 
 from rewrap.mock.echo import cut, echoed_text
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import APIError, ChatRequest, Delta, JSONObject, text_of, words
 
 # Parameters that ask for more than an echo.
@@ -32,7 +32,7 @@ NO_AUDIO = "This model does not support audio output. Remove 'audio' from 'modal
 PIECE_CHARACTERS = 16  # of a tool call's arguments in a stream
 
 
-@record(slots=True)
+@struct(slots=True)
 class Reply:
     """One choice. `tokens` counts the words of the text, or of the arguments."""
 

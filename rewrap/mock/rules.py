@@ -17,7 +17,7 @@ from rewrap.mock.answers import Answer
 from rewrap.mock.conditions import HEADER, Captures, shown
 from rewrap.mock.facts import Facts
 from rewrap.mock.rules_file import MAX_RULES, Rule, parse_rules, read_rules, rule_files
-from rewrap.records import record
+from rewrap.structs import struct
 
 log = logging.getLogger("rewrap")
 RELOAD_SECONDS = 1.0
@@ -28,7 +28,7 @@ Ranked = tuple[int, Rule]  # a rule and its place in the order
 Signature = tuple[tuple[str, int, int], ...]  # of each file: name, time of the last change, size
 
 
-@record(slots=True)
+@struct(slots=True)
 class Counts:
     """The uses of one rule in one lane."""
 
@@ -39,7 +39,7 @@ class Counts:
 UNUSED = Counts()
 
 
-@record(slots=True)
+@struct(slots=True)
 class RuleState:
     """The counts of all rules in all lanes."""
 

@@ -15,7 +15,8 @@ Imports nothing of ours.
 import re
 from dataclasses import field
 
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 
 MAX_STEPS = 20_000_000  # a step takes 3 to 6 ns: 0.1 s at most
 # Steps for one character of `.+`, of `[a-z]+`, of `.+?`, for one repetition of a group: measured.
@@ -27,7 +28,7 @@ MAX_COPIES = 8  # of a group with repeats, as in `(\d{1,3}\.){3}`
 UNBOUNDED = 2**31
 # Texts of at most one of these lengths are searched as they are: the worst of them is not costly.
 SAFE_LENGTHS = (32, 128, 512, 4096, 32_768, 262_144)
-TOKEN = re.compile(
+TOKEN = regex(
     r"""(?P<refused>\\[1-9]|\(\?P=|\(\?\(|\(\?[aiLmsux-]+:|\(\?[a-zA-Z]*x)
     | (?P<skipped>\(\?[aiLmsu]+\)|\(\?\#[^)]*\))
     | (?P<open>\((?:\?(?:P<\w+>|<?[=!]|[:>]))?)
@@ -39,11 +40,11 @@ TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 COMMITTING = ("(?>", "(?=", "(?!", "(?<=", "(?<!")
-BRACES = re.compile(r"\{(\d*)(,?)(\d*)\}")
+BRACES = regex(r"\{(\d*)(,?)(\d*)\}")
 BOUNDS = {"*": (0, UNBOUNDED), "+": (1, UNBOUNDED), "?": (0, 1)}
 
 
-@record(slots=True)
+@struct(slots=True)
 class Item:
     """An element of a pattern: one character (`source`), or a group with its alternatives."""
 

@@ -20,7 +20,7 @@ from rewrap.mock.journal import Entry, Journal
 from rewrap.mock.pace import Pace
 from rewrap.mock.reply import deltas_of_reply, reply_to
 from rewrap.mock.rules import RuleSet
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import APIError, ChatRequest, Delta, Headers, JSONObject, ResponseInfo, usage
 
 PATHS = {
@@ -37,7 +37,7 @@ JOURNAL_BYTES = 2**20  # of the notes and the entries
 MOCK_HEADERS = "x-mock-"
 
 
-@record(slots=True)
+@struct(slots=True)
 class Plan:
     """The decision for one request."""
 
@@ -47,7 +47,7 @@ class Plan:
     headers: Headers = field(default_factory=list)
 
 
-@record(slots=True)
+@struct(slots=True)
 class Note:
     """A request that the journal has not copied yet: copying costs more than the mock's whole reply."""
 

@@ -6,12 +6,12 @@ a schema is accepted, so that the mock is never stricter than OpenAI: `default`,
 `()`. Time is linear in the size of the schema. Imports the standard library and `budget` only.
 """
 
-import re
 from collections.abc import Iterator
 from itertools import chain
 
 from rewrap.mock.budget import JSON, Schema, SchemaError, members, schemas, strings, words
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 
 MAX_LEVELS = 10  # objects and arrays inside each other, the root included
 MAX_PROPERTIES = 5_000
@@ -24,8 +24,8 @@ NOT_PERMITTED = words(
     " maxContains maxProperties minContains minProperties not oneOf patternProperties"
     " propertyNames then unevaluatedItems unevaluatedProperties uniqueItems"
 )
-DEFINITION = re.compile(r"#(?:/(?:\$defs|definitions)/[^/]+)?")
-LOOKAROUND = re.compile(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
+DEFINITION = regex(r"#(?:/(?:\$defs|definitions)/[^/]+)?")
+LOOKAROUND = regex(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
 ITEMS = words("items prefixItems")
 TOP_LEVEL = ("oneOf", "anyOf", "allOf", "enum", "not")
 
@@ -37,7 +37,7 @@ REFERENCE = "reference can only point to definitions defined at the top level of
 ENUM = "Expected at most {} enum values in total within a single schema when using"
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Node:
     """A schema inside the checked one. `path` is the path of its parent and the last keys."""
 
@@ -59,7 +59,7 @@ class Node:
         return Node(schema, (self, keys), self.level + deeper)
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Subject:
     """What is checked, as errors name it."""
 

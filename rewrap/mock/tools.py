@@ -15,12 +15,13 @@ from rewrap.mock.budget import JSON, NO_LIMIT, Budget, SchemaError, members, sch
 from rewrap.mock.patterns import text_for
 from rewrap.mock.prompt import TOKEN, words_of_name
 from rewrap.mock.schema import value_for
+from rewrap.regex import regex
 
 MAX_CALLS = 16
 MAX_WORDS = 16  # of a tool's name
 READ = 20_000  # characters of the user message in which tools are looked for
-NEGATION = re.compile(r"\b(?:not|no|never|without|instead)\b", re.IGNORECASE)
-JOINT = re.compile(r"\b(?:and|then)\b|[,;&+\n]", re.IGNORECASE)
+NEGATION = regex(r"\b(?:not|no|never|without|instead)\b", re.IGNORECASE)
+JOINT = regex(r"\b(?:and|then)\b|[,;&+\n]", re.IGNORECASE)
 
 Message: TypeAlias = dict[str, JSON]
 Messages: TypeAlias = list[Message]

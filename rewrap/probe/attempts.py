@@ -9,7 +9,7 @@ import httpx
 
 from rewrap.probe.field_hints import Field, flat_request_of, request_of
 from rewrap.probe.reply_candidates import Text, end_marker, names_of, texts
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import ChatRequest, Delta, JSONObject, NoReplyFound, Shape
 from rewrap.upstream.auto import AutoShape
 from rewrap.upstream.shapes import MappedShape, known_shapes, shape_from
@@ -51,7 +51,7 @@ SLOT = re.compile(r"\{\w+\}")
 PLACES = {"body": "request", "query": "query", "form": "form"}  # settings of a mapping
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Options:
     """The arguments of the command. `timeout` is in seconds. `mapping` has those that describe the request.
 
@@ -74,7 +74,7 @@ class Options:
         return sorted((text for text in values if len(text) > 3), key=len, reverse=True)
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Attempt:
     """One way to ask. An empty `table` stands for the shape of any chat URL."""
 
@@ -111,7 +111,7 @@ class Attempt:
         return "any chat URL" if not self.table else "a mapping"
 
 
-@record(frozen=True)
+@struct(frozen=True)
 class Outcome:
     """The end of one attempt: a reply, or the reason why there is none."""
 
@@ -167,7 +167,7 @@ class Outcome:
         return pieces > 0
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ChatId:
     """The id that a service seems to give a chat."""
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import JSONObject
 
 MAX_FIELDS = 8
@@ -126,7 +126,7 @@ VALUES: tuple[tuple[re.Pattern[str], object], ...] = (
 )
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Field:
     """A field of a request that a URL wants."""
 

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.upstream.framing import NDJSONDecoder, SSEDecoder, is_json
 from rewrap.upstream.paths import first, parse_paths
 from rewrap.upstream.reply_search import MORE_NAMES, REPLY_NAMES
@@ -47,7 +47,7 @@ ID_VALUE = re.compile(r"(?=.*(?:\d|[a-z][A-Z]))[\w.:~+/=-]{5,127}[\w=]", re.ASCI
 PREFERRED = ("wanted", "is_unlike_before", "varies", "early", "usual")
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Text:
     """A text in an answer. In events, the texts of one path are joined."""
 

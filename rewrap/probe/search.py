@@ -27,7 +27,7 @@ from rewrap.probe.attempts import (
 from rewrap.probe.field_hints import wanted_fields
 from rewrap.probe.recording import RecordingClient, ask, limits_of
 from rewrap.probe.reply_candidates import chat_id_in, events_with, json_values, reply_path
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import APIError
 from rewrap.upstream.shapes import known_shapes
 
@@ -37,7 +37,7 @@ MAX_SAME = 2  # identical answers of an address that no other request is going t
 WRONG_ADDRESS = (404, 405, 410, 501)
 
 
-@record
+@struct
 class Finding:
     """The result of a search. `reply` is None if there is none; `guess` may be one."""
 

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import re
 import socket
-import struct
 from collections.abc import Callable, Sequence
+from struct import pack
 from typing import Protocol
 
 import orjson
@@ -20,12 +20,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rewrap.eventloop import running_loop
 from rewrap.memory import MemoryBudget
-from rewrap.records import record
+from rewrap.regex import regex
 from rewrap.server.context import CONNECTION, ClientLeft, RequestContext, printable, stopping
 from rewrap.server.hosts import NORMAL, HostCheck, forwarded_address, is_local, normal_path
 from rewrap.server.limits import Gate
 from rewrap.server.logs import AccessLog
 from rewrap.server.origins import OriginPolicy
+from rewrap.structs import struct
 from rewrap.types import APIError, CutConnection, Headers, JSONObject
 
 log = logging.getLogger("rewrap")
@@ -38,7 +39,7 @@ OTHER_API = (
     ". This server has chat completions, responses, completions, embeddings and moderations; "
     "the rest of the API needs an OpenAI-compatible upstream (OPENAI_API_BASE)."
 )
-OTHER_APIS = re.compile(
+OTHER_APIS = regex(
     "/(?:audio|images|videos|files|uploads|batches|fine_tuning|vector_stores|containers|evals"
     "|conversations|assistants|threads|realtime)(?:/|$)"
 )
@@ -48,7 +49,7 @@ OTHER_APIS = re.compile(
 NotFoundPage = Callable[[str, str, str], Response | None]
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class EdgeOptions:
     """Settings of the edge. Units as in the settings of the same names."""
 
@@ -288,7 +289,7 @@ def abort_connection(context: RequestContext, *, reset: bool) -> None:
     if reset:
         sock = transport.get_extra_info("socket")
         if sock is not None:  # with no time to linger, close sends a TCP reset
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, pack("ii", 1, 0))
         transport.abort()
     else:
         transport.close()

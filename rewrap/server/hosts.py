@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from starlette.types import Scope
 
+from rewrap.regex import regex
 from rewrap.urls import is_loopback
 
 LOCAL_SUFFIXES = (
@@ -13,8 +14,8 @@ LOCAL_SUFFIXES = (
     ".docker.internal",
     ".containers.internal",
 )  # no page can have such a name
-PORT = re.compile(r":\d*\Z")
-IPV6 = re.compile(r"[0-9A-Fa-f]*:.*:")  # without the brackets that it has in a URL
+PORT = regex(r":\d*\Z")
+IPV6 = regex(r"[0-9A-Fa-f]*:.*:")  # without the brackets that it has in a URL
 KNOWN_HOSTS = 100
 FORWARDED = frozenset([b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via"])  # by a proxy
 
@@ -102,7 +103,7 @@ def normal_path(path: str) -> str:
     return path.rstrip("/") or "/"
 
 
-PREFIX = re.compile(r"^(?:/openai(?=/)(?!/deployments/))?(?:/v1)*(?=/|$)")
+PREFIX = regex(r"^(?:/openai(?=/)(?!/deployments/))?(?:/v1)*(?=/|$)")
 
 
 # The most frequent paths, looked up instead of computed: 2 µs.

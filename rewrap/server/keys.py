@@ -15,7 +15,6 @@ import argparse
 import hmac
 import math
 import os
-import re
 import secrets as randomness
 import sys
 import time
@@ -23,8 +22,10 @@ from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-KEY = re.compile(r"(sk-([!-~]+)-([0-9a-f]{16})\.([0-9]{1,12}))\.([0-9a-f]{64})")
-KEY_ID = re.compile(r"[0-9a-fA-F]{16}")
+from rewrap.regex import regex
+
+KEY = regex(r"(sk-([!-~]+)-([0-9a-f]{16})\.([0-9]{1,12}))\.([0-9a-f]{64})")
+KEY_ID = regex(r"[0-9a-fA-F]{16}")
 SECONDS_PER_DAY = 86_400
 
 

@@ -11,8 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rewrap.records import record
 from rewrap.server.context import ClientLeft, RequestContext
+from rewrap.structs import struct
 from rewrap.types import (
     APIError,
     JSONObject,
@@ -27,7 +27,7 @@ Answer = Callable[[PassedRequest], AbstractAsyncContextManager[PassedReply]]
 API_PREFIXES = ("/v1/", "/openai/")
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Intake:
     """How requests come in. `admit` raises APIError for a client that may not."""
 

@@ -13,7 +13,7 @@ from dataclasses import field
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import JSONObject
 
 SWEEP_SECONDS = 30.0
@@ -39,7 +39,7 @@ class HistoryTooLarge(Exception):
     """The messages of a chat are larger than the caller takes."""
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Page:
     """Part of a list: the JSON of its items, and their ids. `has_more` is exact."""
 
@@ -48,7 +48,7 @@ class Page:
     has_more: bool
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Filter:
     """The completions that a list shows: those with this model, and with all of these pairs."""
 

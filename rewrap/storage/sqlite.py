@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import orjson
 
-from rewrap.records import record
 from rewrap.storage.base import (
     SWEEP_BATCH,
     Filter,
@@ -24,6 +23,7 @@ from rewrap.storage.base import (
     with_members,
 )
 from rewrap.storage.sqlite_worker import Connection, DatabaseFile, SQLiteWorker
+from rewrap.structs import struct
 from rewrap.types import JSONObject
 
 COMPLETION = "completion"
@@ -251,7 +251,7 @@ class SQLiteStore(Store):
 # Rows.
 
 
-@record(slots=True)
+@struct(slots=True)
 class Row:
     """A completion or a response. `body` is its JSON without the members that have columns."""
 

@@ -17,8 +17,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import TypeVar
 
-from rewrap.records import record
 from rewrap.storage.base import Observer, StoreDown
+from rewrap.structs import struct
 
 log = logging.getLogger("rewrap")
 
@@ -51,7 +51,7 @@ DOWN = "The store cannot be used now."
 REPLACED = "the file was deleted or replaced while it was in use: restart the server"
 
 
-@record(slots=True)
+@struct(slots=True)
 class DatabaseFile:
     """The file of a store, which all its connections share; an empty path is memory.
 
@@ -95,7 +95,7 @@ class DatabaseFile:
         return None
 
 
-@record(slots=True)
+@struct(slots=True)
 class Job:
     work: Work
     future: "Future[object]" = field(default_factory=Future)

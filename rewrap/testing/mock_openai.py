@@ -13,7 +13,7 @@ from rewrap.mock.rules import RuleSet
 from rewrap.mock.rules_file import parse_rules
 from rewrap.mock.script import Script
 from rewrap.mock.tables import Table
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject, ResponseInfo
 
 API_KEY = "sk-mock"
@@ -24,7 +24,7 @@ When = str | Mapping[str, object]
 Error = int | str | Mapping[str, object]
 
 
-@record(slots=True)
+@struct(slots=True)
 class MockRequest:
     """A request that the mock got. `status` is 0 until it is answered."""
 
@@ -111,7 +111,7 @@ class WatchedJournal(ReplayJournal):
         self.watched.watch(request, info, "", "")
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ScriptedAnswer:
     """An answer that a test has scripted. `requests` are those that got it."""
 

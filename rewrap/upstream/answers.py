@@ -14,7 +14,7 @@ import orjson
 
 from rewrap.eventloop import running_loop
 from rewrap.memory import reserve
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.threads import apart
 from rewrap.types import (
     APIError,
@@ -52,7 +52,7 @@ ERROR_SECONDS = 5.0  # to read the body of an error
 ERROR_LIMITS = Limits(reply_bytes=65_536)
 
 
-@record(slots=True)  # not frozen: 0.8 µs
+@struct(slots=True)  # not frozen: 0.8 µs
 class Prepared:
     """A request as it goes to the upstream, and the facts that its answer needs."""
 
@@ -67,7 +67,7 @@ class Prepared:
     chat: ChatSession | None  # where the upstream assigns a session
 
 
-@record(slots=True)
+@struct(slots=True)
 class StreamedReply:
     """An answer in events: their decoder, and the bytes read so far."""
 
@@ -75,7 +75,7 @@ class StreamedReply:
     first: bytes
 
 
-@record(slots=True)
+@struct(slots=True)
 class WholeReply:
     """An answer in one piece: a JSON value, or a text."""
 
@@ -85,7 +85,7 @@ class WholeReply:
 Opened = StreamedReply | WholeReply
 
 
-@record(slots=True)
+@struct(slots=True)
 class Answer:
     """A good answer on its way in, and the facts of its request that are needed until its end.
 

@@ -4,8 +4,7 @@ Pure functions. Turns alternate between user and assistant, and empty texts are 
 rejects them. Source: docs.anthropic.com, api/messages.
 """
 
-import re
-
+from rewrap.regex import regex
 from rewrap.types import ChatRequest, JSONObject
 from rewrap.upstream.messages import (
     TOOL_ROLES,
@@ -23,7 +22,7 @@ from rewrap.upstream.messages import (
     tool_calls_of,
 )
 
-NOT_IN_ID = re.compile(r"[^a-zA-Z0-9_-]")
+NOT_IN_ID = regex(r"[^a-zA-Z0-9_-]")
 CHOICES = {"auto": "auto", "required": "any", "any": "any", "none": "none"}
 EFFORTS = {"minimal": "low"}
 NO_PARAMETERS: JSONObject = {"type": "object", "properties": {}}

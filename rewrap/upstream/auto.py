@@ -5,6 +5,7 @@ Takes ChatRequests, JSON values and events; gives payloads and Deltas. Does no I
 
 import re
 
+from rewrap.regex import regex
 from rewrap.types import (
     ChatRequest,
     ChatSession,
@@ -12,6 +13,7 @@ from rewrap.types import (
     JSONObject,
     Outgoing,
     Reader,
+    Shape,
     UpstreamRejection,
     dumps,
     text_of,
@@ -30,15 +32,15 @@ from rewrap.upstream.reply_search import (
     nonempty_reply,
     streamed_number,
 )
-from rewrap.upstream.tables import PLACEHOLDER, ShapeError
+from rewrap.upstream.tables import PLACEHOLDER, ShapeError, Table
 
 USED_HERE = frozenset(["completion_id", "messages", "model"])
 STORED_HERE = frozenset(["store", "metadata"])
 END_NAMES = ("end", "done", "close")
 # Before any text: an object that is cut short, and not the first token of a bare text. After
 # JSON texts: any JSON.
-CUT_OBJECT = re.compile(rb"\s*\{.*[:,]", re.DOTALL)
-CUT_JSON = re.compile(rb'\s*[{\["]')
+CUT_OBJECT = regex(rb"\s*\{.*[:,]", re.DOTALL)
+CUT_JSON = regex(rb'\s*[{\["]')
 
 
 class AutoShape:
@@ -208,6 +210,20 @@ def flat_message(message: JSONObject) -> JSONObject:
     if flat.get("role") == "developer":
         flat["role"] = "system"
     return flat
+
+
+def shape_of(name: str, where: str, mapping: Table | None = None) -> Shape:
+    """The shape of a user's table, or of a name in shapes.toml; AutoShape without either.
+
+    `where` is the place of the name. Raises ShapeError.
+    """
+    if not name and not mapping:
+        return AutoShape()
+    from rewrap.upstream.shapes import shape_from, shape_named
+
+    if mapping:
+        return shape_from(mapping, where.removesuffix("shape") + "mapping")
+    return shape_named(name, where)
 
 
 def check_failure(value: JSONObject) -> None:

@@ -5,7 +5,6 @@ httpx's own for the probe. Does not know chats, shapes or errors for clients.
 """
 
 import asyncio
-import re
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -14,14 +13,15 @@ from urllib.parse import unquote_to_bytes
 import httpx
 
 from rewrap import __version__
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject, Reply, ResponseInfo
 
 if TYPE_CHECKING:
     from rewrap.upstream.recording.setup import ClientSettings
 
 USER_AGENT = f"rewrap/{__version__}"
-UNPRINTABLE = re.compile(r"[^ -~]")
+UNPRINTABLE = regex(r"[^ -~]")
 LIST_CHARACTERS = 1000
 ACCEPT_ENCODING = {"accept-encoding": "identity"}
 
@@ -39,7 +39,7 @@ class DirectTransport(Protocol):
         """Send a request and wait for the head of the answer. Raises httpx.HTTPError, TimeoutError."""
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class HTTPXTarget:
     """The constant part of requests to a URL, for httpx."""
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 from rewrap.ids import SESSION_NAMES, session_name
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject, text_of
 from rewrap.upstream.messages import SYSTEM_ROLES, role_of
 
 Turn = tuple[str, str]  # role, text
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Conversation:
     """The messages of a request as texts. The prompt is the user's last message.
 

@@ -11,6 +11,7 @@ import httpx
 import orjson
 
 from rewrap.redaction import redacted
+from rewrap.regex import regex
 from rewrap.types import APIError, Headers, JSONObject, UpstreamRejection
 
 FAILED = "The chat backend failed to answer."
@@ -32,8 +33,8 @@ ERROR_BYTES = 16_384  # of all members of an error
 ERROR_DEPTH = 20
 DETAILS = 20  # items of a list of errors
 START_BYTES = 8192  # kept of a body to explain a failure: secrets are taken out before it is cut
-CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f\ufeff]")  # UTF-16 is full of them
-ESCAPE = re.compile(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # no surrogates
+CONTROL = regex(r"[\x00-\x08\x0e-\x1f\x7f\ufeff]")  # UTF-16 is full of them
+ESCAPE = regex(r"\\u(?!d[89a-f])([0-9a-f]{4})", re.IGNORECASE)  # no surrogates
 # Other names of an error's message.
 MESSAGE_NAMES = [
     *("detail", "details", "errors", "error_message", "error_msg", "errorMessage", "errmsg"),

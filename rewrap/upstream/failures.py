@@ -5,6 +5,7 @@ Pure functions. Imports types, and how errors and replies are found.
 
 import re
 
+from rewrap.regex import regex
 from rewrap.types import JSONObject, UpstreamRejection
 from rewrap.upstream.errors import error_in, status_in
 from rewrap.upstream.reply_search import KNOWN_NAMES, find_reply
@@ -13,16 +14,16 @@ SUCCESS_NAMES = ("success", "ok", "succeeded", "is_success", "isSuccess")
 STATUS_NAMES = ("status", "state", "type", "event")
 FAILED_STATUSES = frozenset(["error", "fail", "failed", "failure"])
 # A code of the first names is one of an error; a code of the others may be one of success.
-ERROR_CODE = re.compile(r"(?i)err(or)?_?(code|no)")
+ERROR_CODE = regex(r"(?i)err(or)?_?(code|no)")
 CODE_NAMES = ("code", "status", "status_code", "statusCode", "retcode", "ret_code", "ret")
-FAILED_CODE = re.compile(
+FAILED_CODE = regex(
     r"(?i).*(err|fail|invalid|denied|unauthori|forbidden|expired|exceed|not.?found|timeout)"
 )
-ERROR_NAME = re.compile(r"(?i)(is_?|has_?)?errors?_?(message|msg|text|description)?|errmsg")
+ERROR_NAME = regex(r"(?i)(is_?|has_?)?errors?_?(message|msg|text|description)?|errmsg")
 MESSAGE_NAMES = ("message", "msg", "detail", "info")
 HARMLESS = KNOWN_NAMES - {"error"} | {"id", "object", "created", "model", "role", "usage", "index"}
 # All names above contain one of these.
-SUSPECT = re.compile(r"(?i)err|succe|ok|stat|type|event|code|ret")
+SUSPECT = regex(r"(?i)err|succe|ok|stat|type|event|code|ret")
 NOT_FAILED = ("", "0", "00000", "ok", "success", "none", "no")
 
 

@@ -5,7 +5,7 @@ Each form names the members of a request that it takes, so that the others can b
 
 from collections.abc import Callable, Collection
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import ChatRequest
 from rewrap.upstream import anthropic, cohere, gemini, ollama, prompts
 from rewrap.upstream.members import list_member
@@ -28,7 +28,7 @@ def nothing_lost(request: ChatRequest) -> list[str]:
     return []
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Form:
     """A placeholder.
 

@@ -2,13 +2,13 @@
 
 import json
 import math
-import re
 
 import orjson
 
 from rewrap import large_json
+from rewrap.regex import regex
 
-SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = regex("[\ud800-\udfff]")
 
 
 def loads(data: bytes | str, *, keep_halves: bool = False) -> object:

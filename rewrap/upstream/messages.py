@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import JSONObject, text_of
 from rewrap.upstream.members import list_member, object_member, text_member
 
@@ -17,7 +17,7 @@ TOOL_ROLES = ("tool", "function")
 CarriesPart = Callable[[JSONObject], bool]
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Data:
     """The contents of a `data:` URL; `base64` is the text as it came."""
 
@@ -25,7 +25,7 @@ class Data:
     base64: str
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ToolCall:
     """One call in a message of the assistant. `signature` is Gemini's, if the client sent it back."""
 

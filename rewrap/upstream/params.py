@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Params:
     """The `params` of a backend in the file of backends; `model` is the upstream's name of the model."""
 

@@ -21,6 +21,7 @@ import httpx
 import orjson
 
 from rewrap.eventloop import running_loop
+from rewrap.regex import regex
 from rewrap.types import (
     APIError,
     Backend,
@@ -79,7 +80,7 @@ REPLY_NAMES = FORWARDABLE_NAMES | {
 NOT_MODIFIED = 304
 PATH_CHARACTERS = "/:@!$&'()*+,;=~"
 ABSENT = frozenset([404, 405, 501])  # the statuses of an upstream without an endpoint
-ABOUT_OBJECT = re.compile(
+ABOUT_OBJECT = regex(
     r"\b(?:model|response|item|conversation)\b.{0,300}\bnot (?:exist|found)", re.IGNORECASE
 )
 

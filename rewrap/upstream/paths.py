@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 
 import orjson
 
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 from rewrap.upstream.tables import ShapeError
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Each:
     """A step into the items of a list: all, or those whose member `name` is as the filter wants."""
 
@@ -36,7 +37,7 @@ Condition = Callable[[str, object], bool]  # (name of the SSE event, its data) -
 
 # `[0]`, `[]`, `[name]`, `[!name]`, `[name=value]` or a name. A dot stands before a name, except at
 # the start.
-STEP = re.compile(
+STEP = regex(
     r"\[(?P<index>-?\d+)\]|\[(?P<negated>!?)(?P<filter>[\w-]*)(?:=(?P<value>[^\]\s]+))?\]"
     r"|(?:\A|(?!\A)\.)(?P<name>[^\s.\[\]{}]+)"
 )

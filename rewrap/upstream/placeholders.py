@@ -5,7 +5,7 @@ Takes a ChatRequest, gives JSON values. Does no I/O.
 
 from collections.abc import Mapping, Sequence
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject
 from rewrap.upstream.conversation import (
     Turn,
@@ -37,7 +37,7 @@ ALIASES = (("max_tokens", "max_completion_tokens"), ("user", "safety_identifier"
 NOT_IN_CHAT = {"metadata", "store", "session", "n"}  # n: a shape reads one choice
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ConversationForms:
     """How one shape writes messages and pairs of turns."""
 

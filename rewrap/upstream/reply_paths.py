@@ -3,11 +3,11 @@
 One table describes them. Takes JSON values, gives Deltas and UpstreamRejections. Does no I/O.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 
 import orjson
 
+from rewrap.regex import regex
 from rewrap.types import Delta, JSONObject, UpstreamRejection
 from rewrap.upstream.paths import (
     Condition,
@@ -29,13 +29,11 @@ from rewrap.upstream.tables import (
 
 # The ends of a reply by other names. Any other name is "stop".
 FINISH_REASONS = [
-    ("length", re.compile("length|.*max_tokens|limit|.*_exceeded")),
-    ("tool_calls", re.compile("tool_calls?|tool_use|function_call")),
+    ("length", regex("length|.*max_tokens|limit|.*_exceeded")),
+    ("tool_calls", regex("tool_calls?|tool_use|function_call")),
     (
         "content_filter",
-        re.compile(
-            "content_filter|.*safety|recitation|blocklist|prohibited.*|spii|refusal|.*toxic"
-        ),
+        regex("content_filter|.*safety|recitation|blocklist|prohibited.*|spii|refusal|.*toxic"),
     ),
 ]
 REASONS = ("stop", "length", "tool_calls", "content_filter", "error")

@@ -10,6 +10,7 @@ from functools import partial
 from urllib.parse import quote, urlencode, urlsplit, urlunsplit
 
 from rewrap.ids import SESSION_NAMES
+from rewrap.regex import regex
 from rewrap.threads import encoded
 from rewrap.types import APIError, ChatRequest, JSONObject, Outgoing
 from rewrap.upstream.conversation import conversation_of, session_of
@@ -25,8 +26,8 @@ DEFAULT_MESSAGE = {"role": "{role}", "content": "{content}"}
 METHODS = ("POST", "GET", "PUT")
 JSON_TYPE = "application/json"
 FORM_TYPE = "application/x-www-form-urlencoded"
-BRACE = re.compile(r"[{}]")
-IN_URL = re.compile(r"\{(\w+(?:\.\w+)*)\}")
+BRACE = regex(r"[{}]")
+IN_URL = regex(r"\{(\w+(?:\.\w+)*)\}")
 SAFE_IN_HEADER = "!\"#$&'()*+,-./:;<=>?@[\\]^_`{|}~ "
 
 # Parameters that are never reported as dropped: they are used here, or have no effect with these

@@ -10,14 +10,14 @@ import socket
 import threading
 from contextlib import suppress
 
-from rewrap.records import record
+from rewrap.structs import struct
 
 FAILED_SECONDS = 1.0  # a failure is cached for so long
 
 Outcome = list[str] | OSError
 
 
-@record(slots=True)
+@struct(slots=True)
 class Answer:
     """The outcome of one look-up, and the loop time until which it is used."""
 

@@ -5,7 +5,6 @@ Imports types and leaf files.
 
 import json
 import logging
-import re
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import field, replace
@@ -15,8 +14,9 @@ from urllib.parse import urlsplit
 from rewrap import large_json
 from rewrap.large_json import LARGE_BYTES
 from rewrap.memory import reserved
-from rewrap.records import record
 from rewrap.redaction import safe_address
+from rewrap.regex import regex
+from rewrap.structs import struct
 from rewrap.threads import apart
 from rewrap.types import (
     NO_HEADERS,
@@ -34,12 +34,12 @@ from rewrap.types import (
 
 log = logging.getLogger("rewrap")
 
-GLOB = re.compile(r"[*?]")
+GLOB = regex(r"[*?]")
 MODEL = b'"model"'
-ESCAPED_LETTER = re.compile(rb"\\u00[67]")
+ESCAPED_LETTER = regex(rb"\\u00[67]")
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Row:
     """One backend, the patterns of the model names that it serves, and the names of its fallbacks."""
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import field
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject, text_of
 from rewrap.upstream.conversation import session_of
 from rewrap.upstream.messages import role_of
@@ -64,7 +64,7 @@ class SessionMemory:
         return ChatSession(self, named_key(request), digest_of(request, request.messages))
 
 
-@record(slots=True)
+@struct(slots=True)
 class ChatSession:
     """One reply: its session, and its text if that names the chat."""
 

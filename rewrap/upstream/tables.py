@@ -1,8 +1,8 @@
 """Checks of the tables that describe shapes. Imports the checks of headers alone."""
 
-import re
 from collections.abc import Mapping
 
+from rewrap.regex import regex
 from rewrap.urls import is_header
 
 Table = Mapping[str, object]
@@ -34,7 +34,7 @@ TABLES: dict[str, type] = {
 }
 # Settings whose texts have no placeholders.
 PLAIN = {"key", "join", "roles", "statuses", "reasons", "omit", "session"}
-PLACEHOLDER = re.compile(r"\{\w[\w.]*(?:\|[^{}]*)?\}")
+PLACEHOLDER = regex(r"\{\w[\w.]*(?:\|[^{}]*)?\}")
 CONTENTS = {str: " of strings", int: " of integers", object: ""}
 
 

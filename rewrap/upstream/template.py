@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 
 import orjson
 
+from rewrap.regex import regex
 from rewrap.types import dumps
 from rewrap.upstream.paths import json_value
 from rewrap.upstream.tables import ShapeError
@@ -16,11 +17,11 @@ ABSENT = object()
 Values = Mapping[str, object]
 Filler = Callable[[Values], object]
 
-PART = re.compile(
+PART = regex(
     r"(?P<literal>[^{}]+)|(?P<doubled>\{\{|\}\})"
     r"|\{ *(?P<name>[^{}|]+?) *(?:\|(?P<default>[^{}]*))?\}|(?P<single>[{}])"
 )
-PLACEHOLDER = re.compile(r"\{[^{}]*\}")
+PLACEHOLDER = regex(r"\{[^{}]*\}")
 ANY_PARAMETER = "param."
 SPREAD = "*"  # the name of a member whose own members are put in its place
 

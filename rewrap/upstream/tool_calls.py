@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import JSONObject
 from rewrap.upstream.members import object_member, text_member
 
@@ -42,7 +42,7 @@ class ToolCallNormalizer:
         ]
 
 
-@record(slots=True)
+@struct(slots=True)
 class CallState:
     """What is known of one call."""
 

@@ -5,7 +5,6 @@ first request: the start costs nothing. Imports nothing of the project: the call
 the assets, the colours of the theme, and the handler that answers API clients at `/`.
 """
 
-import re
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
@@ -19,9 +18,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from rewrap.regex import regex
+
 Handler = Callable[[Request], Awaitable[Response]]
 
-PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+PLACEHOLDER = regex(r"\{\{(\w+)\}\}")
 HTML_TYPES = frozenset(["text/html", "application/xhtml+xml"])
 OTHER_TYPES = frozenset(["application/json", "application/*", "*/*"])
 ICON_HEADERS = {"cache-control": "max-age=86400"}

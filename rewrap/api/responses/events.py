@@ -9,11 +9,11 @@ from dataclasses import field
 import orjson
 
 from rewrap.api.responses.items import seal
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import JSONObject, dumps
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Form:
     """How one kind of output item looks on the wire.
 
@@ -45,7 +45,7 @@ FUNCTION = Form("function_call", "response.function_call_arguments", "arguments"
 CUSTOM = Form("custom_tool_call", "response.custom_tool_call_input", "input")
 
 
-@record(slots=True)
+@struct(slots=True)
 class OutputItem:
     """One item of the output while it grows."""
 

@@ -21,7 +21,7 @@ from rewrap.api.checks import (
 from rewrap.api.responses.items import CALLS, OUTPUTS, Placed, chat_messages, item_type
 from rewrap.api.responses.tools import ChatTools, ToolName
 from rewrap.ids import random_hex
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import APIError, JSONObject, dumps, estimated_tokens, prompt_size
 
 LOGPROBS = "message.output_text.logprobs"
@@ -67,7 +67,7 @@ UNSUPPORTED = {
 }
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Translation:
     """The facts of a Responses request that its chat request cannot hold.
 

@@ -8,7 +8,6 @@ A record is the JSON of a response in the store:
 """
 
 import asyncio
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import aclosing, suppress
 from typing import NamedTuple
@@ -29,13 +28,14 @@ from rewrap.api.responses.events import (
 from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import Translation, previous_id, references, typed_items
 from rewrap.api.stored import reached
+from rewrap.regex import regex
 from rewrap.storage.base import Store
 from rewrap.types import APIError, Delta, Deltas, JSONObject, dumps
 
 MAX_REFERENCED = 1000  # responses that the references of one request may lead to
 RECORD_BYTES = 1000  # the least that a record counts for
 LARGE_BYTES = 100_000
-ITEM_ID = re.compile(r"[a-z]+_([0-9a-f]{32})i?[0-9a-f]+")
+ITEM_ID = regex(r"[a-z]+_([0-9a-f]{32})i?[0-9a-f]+")
 USABLE = ("completed", "incomplete")
 # The members of a response that change while it is made.
 STATE = ("status", "completed_at", "error", "incomplete_details", "output", "usage")

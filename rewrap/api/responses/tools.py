@@ -5,12 +5,12 @@ clients.
 """
 
 import logging
-import re
 from functools import cache
 from hashlib import sha256
 
 from rewrap.api.checks import invalid, missing, object_rows, text_member, wrong_type, wrong_value
-from rewrap.records import record
+from rewrap.regex import regex
+from rewrap.structs import struct
 from rewrap.types import APIError, JSONObject
 
 log = logging.getLogger("rewrap")
@@ -23,7 +23,7 @@ LEFT_OUT = frozenset({
 SUPPORTED = ("function", "custom", "namespace")
 MODES = ("none", "auto", "required")
 MAX_NAME = 64  # characters of a function's name in chat completions
-UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+UNSAFE = regex(r"[^A-Za-z0-9_-]")
 CUSTOM_PARAMETERS: JSONObject = {
     "type": "object",
     "properties": {"input": {"type": "string"}},
@@ -32,7 +32,7 @@ CUSTOM_PARAMETERS: JSONObject = {
 }
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class ToolName:
     """A tool as the client declared it: `kind` is function or custom."""
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import httpx
 
 from rewrap.eventloop import running_loop
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.threads import LARGE, apart
 from rewrap.types import APIError, Reply
 from rewrap.upstream.client import Client, Journal, slash_redirect
@@ -51,7 +51,7 @@ ENDS: tuple[tuple[str, type[httpx.HTTPError]], ...] = (
 JSON_TYPE = "application/json"
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Target:
     """The constant part of requests to a URL."""
 
@@ -63,7 +63,7 @@ class Target:
     credentials: tuple[str, ...]
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Observed:
     """A request without its credentials, and their forms."""
 

@@ -30,7 +30,7 @@ from pathlib import Path
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.urls import is_header
 
 ENDS = ("complete", "cut", "reset", "silent", "broken", "left", "unreachable")
@@ -43,7 +43,7 @@ COMMENT = """\
 Table = dict[str, object]  # as tomllib reads it
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Request:
     """A request without its host, its headers and its secrets."""
 
@@ -53,7 +53,7 @@ class Request:
     content_type: str = ""  # "" for JSON
 
 
-@record(slots=True)
+@struct(slots=True)
 class Piece:
     """The bytes of one read, so many seconds after the read before."""
 
@@ -61,7 +61,7 @@ class Piece:
     data: bytes
 
 
-@record(slots=True)
+@struct(slots=True)
 class Exchange:
     """A request and its answer. `status` is 0 if no head of an answer came."""
 

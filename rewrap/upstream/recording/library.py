@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.upstream.recording.exchange import Exchange, Request, read_exchange, toml_of
 from rewrap.upstream.recording.matching import Facts, Matcher, likeness
 
@@ -27,7 +27,7 @@ NO_ENDPOINT = (404, 405, 501)  # statuses of an upstream that lacks one
 Signature = tuple[int, int]  # of a file: time of the last change in nanoseconds, size
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Recording:
     """A file of the folder."""
 
@@ -38,7 +38,7 @@ class Recording:
     status: int
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Match:
     """The recordings of one sequence. `key` names it."""
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl
 
 import orjson
 
-from rewrap.records import record
+from rewrap.structs import struct
 from rewrap.types import text_of
 from rewrap.upstream.recording.credentials import MODEL_PARENTS
 from rewrap.upstream.recording.exchange import Request
@@ -46,7 +46,7 @@ CONVERSATION_DEPTH = 2  # objects around the messages
 ABSENT = "absent"
 
 
-@record(frozen=True, slots=True)
+@struct(frozen=True, slots=True)
 class Facts:
     """The keys of a request: digests of its normal forms, in hexadecimal."""
 

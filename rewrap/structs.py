@@ -1,0 +1,47 @@
+"""`struct`: a dataclass that costs less when its module is imported.
+
+`dataclasses.dataclass` compiles up to six methods for each class. For about 70 classes that is a fifth of the time to the first answer.
+A struct compiles `__init__` alone and shares its other methods with all structs. For the type checker, the two are the same: it
+reports an assignment to a field of a frozen struct. At run time nothing prevents that assignment.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass as struct
+else:
+    from dataclasses import dataclass, fields
+
+    def struct(cls: type | None = None, /, *, frozen: bool = False, slots: bool = False) -> Any:
+        """A class with the annotated attributes as fields. The arguments are those of a dataclass."""
+
+        def made(cls: type) -> type:
+            shared = {
+                "__repr__": as_text,
+                "__eq__": equal,
+                "__hash__": hash_of_values if frozen else None,
+            }
+            for name, method in shared.items():
+                if name not in vars(cls):
+                    setattr(cls, name, method)
+            return dataclass(eq=False, repr=False, match_args=False, slots=slots)(cls)
+
+        return made if cls is None else made(cls)
+
+    def as_text(self: Any) -> str:
+        texts = [f"{x.name}={getattr(self, x.name)!r}" for x in fields(self) if x.repr]
+        return f"{type(self).__qualname__}({', '.join(texts)})"
+
+    def values(self: Any) -> tuple[Any, ...]:
+        return tuple(getattr(self, x.name) for x in fields(self))
+
+    def equal(self: Any, other: object) -> Any:
+        if type(other) is not type(self):
+            return NotImplemented
+        return values(self) == values(other)
+
+    def hash_of_values(self: Any) -> int:
+        return hash(values(self))
+
+
+__all__ = ["struct"]
