@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from contextlib import asynccontextmanager
 from functools import partial
 
-import httpx
 import orjson
 from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
@@ -62,7 +61,7 @@ from rewrap.types import (
     no_such_model,
 )
 from rewrap.upstream.callable import CallableBackend
-from rewrap.upstream.client import upstream_client
+from rewrap.upstream.client import AsyncTransport, upstream_client
 from rewrap.upstream.errors import TOO_LARGE, bad_gateway
 from rewrap.upstream.native_responses import NativeResponses
 from rewrap.upstream.passthrough import PassThrough, raw_transport
@@ -77,9 +76,7 @@ log = logging.getLogger("rewrap")
 class Gateway:
     """The parts that all endpoints share: the backend, authentication, limits, hooks and the store."""
 
-    def __init__(
-        self, settings: Settings, backend: Backend, transport: httpx.AsyncBaseTransport
-    ) -> None:
+    def __init__(self, settings: Settings, backend: Backend, transport: AsyncTransport) -> None:
         """Raises ValueError, in one line that names the setting."""
         self.transport = transport
         self.settings = settings
@@ -339,7 +336,7 @@ class Rewrap(EdgeApp):
 
 def create_app(
     settings: Settings | None = None,
-    transport: httpx.AsyncBaseTransport | None = None,
+    transport: AsyncTransport | None = None,
     backend: Backend | Callable[[ChatRequest], object] | None = None,
 ) -> Rewrap:
     """The app. Raises ValueError, in one line that names the setting.
@@ -414,7 +411,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         *page_routes(settings.docs_assets_url, THEME, health.health),
         *health.routes(),
         *info.routes(),
-        *docs_routes(document(__version__), assets=settings.docs_assets_url, theme=THEME),
+        *docs_routes(partial(document, __version__), assets=settings.docs_assets_url, theme=THEME),
         *rest,
     ]
 

@@ -3,10 +3,14 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from rewrap.config.flags import Arguments, UsageError, closed_pipes_ignored, parse_arguments
 from rewrap.config.settings import Settings
+
+if TYPE_CHECKING:
+    from rewrap.config.flags import Arguments
 
 log = logging.getLogger("rewrap")
 
@@ -58,8 +62,15 @@ def serve() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: `rewrap [serve|check|key|probe] ...`; gives the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        with closed_pipes_ignored():
+            serve()
+        return 0
+    from rewrap.config.flags import UsageError, parse_arguments
+
     try:
-        arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+        arguments = parse_arguments(words)
     except UsageError as error:
         print(f"rewrap: {error}", file=sys.stderr)
         return 2
@@ -68,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(arguments)
 
 
-def run_command(arguments: Arguments) -> int:
+def run_command(arguments: "Arguments") -> int:
     match arguments.command:
         case "help" | "version":
             print(arguments.text)
@@ -85,3 +96,20 @@ def run_command(arguments: Arguments) -> int:
         case _:
             serve()
     return 0
+
+
+@contextmanager
+def closed_pipes_ignored() -> Iterator[None]:
+    """End quietly if the reader of the output has left, as in `rewrap --help | head`.
+
+    Without it, Python writes a traceback when it flushes the output at its exit.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

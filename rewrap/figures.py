@@ -3,7 +3,7 @@ r"""The figures of a message, as Plotly JSON: `{"data": [trace, ...], "layout": 
 They are found in this order: the members `figure` and `figures` that the backend sent with its
 reply, then, as they stand in the text, fenced blocks of Plotly JSON (```json or ```plotly) and
 Markdown tables (GFM) of numbers. The cost is linear in the text. Nothing is drawn here. A figure's
-form and trace types are checked, its other properties are not. Imports types alone.
+form and trace types are checked, its other properties are not. Imports types and leaf files.
 """
 
 import math

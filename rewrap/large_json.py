@@ -2,7 +2,7 @@
 
 orjson holds the interpreter's lock while it decodes. A body of 30 MB would stop every thread of the process for 0.1 s, and one of a
 million objects for 0.5 s. Here regular expressions find the commas between values in windows of WINDOW_BYTES, and orjson decodes
-what is between them: no step takes longer than some 10 ms. Linear in the size of the body. Imports nothing of the project.
+what is between them: no step takes longer than some 10 ms. Linear in the size of the body. Imports leaf files alone.
 """
 
 import re

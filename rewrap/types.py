@@ -1,6 +1,6 @@
 """The vocabulary of the project: requests, replies, errors, and the protocols between the rooms.
 
-Every room may import this file. It imports nothing of the project.
+Every room may import this file. It imports leaf files alone.
 """
 
 import re
@@ -14,14 +14,13 @@ from collections.abc import (
     Mapping,
     MutableMapping,
 )
-from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import orjson
 
-from rewrap.structs import struct
+from rewrap.structs import ReadOnly, struct
 
 Headers = list[tuple[bytes, bytes]]
 JSONObject = dict[str, Any]  # a decoded JSON object
@@ -152,8 +151,8 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 Sink = Callable[[bytes], bool]  # takes bytes now; False if it wants no more for the moment
 
 
-@dataclass(frozen=True, init=False)
-class ChatRequest:
+@struct(frozen=True, init=False)
+class ChatRequest(ReadOnly):
     """A checked request for a chat completion. It never changes: `dataclasses.replace` makes another.
 
     `payload` is the whole JSON object that the client sent. `body` has the same bytes as they came, and is empty where
@@ -209,7 +208,7 @@ class ChatRequest:
         object.__setattr__(self, "__dict__", attributes)
 
 
-@dataclass(init=False)
+@struct(init=False)
 class ResponseInfo:
     """The facts about one reply, filled in by the backend while it answers.
 

@@ -1,4 +1,4 @@
-"""Checks of URLs, hosts and headers. Imports nothing of the project."""
+"""Checks of URLs, hosts and headers. Imports leaf files alone."""
 
 from ipaddress import IPv4Address, IPv6Address, ip_address
 

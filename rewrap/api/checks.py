@@ -2,7 +2,7 @@
 
 A check takes the parameter's name and its value, which is never null: null counts as absent. It
 raises APIError with OpenAI's message, param and code. The texts come from recordings of OpenAI's
-API and from public reports. Imports types alone.
+API and from public reports. Imports types and leaf files.
 """
 
 from collections.abc import Callable, Mapping

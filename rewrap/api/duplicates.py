@@ -1,7 +1,7 @@
 """Refuses a body in which a member that this server routes by occurs twice.
 
 An upstream that gets the same bytes may read the first of them, where this server reads the last.
-Imports types alone.
+Imports types and leaf files.
 """
 
 import json

@@ -5,11 +5,8 @@ runs the commands.
 """
 
 import argparse
-import os
-import sys
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import Field, field, fields
 from difflib import get_close_matches
 from functools import partial
@@ -153,20 +150,3 @@ def nearest(name: str, known: Sequence[str]) -> str:
     if close:
         return f"; did you mean {close[0]}?"
     return "; `rewrap --help` lists all"
-
-
-@contextmanager
-def closed_pipes_ignored() -> Iterator[None]:
-    """End quietly if the reader of the output has left, as in `rewrap --help | head`.
-
-    Without it, Python writes a traceback when it flushes the output at its exit.
-    """
-    try:
-        try:
-            yield
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

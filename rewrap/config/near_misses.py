@@ -31,9 +31,12 @@ def nearest_setting(name: str, known: Collection[str], *, in_file: bool = False)
         return NEIGHBOURS[name]
     if name.upper() in known:
         return name.upper()
+    letters = name.replace("_", "")
     for setting in known:
-        if name.replace("_", "") == setting.replace("_", ""):
+        if letters == setting.replace("_", ""):
             return setting
+        if name[0] != setting[0] and name[-1] != setting[-1]:
+            continue  # one edit leaves the first or the last letter: this saves most comparisons
         if one_edit_apart(name, setting, swaps_only=len(setting) <= SHORT and not in_file):
             return setting
     if len(name) >= PREFIX:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import orjson
 
 from rewrap.config.near_misses import nearest_setting
 from rewrap.regex import regex
+from rewrap.structs import ReadOnly, struct
 from rewrap.types import Limits
 from rewrap.urls import check_url, is_header
 
@@ -37,8 +38,8 @@ def setting(group: str, default: object, about: str, **rules: object) -> Any:
     return field(default=default, metadata=metadata)
 
 
-@dataclass(frozen=True)
-class Settings:
+@struct(frozen=True)
+class Settings(ReadOnly):
     """Each field is the environment variable of its name in capitals; the environment wins over `.env`."""
 
     # fmt: off
@@ -116,6 +117,10 @@ class Settings:
     max_reply_bytes: int = setting("times and sizes", 64 * 2**20, "The largest whole answer of an upstream, and the largest stream that is stored.", minimum=1)
     max_event_bytes: int = setting("times and sizes", 8 * 2**20, "The largest single event of an upstream's stream.", minimum=1)
     # fmt: on
+
+    def __repr__(self) -> str:
+        """Without the values: some are secrets."""
+        return "Settings(...)"
 
     @classmethod
     def load(cls, env_file: str = ".env") -> "Settings":

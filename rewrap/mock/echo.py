@@ -1,4 +1,4 @@
-"""The mock's default reply: an echo of the last user message, cut by `stop` and `max_tokens`. Imports types alone."""
+"""The mock's default reply: an echo of the last user message, cut by `stop` and `max_tokens`. Imports types and leaf files."""
 
 from functools import lru_cache
 

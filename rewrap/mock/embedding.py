@@ -1,5 +1,4 @@
-"""The mock's embeddings: unit vectors from the words and the letters of a text. Imports nothing of
-the project.
+"""The mock's embeddings: unit vectors from the words and the letters of a text. Imports leaf files alone.
 
 The same text has the same vector on every machine, and texts that share words or parts of words are
 near to each other. No meaning is known: "car" and "automobile" are far apart.

@@ -9,7 +9,7 @@ it. So there are two guards.
    places where a match could start, and for each repeat its longest run and the places where it
    could end. A text with a bound above MAX_STEPS counts as one that does not match.
 
-Imports nothing of ours.
+Imports leaf files alone.
 """
 
 import re

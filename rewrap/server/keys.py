@@ -8,10 +8,9 @@ EXPIRES    Unix time in seconds, 0 for never
 SIGNATURE  HMAC-SHA256 of everything before its dot, 64 hex digits
 
 A key is compared in its written form and never decoded first, so that no second spelling of a signature passes. Does not
-keep keys, count their use, or hide the user's name: every reader of a key can see it. Imports nothing of the project.
+keep keys, count their use, or hide the user's name: every reader of a key can see it. Imports leaf files alone.
 """
 
-import argparse
 import hmac
 import math
 import os
@@ -19,10 +18,13 @@ import secrets as randomness
 import sys
 import time
 from collections.abc import Callable, Container, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote, unquote
 
 from rewrap.regex import regex
+
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
 
 KEY = regex(r"(sk-([!-~]+)-([0-9a-f]{16})\.([0-9]{1,12}))\.([0-9a-f]{64})")
 KEY_ID = regex(r"[0-9a-fA-F]{16}")
@@ -139,8 +141,10 @@ def key_command(arguments: Sequence[str], secret_key: Callable[[], Sequence[str]
     return 0
 
 
-def key_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def key_parser() -> "ArgumentParser":
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(
         prog="rewrap key", description="Print a new API key, signed with the first of SECRET_KEY."
     )
     parser.add_argument("user", metavar="USER", help="the owner of the key: any name")

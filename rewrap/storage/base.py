@@ -1,7 +1,7 @@
 """The interface of every store of chat completions and responses.
 
 Documents leave a store as the JSON bytes that came in: a store never parses what it only passes on.
-Does not know HTTP, does not check the form of documents, does not encrypt. Imports types alone.
+Does not know HTTP, does not check the form of documents, does not encrypt. Imports types and leaf files.
 """
 
 import asyncio

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from rewrap.upstream.recording.setup import ClientSettings
 
 USER_AGENT = f"rewrap/{__version__}"
+AsyncTransport = (
+    httpx.AsyncBaseTransport
+)  # carries requests: the pool of this project, or a mock of httpx
 UNPRINTABLE = regex(r"[^ -~]")
 LIST_CHARACTERS = 1000
 ACCEPT_ENCODING = {"accept-encoding": "identity"}

@@ -1,7 +1,7 @@
 """The members of OpenAI's messages that a translation needs: parts, images, files and tool calls.
 
 Pure functions. A message of any form is read without an error; parts of an unknown form are left
-out. Imports types alone. Source: OpenAI's reference of chat completions.
+out. Imports types and leaf files. Source: OpenAI's reference of chat completions.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Name look-ups: one at a time for each name, each in a thread of its own, cached for a short while.
 
 asyncio's own look-ups share a few threads: names whose servers are silent hold all of them, and every other name waits.
-Imports nothing of the project.
+Imports leaf files alone.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Tool calls in OpenAI's form, however an upstream numbers and names them. Imports types alone."""
+"""Tool calls in OpenAI's form, however an upstream numbers and names them. Imports types and leaf files."""
 
 from uuid import uuid4
 

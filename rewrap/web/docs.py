@@ -6,9 +6,8 @@ operations with curl lines by itself. Does not depend on the content of the docu
 types.py and pages.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
-from html import escape
 
 import orjson
 from starlette.requests import Request
@@ -47,19 +46,29 @@ THEME = {
 }
 
 
-def docs_routes(document: JSONObject, *, assets: str, theme: Mapping[str, str]) -> list[Route]:
+def docs_routes(
+    document: Callable[[], JSONObject], *, assets: str, theme: Mapping[str, str]
+) -> list[Route]:
     """`GET /openapi.json`, `/docs` and `/redoc`.
 
+    `document` makes the OpenAPI document at the first request.
     `assets` is the base URL of npm packages (`BASE/redoc@2.5.4/...`), or a path of this server.
     Another origin must send `access-control-allow-origin: *`, since browsers check the hash of no
     other file. `theme` has the colours primary, accent, error, background, surface and text.
     """
-    body = orjson.dumps(document)
-    title = document["info"]["title"]
     base = assets.rstrip("/")
 
     @cache
+    def known() -> JSONObject:
+        return document()
+
+    @cache
+    def body() -> bytes:
+        return orjson.dumps(known())
+
+    @cache
     def page(name: str) -> Response:
+        title = known()["info"]["title"]
         files = SWAGGER_UI if name == "try it out" else REDOC
         values = {**theme, "name": f"{title}: {name}", "title": title, "base": base}
         html = fill("docs.html", values).replace("<!--programs-->", program_tags(base, files))
@@ -67,7 +76,7 @@ def docs_routes(document: JSONObject, *, assets: str, theme: Mapping[str, str]) 
 
     async def openapi(request: Request) -> Response:
         """GET /openapi.json: the API of this server, as OpenAPI 3.1."""
-        return Response(body, media_type="application/json")
+        return Response(body(), media_type="application/json")
 
     async def docs(request: Request) -> Response:
         """GET /docs: the API reference, to try it out."""
@@ -106,6 +115,8 @@ def program_tags(base: str, files: Mapping[str, str]) -> str:
 
 
 def program_tag(url: str, digest: str) -> str:
+    from html import escape
+
     attributes = f'"{escape(url)}" integrity="sha384-{digest}" crossorigin="anonymous"'
     if url.endswith(".css"):
         return f'<link rel="stylesheet" href={attributes}>'

@@ -1,7 +1,7 @@
 """Pages for browsers: the chat at `/` and `/ui`, the favicon, and the page for unknown addresses.
 
 Each page is one file in this folder, with `{{name}}` where a value goes. A file is read at its
-first request: the start costs nothing. Imports nothing of the project: the caller passes the URL of
+first request: the start costs nothing. Imports leaf files alone: the caller passes the URL of
 the assets, the colours of the theme, and the handler that answers API clients at `/`.
 """
 
@@ -9,8 +9,6 @@ from base64 import b64encode
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
 from hashlib import sha256
-from html import escape
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -121,31 +119,10 @@ def content_security_policy(html: str, assets_url: str = "") -> str:
     return "; ".join(directives)
 
 
-class InlineElements(HTMLParser):
-    """The texts of the inline <script> and <style> elements of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.texts: dict[str, list[str]] = {"script": [], "style": []}
-        self.tag = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tag = tag
-        if tag in self.texts:
-            self.texts[tag].append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.tag = ""
-
-    def handle_data(self, data: str) -> None:
-        if self.tag in self.texts:  # one text may come in several pieces
-            self.texts[self.tag][-1] += data
-
-
 def inline_hashes(html: str, tag: str) -> str:
     """The CSP sources of all inline elements with this tag: `'sha256-…' 'sha256-…'`."""
+    from rewrap.web.inline_elements import InlineElements
+
     texts = InlineElements(html).texts[tag]
     digests = [b64encode(sha256(text.encode()).digest()).decode() for text in texts if text]
     return " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -163,6 +140,8 @@ def fill(name: str, values: Mapping[str, str]) -> str:
     `{{icon}}` is the favicon, as a data URL: a relative one would depend on the page's address.
     Raises KeyError for a placeholder without a value.
     """
+    from html import escape
+
     known = {**values, "icon": f"data:image/svg+xml,{quote(read('favicon.svg'))}"}
     return PLACEHOLDER.sub(lambda match: escape(known[match[1]]), read(name))
 
