@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, cached_property, partial
 
 import orjson
 from starlette.requests import Request
@@ -23,11 +23,10 @@ from rewrap.api.answers import LocalModerations
 from rewrap.api.health import HealthRoutes
 from rewrap.api.info import InfoRoutes
 from rewrap.api.openapi import document
-from rewrap.api.parts import api_parts
+from rewrap.api.parts import api_parts, stored_responses
 from rewrap.api.recorder import Recorder
-from rewrap.api.responses.stored import StoredResponses
 from rewrap.api.stored import StoredCompletions, StoredRoutes
-from rewrap.api.surfaces import Incoming, Surface, Turn
+from rewrap.api.surfaces import Incoming, OwnedSurface, Surface, Turn
 from rewrap.backends import ChatURL, OpenAI, build_backend
 from rewrap.config.notes import start_notes
 from rewrap.config.settings import Settings
@@ -296,14 +295,19 @@ class ResponsesEndpoint(Endpoint):
     """POST /v1/responses: an upstream that has it gets the request as it is; any other gets a chat."""
 
     def __init__(
-        self, gateway: Gateway, surface: surfaces.ResponsesSurface, native: NativeResponses
+        self, gateway: Gateway, make_surface: Callable[[], OwnedSurface], native: NativeResponses
     ) -> None:
-        super().__init__(gateway, surface)
+        self.gateway = gateway
+        self.make_surface = make_surface
         self.native = native
-        self.is_own = surface.is_own
+
+    @cached_property
+    def surface(self) -> OwnedSurface:  # type: ignore[override]
+        """Made by the first request: it loads the modules of Responses."""
+        return self.make_surface()
 
     async def serve(self, context: RequestContext, incoming: Incoming) -> None:
-        if self.native.possible() and not await self.is_own(incoming):
+        if self.native.possible() and not await self.surface.is_own(incoming):
             request = passing.passed_request(
                 context, "/responses", incoming.client_headers, incoming.body
             )
@@ -373,10 +377,10 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     chat_model = "" if settings.require_model else model
     checks = checks_of(backend)
     late = settings.late_instructions
-    responses = StoredResponses(gateway.store, settings.max_body_bytes)
+    responses = cache(partial(stored_responses, gateway.store, settings.max_body_bytes))
     native = NativeResponses(gateway.passing, enabled=not settings.hooks)
-    response_surface = gateway.parts.surface(
-        chat_model, checks, responses, late, settings.reasoning_as_summary
+    response_surface = partial(
+        gateway.parts.surface, chat_model, checks, responses, late, settings.reasoning_as_summary
     )
     intake = passing.Intake(gateway.admit, gateway.client_headers, settings.max_body_bytes)
     response_routes = gateway.parts.routes(responses, gateway.owner, gateway.body).routes()

@@ -19,14 +19,14 @@ from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.requests import Request
 
+from rewrap.api.requests import looks_like_chat, looks_like_responses
 from rewrap.api.responses import tools as responses_tools
-from rewrap.api.responses.chat_shape import from_chat_shape, looks_like_chat
+from rewrap.api.responses.chat_shape import from_chat_shape
 from rewrap.api.responses.items import seal, unseal
 from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import (
     Translation,
     input_tokens,
-    looks_like_responses,
     parse_responses,
     references,
 )
@@ -1519,7 +1519,8 @@ def routes(stored: StoredResponses) -> httpx.AsyncClient:
         return JSONResponse(exc.body, exc.status)
 
     app = Starlette(
-        routes=ResponseRoutes(stored, owner, body).routes(), exception_handlers={APIError: error}
+        routes=ResponseRoutes(lambda: stored, owner, body).routes(),
+        exception_handlers={APIError: error},
     )
     return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
 

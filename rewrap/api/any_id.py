@@ -21,8 +21,9 @@ from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import UNSUPPORTED, parse_responses, typed_items
 from rewrap.api.responses.routes import ResponseRoutes
 from rewrap.api.responses.stored import item_page, listed
+from rewrap.api.responses.surface import ResponsesSurface
 from rewrap.api.stored import JSONResponse
-from rewrap.api.surfaces import Incoming, ResponsesSurface, Turn
+from rewrap.api.surfaces import Incoming, Turn
 from rewrap.storage.base import Filter, Observer, Page, Store, message_body
 from rewrap.types import ChatRequest, Delta, JSONObject, PassedRequest, ResponseInfo, dumps
 
@@ -175,12 +176,12 @@ class AnyIdRoutes(ResponseRoutes):
     async def cancel(self, request: Request) -> Response:
         """POST /v1/responses/{id}/cancel: the response."""
         owner = await self.owner(request)
-        return JSONResponse(await self.stored.response(owner, request.path_params["id"]))
+        return JSONResponse(await self.stored().response(owner, request.path_params["id"]))
 
     async def input_items(self, request: Request) -> Response:
         """GET /v1/responses/{id}/input_items: from the first, whatever the page is."""
         owner = await self.owner(request)
-        record = await self.stored.find(owner, request.path_params["id"])
+        record = await self.stored().find(owner, request.path_params["id"])
         return JSONResponse(listed(record["input_items"], item_page({})))
 
     async def compact(self, request: Request) -> Response:

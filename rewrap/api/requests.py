@@ -108,6 +108,16 @@ def parse_metadata(body: bytes) -> dict[str, str]:
     return result
 
 
+def looks_like_responses(payload: JSONObject) -> bool:
+    """Whether a body at /v1/chat/completions is a Responses request: some editors send those."""
+    return "input" in payload and "messages" not in payload
+
+
+def looks_like_chat(payload: JSONObject) -> bool:
+    """Whether a body at /v1/responses is a chat completions request."""
+    return "messages" in payload and "input" not in payload
+
+
 def model_of(payload: JSONObject, default: str, path_model: str = "") -> str:
     """The model in the path, else the payload's, else the default. Raises APIError."""
     model: object = path_model or payload.get("model")

@@ -9,12 +9,13 @@ from typing import Protocol
 
 from rewrap.api.chat import ChatRendering, TextRendering
 from rewrap.api.completions import CompletionRendering, all_prompts, parse_completion
-from rewrap.api.requests import chat_request, model_of, parse_ask, parse_object
-from rewrap.api.responses.chat_shape import from_chat_shape, looks_like_chat
-from rewrap.api.responses.rendering import ResponseEvents
-from rewrap.api.responses.request import looks_like_responses, parse_responses
-from rewrap.api.responses.stored import StoredResponses
-from rewrap.ids import owner_id
+from rewrap.api.requests import (
+    chat_request,
+    looks_like_responses,
+    model_of,
+    parse_ask,
+    parse_object,
+)
 from rewrap.structs import struct
 from rewrap.threads import apart
 from rewrap.types import ChatRequest, Checks, ChecksOf, Deltas, Rendering, ResponseInfo
@@ -62,6 +63,13 @@ class Surface(Protocol):
         """Raises APIError."""
 
 
+class OwnedSurface(Surface, Protocol):
+    """A surface whose requests an upstream may answer, except for those that are this server's own."""
+
+    def is_own(self, incoming: Incoming) -> Coroutine[None, None, bool]:
+        """Raises APIError."""
+
+
 @struct(frozen=True, slots=True)
 class ChatSurface:
     """POST /v1/chat/completions. Editors send Responses requests there, too."""
@@ -77,6 +85,8 @@ class ChatSurface:
         payload = parse_object(incoming.body, incoming.values)
         body = incoming.body
         if looks_like_responses(payload):
+            from rewrap.api.responses.request import parse_responses
+
             payload, _ = parse_responses(payload, late_instructions=self.late_instructions)
             body = b""
         model = model_of(payload, self.default_model, incoming.path_model)
@@ -114,62 +124,6 @@ class AskSurface:
             identity=incoming.identity,
         )
         return Turn(request, TextRendering)
-
-
-@struct(frozen=True, slots=True)
-class ResponsesSurface:
-    """POST /v1/responses. Chat requests are understood there, too."""
-
-    default_model: str
-    checks: ChecksOf
-    stored: StoredResponses
-    late_instructions: str
-    reasoning_as_summary: bool
-
-    async def is_own(self, incoming: Incoming) -> bool:
-        """Whether only this server can answer: a chat body, or one that goes on from here."""
-        payload = await apart(parse_object, incoming.body, incoming.values)
-        previous = payload.get("previous_response_id")
-        if looks_like_chat(payload):
-            return True
-        if not isinstance(previous, str):
-            return False
-        return await self.stored.has(owner_id(incoming.identity), previous)
-
-    async def parse(self, incoming: Incoming) -> Turn:
-        payload = await apart(parse_object, incoming.body, incoming.values)
-        if looks_like_chat(payload):
-            payload = await apart(from_chat_shape, payload)
-        owner = owner_id(incoming.identity)
-        history = await self.stored.history(owner, payload)
-        chat, translation = await apart(
-            parse_responses,
-            payload,
-            history.items,
-            find_item=history.referenced.get,
-            late_instructions=self.late_instructions,
-            reasoning_as_summary=self.reasoning_as_summary,
-        )
-        model = model_of(chat, self.default_model, incoming.path_model)
-        request = await apart(
-            chat_request,
-            chat,
-            model,
-            incoming.client_headers,
-            unsupported=translation.dropped,
-            api="responses",
-            checks=self.checks(model),
-            identity=incoming.identity,
-        )
-        turn = Turn(request, partial(ResponseEvents, translation))
-
-        def record(deltas: Deltas, rendering: Rendering) -> Deltas:
-            assert isinstance(rendering, ResponseEvents)
-            return self.stored.record(owner, deltas, rendering)
-
-        if translation.stored:
-            turn.record = record
-        return turn
 
 
 @struct(frozen=True, slots=True)

@@ -15,11 +15,6 @@ CHAT_ONLY = frozenset({
 })  # fmt: skip
 
 
-def looks_like_chat(payload: JSONObject) -> bool:
-    """Whether a body at /v1/responses is a chat completions request."""
-    return "messages" in payload and "input" not in payload
-
-
 def from_chat_shape(payload: JSONObject) -> JSONObject:
     """A chat completions request as a Responses request. Raises APIError."""
     messages = payload.get("messages")

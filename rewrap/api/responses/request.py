@@ -92,11 +92,6 @@ def no_items(id: str) -> None:
     """A `find_item` that knows no item."""
 
 
-def looks_like_responses(payload: JSONObject) -> bool:
-    """Whether a body at /v1/chat/completions is a Responses request: some editors send those."""
-    return "input" in payload and "messages" not in payload
-
-
 def previous_id(payload: JSONObject) -> str | None:
     """The response whose items come before this request's. Raises APIError."""
     id = payload.get("previous_response_id")
