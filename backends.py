@@ -54,7 +54,7 @@ from rewrap.upstream.explain import Explainer
 from rewrap.upstream.models import ModelList, fetch_models
 from rewrap.upstream.params import Params
 from rewrap.upstream.relay import ModelAlias, RelayStream, checked_completion, relayed
-from rewrap.upstream.router import ModelRouter, Row
+from rewrap.upstream.router import BackendRow, ModelRouter
 from rewrap.upstream.tables import check_constant
 from rewrap.upstream.targets import Targets
 from rewrap.upstream.traffic import Traffic
@@ -468,7 +468,9 @@ def build_backend(settings: Settings, client: Client) -> Backend:
         backends = [table_backend(table, client, settings) for table in tables]
         connect_mocks(backends, mock.script)
         rows = zip(backends, tables, strict=True)
-        return ModelRouter([Row(made, table.models, table.fallbacks) for made, table in rows])
+        return ModelRouter(
+            [BackendRow(made, table.models, table.fallbacks) for made, table in rows]
+        )
     return backend or mock
 
 

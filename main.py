@@ -41,7 +41,7 @@ from rewrap.server.auth import Authenticator
 from rewrap.server.context import RequestContext
 from rewrap.server.edge import JSON_TYPE, EdgeOptions
 from rewrap.server.heartbeat import Heartbeats
-from rewrap.server.limits import Gate, RateLimit, count
+from rewrap.server.limits import Gate, RateLimit, count_request
 from rewrap.server.logs import set_up_log
 from rewrap.server.streaming import send_stream
 from rewrap.storage import open_store
@@ -133,7 +133,7 @@ class Gateway:
         context.admitted = True
         identity = self.auth.identify(context)
         if self.rate_limit is not None:
-            await count(self.rate_limit, context)
+            await count_request(self.rate_limit, context)
         if isinstance(identity, APIError):
             raise identity
         context.identity = identity

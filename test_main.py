@@ -2805,6 +2805,23 @@ def test_imports_run_one_way() -> None:
                 assert is_leaf(name), f"{file.name} imports {name}"
 
 
+# Functions of one product each, named as the placeholders that they fill: `{anthropic.messages}`.
+PRODUCTS = ("anthropic", "cohere", "gemini", "ollama")
+
+
+def test_no_two_definitions_have_one_name() -> None:
+    places: dict[str, list[str]] = {}
+    files = [ROOT / "main.py", ROOT / "backends.py", *(ROOT / "rewrap").rglob("*.py")]
+    for file in files:
+        if file.stem in PRODUCTS:
+            continue
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                places.setdefault(node.name, []).append(str(file.relative_to(ROOT)))
+    del places["__getattr__"]  # Python's own name
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
 def test_backends_import_neither_the_server_nor_the_apis() -> None:
     for name in imports_of(ROOT / "backends.py"):
         room = name.split(".")[1]

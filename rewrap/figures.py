@@ -171,10 +171,10 @@ def cells(row: str) -> list[str]:
     parts = PIPE.split(row.strip().removeprefix("|"))
     if len(parts) > 1 and not parts[-1]:
         parts.pop()
-    return [plain(part) for part in parts]
+    return [plain_cell(part) for part in parts]
 
 
-def plain(cell: str) -> str:
+def plain_cell(cell: str) -> str:
     cell = cell.strip().strip("*`").strip()
     return cell.replace("\\|", "|")
 
@@ -195,7 +195,7 @@ def chart(names: Sequence[str], rows: Sequence[list[str]]) -> JSONObject | None:
     kind, axis = axis_of(labels)
     data = []
     for name, column in zip(names[1:], columns, strict=True):
-        values = numbers(column)
+        values = column_numbers(column)
         if values is None:
             return None
         data.append(trace(kind) | {"name": name, "x": axis, "y": values})
@@ -211,7 +211,7 @@ def titled(name: str) -> JSONObject:
 
 def axis_of(labels: Sequence[str]) -> tuple[str, list[Number] | list[str]]:
     """The type of the x axis, and the values on it."""
-    values = numbers(labels)
+    values = column_numbers(labels)
     if values is not None:
         return "linear", values
     if all(DATE.fullmatch(label) for label in labels):
@@ -225,11 +225,11 @@ def trace(axis: str) -> JSONObject:
     return {"type": "scatter", "mode": "lines+markers"}
 
 
-def numbers(column: Sequence[str]) -> list[Number] | None:
+def column_numbers(column: Sequence[str]) -> list[Number] | None:
     """A column as numbers. None if a cell holds anything else, or if all cells are empty."""
     values = []
     for cell in column:
-        value = number(cell)
+        value = cell_number(cell)
         if value is None and not MISSING.fullmatch(cell):
             return None
         values.append(value)
@@ -238,7 +238,7 @@ def numbers(column: Sequence[str]) -> list[Number] | None:
     return values
 
 
-def number(cell: str) -> Number:
+def cell_number(cell: str) -> Number:
     """The number in `-1,234.50`, `$5`, `5 €`, `12%`, `1e6`. None for any other text.
 
     A comma has to separate thousands.

@@ -58,14 +58,14 @@ SPACES = regex(SPACE)
 NUMBER_OR_NAME = regex(SCALAR)
 
 
-class Count(NamedTuple):
+class ValueCount(NamedTuple):
     """About how many values a body has, and how many of them are objects."""
 
     values: int
     objects: int
 
 
-def count_values(body: bytes) -> Count:
+def count_values(body: bytes) -> ValueCount:
     """Count the commas and brackets outside of strings. The body need not be valid."""
     values = 0
     objects = 0
@@ -85,10 +85,10 @@ def count_values(body: bytes) -> Count:
         opened = outside.count(b"{")
         objects += opened
         values += opened + outside.count(b",") + outside.count(b"[")
-    return Count(values, objects)
+    return ValueCount(values, objects)
 
 
-def loads(body: bytes, values: int | None = None) -> object:
+def loads_large(body: bytes, values: int | None = None) -> object:
     """The value of a body, as `orjson.loads` gives it. A large one should be decoded in a thread. Raises ValueError.
 
     `values`: how many there are, if they were counted before. To count them takes a third of the time.
@@ -231,7 +231,7 @@ class LargeDecoder:
 # Encoding.
 
 
-def dumps(value: object) -> bytes:
+def dumps_large(value: object) -> bytes:
     """The JSON of a large value, as `orjson.dumps` writes it. Raises TypeError."""
     return b"".join(encoded_pieces(value, 0))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from rewrap.large_json import Count
+from rewrap.large_json import ValueCount
 from rewrap.types import APIError, Delta, Deltas
 
 SHARE = 4  # one part of so many of the memory of the container or machine
@@ -86,7 +86,7 @@ def reserve_body(size: int) -> None:
     if current is None:
         return
     if current.size + size > current.budget.maximum:
-        raise too_large()
+        raise out_of_memory()
     current.grow(size)
 
 
@@ -103,7 +103,7 @@ def reserved() -> int:
     return current.size if current is not None else 0
 
 
-def decoded_size(body: bytes, count: Count) -> int:
+def decoded_size(body: bytes, count: ValueCount) -> int:
     """The most memory that the JSON in a body takes when it is decoded, about: 30 MB of `[]` take 800 MB."""
     # A text takes four bytes for each character if one of them needs four.
     # A search for one byte costs a twentieth of one for two.
@@ -173,6 +173,6 @@ def no_memory() -> APIError:
     )
 
 
-def too_large() -> APIError:
+def out_of_memory() -> APIError:
     message = "The request needs more memory than this server has for all requests."
     return APIError(413, message, reason="more than MAX_MEMORY_BYTES")

@@ -181,6 +181,6 @@ def encoded(value: object) -> bytes:
     if reserved() <= LARGE_BYTES:
         return dumps(value)
     try:
-        return large_json.dumps(value)
+        return large_json.dumps_large(value)
     except TypeError:
         return dumps(value)  # raises the error for the client

@@ -14,6 +14,7 @@ from collections.abc import (
     Mapping,
     MutableMapping,
 )
+from contextlib import AbstractAsyncContextManager
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -278,6 +279,9 @@ class PassedReply:
     model: str  # "" if the request names none
 
 
+PassedAnswer = Callable[[PassedRequest], AbstractAsyncContextManager[PassedReply]]
+
+
 @struct(slots=True)
 class Delta:
     """The next piece of a reply. The last one of each choice has its `finish_reason`."""
@@ -535,6 +539,16 @@ def estimated_tokens(size: int) -> int:
     That is about right for English. For Chinese and Japanese (three bytes a character) it is 0.75 tokens a character.
     """
     return -(-size // 4)
+
+
+def duration(seconds: float) -> str:
+    """OpenAI's form of a duration: `16ms`, `59.369s`, `1m6.499s`."""
+    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+    if minutes:
+        return f"{minutes}m{milliseconds / 1000:g}s"
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    return f"{milliseconds / 1000:g}s"
 
 
 WORD = re.compile(r"\s*\S+\s*|\s+")

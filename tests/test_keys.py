@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrap.server.keys import Key, save, sign, verify
+from rewrap.server.keys import SignedKey, save, sign, verify
 
 SECRET = "correct horse battery staple"
 NOW = 1_800_000_000.0
@@ -80,7 +80,7 @@ def test_a_key_ends_at_its_expiry() -> None:
     key = sign(SECRET, "ada", days=1.5, now=NOW)
     verified = verify([SECRET], key, now=NOW + 129_599)
     assert verified
-    assert verified == Key("ada", verified.id, int(NOW) + 129_600)
+    assert verified == SignedKey("ada", verified.id, int(NOW) + 129_600)
     assert verify([SECRET], key, now=NOW + 129_600) is None
 
 

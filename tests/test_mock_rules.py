@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrap.mock.answers import VALUES, Answer, Filler, deltas_of
+from rewrap.mock.answers import VALUES, RuleAnswer, TextFiller, answer_deltas
 from rewrap.mock.errors import CATALOGUE
 from rewrap.mock.facts import Facts, lane_of
 from rewrap.mock.rules import RuleSet
-from rewrap.mock.safe_regex import Pattern
+from rewrap.mock.safe_regex import SafePattern
 from rewrap.mock.script import Script
 from rewrap.mock.steps import has_placeholders
 from rewrap.types import APIError, ChatRequest, Delta
@@ -476,7 +476,7 @@ def test_a_text_rule_answers_after_a_tool_result() -> None:
 # Actions.
 
 
-def answered(then: Any, view: Facts | None = None, when: Any = None) -> Answer:
+def answered(then: Any, view: Facts | None = None, when: Any = None) -> RuleAnswer:
     answer = rules(rule(when, then)).match(view or facts("Hi"))
     assert answer is not None
     return answer
@@ -547,7 +547,7 @@ def deltas(then: Any, asked: ChatRequest | None = None, **callbacks: Any) -> lis
     asked = asked or request("Hi", tools=[WEATHER, BOOK])
     answer = rules(rule({}, then, name="mine")).match(Facts.of(asked))
     assert answer is not None
-    return deltas_of(answer, asked, **callbacks)
+    return answer_deltas(answer, asked, **callbacks)
 
 
 def message_of(made: list[Delta], index: int = 0) -> dict[str, Any]:
@@ -688,7 +688,7 @@ def test_arguments_have_captures() -> None:
     asked = request("Weather in Rome", tools=[WEATHER])
     answer = made.match(Facts.of(asked))
     assert answer is not None
-    assert message_of(deltas_of(answer, asked))["calls"][0]["arguments"] == '{"city":"Rome"}'
+    assert message_of(answer_deltas(answer, asked))["calls"][0]["arguments"] == '{"city":"Rome"}'
 
 
 def test_reasoning_has_both_of_its_names_and_comes_first() -> None:
@@ -926,7 +926,7 @@ def test_any_json_in_unchecked_places_is_matched_without_an_error(
         assert made.nearest(view)
         if answer is not None:
             try:
-                deltas_of(answer, ChatRequest(view.model, view.messages, view.payload))
+                answer_deltas(answer, ChatRequest(view.model, view.messages, view.payload))
             except APIError as error:
                 assert error.status == 400  # noqa: PT017
 
@@ -1283,7 +1283,7 @@ def test_added_rules_survive_a_reload(tmp_path: Path) -> None:
 
 def filled(template: str, captures: dict[str, str]) -> str:
     has_placeholders(template, captures, "here")
-    return Filler(facts("Hi"), captures).text(template)
+    return TextFiller(facts("Hi"), captures).text(template)
 
 
 @given(st.text())
@@ -1356,7 +1356,7 @@ def test_a_bounded_search_finds_what_a_search_finds(
         atom + (quantifier if atom not in "^$|" else "") for atom, quantifier in parts
     )
     try:
-        pattern = Pattern(source)
+        pattern = SafePattern(source)
     except ValueError:
         return
     expected = re.search(source, value)
@@ -1383,7 +1383,7 @@ def test_a_bounded_search_finds_what_a_search_finds(
 )
 def test_patterns_that_can_take_exponential_time_are_refused(source: str) -> None:
     with pytest.raises(ValueError, match="regex") as caught:
-        Pattern(source)
+        SafePattern(source)
     assert "\n" not in str(caught.value)
 
 

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from mock_schemas import REAL, Invoice, Node, Owner, problems
 
-from rewrap.mock.budget import Budget, SchemaError, words
+from rewrap.mock.budget import Budget, SchemaError, word_set
 from rewrap.mock.json_mode import json_object_for
 from rewrap.mock.patterns import matches, text_for
 from rewrap.mock.schema import value_for
-from rewrap.mock.strict import check_parameters, check_strict
+from rewrap.mock.strict import check_function_parameters, check_strict
 
 PROMPT = "Make one for 'Ada Lovelace' in Paris, 36 years old, on 2025-03-05, paid."
 
@@ -586,7 +586,7 @@ def test_json_object_of_a_hostile_prompt_ends_soon() -> None:
     assert elapsed(200_000) < 40 * elapsed(20_000)
 
 
-KEYWORDS = words(
+KEYWORDS = word_set(
     "$defs $ref additionalItems additionalProperties allOf anyOf const contains default dependencies"
     " dependentRequired dependentSchemas else enum example examples exclusiveMaximum"
     " exclusiveMinimum format if items maxItems maxLength maxProperties maximum minContains minItems"
@@ -615,7 +615,7 @@ def test_nonsense_is_answered_or_refused_but_never_crashes(schema: Any, typed: b
     with suppress(SchemaError):
         check_strict(schema, "x")
     with suppress(SchemaError):
-        check_parameters(schema, "x", "tools[0].function.parameters")
+        check_function_parameters(schema, "x", "tools[0].function.parameters")
 
 
 def test_values_do_not_depend_on_the_seed_of_hashes() -> None:

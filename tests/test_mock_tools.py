@@ -11,7 +11,7 @@ from openai.lib._pydantic import to_strict_json_schema
 from pydantic import BaseModel
 
 from rewrap.mock.budget import SchemaError
-from rewrap.mock.strict import check_parameters, check_strict
+from rewrap.mock.strict import check_function_parameters, check_strict
 from rewrap.mock.tools import Call, call_id, choose_calls, choose_function, reply_after_tools
 
 Message = dict[str, Any]
@@ -482,12 +482,12 @@ def test_functions_are_refused_with_their_position() -> None:
 )
 def test_parameters_of_any_function_are_checked(schema: Any, problem: str) -> None:
     with pytest.raises(SchemaError) as refused:
-        check_parameters(schema, "f", "tools[0].function.parameters")
+        check_function_parameters(schema, "f", "tools[0].function.parameters")
     assert refused.value.message == f"Invalid schema for function 'f': {problem}"
 
 
 def test_parameters_that_are_not_strict_are_accepted() -> None:
-    check_parameters(Invoice.model_json_schema(), "f", "tools[0].function.parameters")
+    check_function_parameters(Invoice.model_json_schema(), "f", "tools[0].function.parameters")
 
 
 def test_checks_leave_the_schema_as_it_was() -> None:

@@ -30,9 +30,9 @@ from rewrap.web.docs import THEME
 from rewrap.web.pages import (
     content_security_policy,
     not_found_page,
-    origin,
     prefers_html,
     read,
+    source_of,
 )
 
 if TYPE_CHECKING:
@@ -755,7 +755,7 @@ def test_the_policy_allows_the_own_script_and_the_own_styles_alone() -> None:
     [("https://cdn.example:8443/npm/", "https://cdn.example:8443"), ("/static", "'self'")],
 )
 def test_a_url_is_a_source_by_its_origin(url: str, source: str) -> None:
-    assert origin(url) == source
+    assert source_of(url) == source
 
 
 def test_the_404_page_repeats_the_address_as_text() -> None:

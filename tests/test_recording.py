@@ -50,7 +50,7 @@ from rewrap.upstream.recording.credentials import (
     recordable_path,
     request_credentials,
 )
-from rewrap.upstream.recording.exchange import Exchange, Piece, toml_of
+from rewrap.upstream.recording.exchange import Piece, RecordedExchange, toml_of
 from rewrap.upstream.recording.library import Library
 from rewrap.upstream.recording.matching import Matcher
 
@@ -291,7 +291,7 @@ async def test_the_pieces_of_a_stream_keep_their_times(tmp_path: Path) -> None:
 async def test_the_speed_divides_the_recorded_times(tmp_path: Path) -> None:
     request = files.Request("POST", "/chat", b"{}")
     pieces = [Piece(0, b"a"), Piece(0.6, b"b")]
-    (tmp_path / "a.toml").write_text(toml_of(Exchange(request, 200, 0.3, pieces=pieces)))
+    (tmp_path / "a.toml").write_text(toml_of(RecordedExchange(request, 200, 0.3, pieces=pieces)))
 
     async def seconds(speed: float) -> float:
         loop = asyncio.get_running_loop()
@@ -310,7 +310,7 @@ async def test_the_speed_divides_the_recorded_times(tmp_path: Path) -> None:
 async def test_the_settings_set_the_speed_and_the_ignored_members(tmp_path: Path) -> None:
     body = ASKED | {"seed": 1}
     request = files.Request("POST", "/v1/chat/completions", json.dumps(body).encode())
-    made = Exchange(request, 200, 0.3, pieces=[Piece(0, completion("Hi", ASKED).encode())])
+    made = RecordedExchange(request, 200, 0.3, pieces=[Piece(0, completion("Hi", ASKED).encode())])
     (tmp_path / "a.toml").write_text(toml_of(made))
     settings: dict[str, Any] = nowhere(openai_api_base="http://a/v1") | {"replay": str(tmp_path)}
     async with serving(replay_speed=1.0, replay_ignore=("seed",), **settings) as client:
@@ -367,7 +367,7 @@ async def test_an_answer_that_is_too_large_is_passed_on_and_not_written(
 
 def write(folder: Path, name: str, body: object, answer: str, path: str = "/v1/x") -> None:
     request = files.Request("POST", path, json.dumps(body).encode())
-    made = Exchange(request, 200, pieces=[Piece(0, answer.encode())])
+    made = RecordedExchange(request, 200, pieces=[Piece(0, answer.encode())])
     (folder / f"{name}.toml").write_text(toml_of(made))
 
 
@@ -496,7 +496,7 @@ async def test_a_form_and_a_body_that_is_no_json_are_matched(tmp_path: Path) -> 
     form = "application/x-www-form-urlencoded"
     for kind, body in ((form, b"q=Hi&n=1"), ("text/plain", b"Hi")):
         request = files.Request("POST", "/x", body, kind)
-        made = Exchange(request, 200, pieces=[Piece(0, kind.encode())])
+        made = RecordedExchange(request, 200, pieces=[Piece(0, kind.encode())])
         (tmp_path / f"{len(body)}.toml").write_text(toml_of(made))
     client = player(tmp_path)
 
@@ -587,7 +587,7 @@ async def test_a_recorded_miss_never_replaces_another_recording(tmp_path: Path) 
     library = Library(tmp_path, Matcher(), overwrite=False)
     facts = library.matcher.facts(files.Request("POST", "/v1/x", b'{"model": "m"}'))
     name = library.new_name(facts)
-    library.save(name, Exchange(files.Request("POST", "/v1/x", b"{}"), 200))
+    library.save(name, RecordedExchange(files.Request("POST", "/v1/x", b"{}"), 200))
     again = Library(tmp_path, Matcher(), overwrite=False)
     assert again.new_name(facts) == name.replace(".toml", "_2.toml")
     assert Library(tmp_path, Matcher(), overwrite=True).new_name(facts) == name
@@ -658,7 +658,7 @@ def test_every_text_and_all_bytes_survive_a_file(text: str, data: bytes) -> None
     request = files.Request("POST", f"/v1/x?{text}", text.encode(), "text/plain")
     headers = {"content-type": "text/plain"}
     pieces = [Piece(0.0, b"x" + text.encode()), Piece(1.5, b"\xff" + data)]
-    made = Exchange(request, 200, 0.25, headers, True, pieces, "cut", 0.5)
+    made = RecordedExchange(request, 200, 0.25, headers, True, pieces, "cut", 0.5)
     assert files.exchange_of(tomllib.loads(toml_of(made))) == made
     assert tomllib.loads(f"a = {files.multiline(text)}")["a"] == text
     assert tomllib.loads(f"a = {files.quoted(text)}")["a"] == text

@@ -23,7 +23,7 @@ from mongo_wire import MongoWire
 from rewrap.storage import base, mongo, open_store, sqlite, sqlite_worker
 from rewrap.storage.base import HistoryTooLarge, Page, Store, StoreDown
 from rewrap.storage.mongo import MongoStore
-from rewrap.storage.sqlite import SQLiteStore, listing
+from rewrap.storage.sqlite import SQLiteStore, listing_sql
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parent.parent
@@ -736,7 +736,7 @@ async def test_every_list_walks_along_an_index_without_sorting() -> None:
         assert isinstance(store, SQLiteStore)
         for others in (0, 1, 3):
             for up in (True, False):
-                sql = f"EXPLAIN QUERY PLAN {listing(others, up)}"
+                sql = f"EXPLAIN QUERY PLAN {listing_sql(others, up)}"
                 parameters = ["x"] * (6 + 3 * others)
                 plan = await store.writer.run(
                     lambda db, s=sql, p=parameters: [row[3] for row in db.execute(s, p)]

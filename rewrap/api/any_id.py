@@ -20,7 +20,7 @@ from rewrap.api.requests import parse_object
 from rewrap.api.responses.rendering import ResponseEvents
 from rewrap.api.responses.request import UNSUPPORTED, parse_responses, typed_items
 from rewrap.api.responses.routes import ResponseRoutes
-from rewrap.api.responses.stored import item_page, listed
+from rewrap.api.responses.stored import item_list, item_page
 from rewrap.api.responses.surface import ResponsesSurface
 from rewrap.api.stored import JSONResponse
 from rewrap.api.surfaces import Incoming, Turn
@@ -182,7 +182,7 @@ class AnyIdRoutes(ResponseRoutes):
         """GET /v1/responses/{id}/input_items: from the first, whatever the page is."""
         owner = await self.owner(request)
         record = await self.stored().find(owner, request.path_params["id"])
-        return JSONResponse(listed(record["input_items"], item_page({})))
+        return JSONResponse(item_list(record["input_items"], item_page({})))
 
     async def compact(self, request: Request) -> Response:
         """POST /v1/responses/compact: the reply that stands for all."""

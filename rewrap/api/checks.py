@@ -123,7 +123,7 @@ check_string = typed(str)
 check_boolean = typed(bool)
 
 
-def object_member(value: object, param: str) -> JSONObject:
+def checked_object(value: object, param: str) -> JSONObject:
     """A value that has to be an object. Raises APIError."""
     if not isinstance(value, dict):
         raise wrong_type(param, "an object", value)
@@ -140,7 +140,7 @@ def object_rows(value: object, where: str) -> list[JSONObject]:
     return value
 
 
-def text_member(value: JSONObject, name: str, where: str) -> str:
+def checked_text_member(value: JSONObject, name: str, where: str) -> str:
     """A member that has to be a string; `where` names its object. Raises APIError."""
     text = value.get(name)
     if text is None:
@@ -175,7 +175,7 @@ def check_messages(param: str, messages: object, *, strict: bool = True) -> None
 
 
 def check_message(where: str, value: object, strict: bool) -> None:
-    message = object_member(value, where)
+    message = checked_object(value, where)
     role = message.get("role")
     if role not in ROLES and (strict or not isinstance(role, str)):
         raise wrong_role(f"{where}.role", role)
@@ -220,8 +220,8 @@ def check_parts(param: str, content: object) -> None:
 
 
 def check_part(where: str, value: object) -> None:
-    part = object_member(value, where)
-    if text_member(part, "type", where) != "text":
+    part = checked_object(value, where)
+    if checked_text_member(part, "type", where) != "text":
         return
     if "text" not in part:
         raise missing(f"{where}.text")
@@ -287,14 +287,14 @@ def check_texts(param: str, value: object) -> None:
 
 def check_format(param: str, value: object) -> None:
     """The members of a format that are translated. Its type may be any text."""
-    format = object_member(value, param)
-    kind = text_member(format, "type", param)
+    format = checked_object(value, param)
+    kind = checked_text_member(format, "type", param)
     if kind == "json_schema" and not isinstance(format.get("json_schema"), dict):
         raise missing(f"{param}.json_schema")
 
 
 def check_response_format(param: str, value: object) -> None:
-    format = object_member(value, param)
+    format = checked_object(value, param)
     kind = format.get("type")
     if kind is None:
         raise missing(f"{param}.type")
@@ -305,7 +305,7 @@ def check_response_format(param: str, value: object) -> None:
 
 
 def check_metadata(param: str, value: object) -> None:
-    metadata = object_member(value, param)
+    metadata = checked_object(value, param)
     if len(metadata) > MAX_METADATA:
         message = (
             f"Invalid '{param}': too many properties. Expected an object with at most"
@@ -331,7 +331,7 @@ def check_metadata_pair(param: str, key: str, value: object) -> None:
 
 
 def check_stream_options(param: str, value: object) -> None:
-    options = object_member(value, param)
+    options = checked_object(value, param)
     for name in ("include_usage", "include_obfuscation"):
         if options.get(name) is not None:
             check_boolean(f"{param}.{name}", options[name])

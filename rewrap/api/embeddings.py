@@ -120,7 +120,7 @@ def embedding_list(
     """The answer to a request; `tokens` as the upstream counted them."""
     count = request.tokens if tokens is None else tokens
     data = [
-        {"object": "embedding", "index": index, "embedding": encoded(vector, request.base64)}
+        {"object": "embedding", "index": index, "embedding": encoded_vector(vector, request.base64)}
         for index, vector in enumerate(vectors)
     ]
     return {
@@ -131,7 +131,7 @@ def embedding_list(
     }
 
 
-def encoded(vector: list[float], base64: bool) -> str | list[float]:
+def encoded_vector(vector: list[float], base64: bool) -> str | list[float]:
     """A list, or little-endian float32 in base64."""
     if not base64:
         return vector

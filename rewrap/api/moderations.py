@@ -6,7 +6,7 @@ Source: OpenAI's OpenAPI document 2.3.0.
 
 from collections.abc import Callable, Collection
 
-from rewrap.api.checks import missing, object_rows, text_member, wrong_type, wrong_value
+from rewrap.api.checks import checked_text_member, missing, object_rows, wrong_type, wrong_value
 from rewrap.ids import random_hex
 from rewrap.types import JSONObject
 
@@ -47,11 +47,11 @@ def result_of_parts(parts: list[JSONObject], judge: Judge) -> JSONObject:
     has_image = False
     for position, part in enumerate(parts):
         where = f"input[{position}]"
-        kind = text_member(part, "type", where)
+        kind = checked_text_member(part, "type", where)
         if kind == "image_url":
             has_image = True
         elif kind == "text":
-            flagged.update(judge(text_member(part, "text", where)))
+            flagged.update(judge(checked_text_member(part, "text", where)))
         else:
             raise wrong_value(f"{where}.type", kind, ("text", "image_url"))
     return result(flagged, has_image=has_image)

@@ -27,7 +27,7 @@ def document(version: str) -> JSONObject:
     errors: JSONObject = whole.pop("errors")
     responses: JSONObject = whole["components"]["responses"]
     for status, error in errors.items():
-        responses[status] = failure(error, "Error")
+        responses[status] = failure_response(error, "Error")
     for name, response in responses.items():
         add_headers(response, counted=name not in UNCOUNTED)
     for path, item in whole["paths"].items():
@@ -46,7 +46,7 @@ def complete(operation: JSONObject, path: str, errors: JSONObject, responses: JS
         name = str(status)
         if path == "/ask":
             name = f"ask.{status}"
-            responses[name] = failure(errors[str(status)], "AskError")
+            responses[name] = failure_response(errors[str(status)], "AskError")
             add_headers(responses[name], counted=True)
         operation["responses"][str(status)] = {"$ref": f"#/components/responses/{name}"}
 
@@ -66,7 +66,7 @@ def header_references(names: Iterable[str]) -> JSONObject:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-def failure(error: JSONObject, schema: str) -> JSONObject:
+def failure_response(error: JSONObject, schema: str) -> JSONObject:
     """The response of one status, in OpenAI's envelope (Error) or in that of /ask (AskError)."""
     message, kind, param, code = error["error"]
     example: JSONObject = {

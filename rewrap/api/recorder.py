@@ -27,7 +27,7 @@ from rewrap.types import (
 
 
 @struct(slots=True)
-class Recording:
+class RecordedChat:
     """One chat under way: the request as the hooks left it, and its place in the store."""
 
     request: ChatRequest
@@ -78,7 +78,7 @@ class Recorder:
         owner: str,
     ) -> Deltas:
         """The Deltas of a chat that concerns the recorder. Raises APIError, before anything is sent upstream."""
-        recording = Recording(request, owner, info.request_id)
+        recording = RecordedChat(request, owner, info.request_id)
         if request.payload.get("completion_id"):
             await self.load_history(recording, info)
         stored = self.stores(recording.request.payload)
@@ -96,7 +96,7 @@ class Recorder:
             async for delta in deltas:
                 yield delta
 
-    async def load_history(self, recording: Recording, info: ResponseInfo) -> None:
+    async def load_history(self, recording: RecordedChat, info: ResponseInfo) -> None:
         """Put the messages of the stored chat before those of the request."""
         request = recording.request
         id = request.payload["completion_id"]
@@ -114,7 +114,7 @@ class Recorder:
         )
         info.id = id
 
-    async def run_before(self, recording: Recording) -> None:
+    async def run_before(self, recording: RecordedChat) -> None:
         """Let the hooks change the request."""
         earlier = list(recording.request.messages)
         chat = HookedChat.of(recording.request)
@@ -139,7 +139,7 @@ class Recorder:
             message = "A hook of this server did not answer in time."
             raise APIError(504, message, type="server_error", reason="hook") from None
 
-    async def record(self, recording: Recording, info: ResponseInfo, deltas: Deltas) -> Deltas:
+    async def record(self, recording: RecordedChat, info: ResponseInfo, deltas: Deltas) -> Deltas:
         """The same Deltas. Before their end the hooks see the completion, and the store has it."""
         gathered: list[Delta] = []
         remaining = self.reply_bytes

@@ -32,7 +32,7 @@ VISIBLE_PARTS = frozenset(["text", "step-start"])
 def parse_object(body: bytes, values: int | None = None) -> JSONObject:
     """The JSON object of a body. `values`: how many it has, if they were counted."""
     try:
-        payload = large_json.loads(body, values)
+        payload = large_json.loads_large(body, values)
     except ValueError:
         raise APIError(400, NOT_JSON) from None
     if type(payload) is not dict:
@@ -167,7 +167,7 @@ def is_page_data(message: object) -> bool:
 
 def from_ui_message(message: object) -> object:
     """`{"id", "role", "parts": [{"type": "text", "text"}]}` as `{"role", "content"}`."""
-    parts = parts_of(message)
+    parts = ai_sdk_parts(message)
     if parts is None or not isinstance(message, dict):
         return message
     content = message.get("content")
@@ -179,7 +179,7 @@ def from_ui_message(message: object) -> object:
 
 def unsupported_parts(message: object) -> list[str]:
     """The parts that `from_ui_message` leaves out: files, sources, tool calls."""
-    parts = parts_of(message)
+    parts = ai_sdk_parts(message)
     if parts is None or not isinstance(message, dict):
         return []
     types = [part.get("type") for part in parts]
@@ -190,7 +190,7 @@ def unsupported_parts(message: object) -> list[str]:
     ]
 
 
-def parts_of(message: object) -> list[JSONObject] | None:
+def ai_sdk_parts(message: object) -> list[JSONObject] | None:
     """The parts of a message in the AI SDK's form; None if it has another form."""
     parts = message.get("parts") if isinstance(message, dict) else None
     if not isinstance(parts, list):

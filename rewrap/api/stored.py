@@ -68,7 +68,7 @@ def not_found(id: str, kind: str = "Chat completion") -> APIError:
     return APIError(404, f"{kind} with id '{id}' not found.", reason="unknown id")
 
 
-def too_large(max_bytes: int) -> APIError:
+def chat_too_large(max_bytes: int) -> APIError:
     message = (
         "The stored chat and this request are too large together:"
         f" this server takes {max_bytes} bytes at most."
@@ -115,7 +115,7 @@ class StoredCompletions:
         try:
             bodies = await reached(self.store.history(owner, id, remaining))
         except HistoryTooLarge:
-            raise too_large(self.max_body_bytes) from None
+            raise chat_too_large(self.max_body_bytes) from None
         if bodies is None:
             raise not_found(id)
         return await asyncio.to_thread(request_messages, bodies)

@@ -130,7 +130,7 @@ class Settings(ReadOnly):
         other programs, and would cost money.
         """
         in_file = env_file_variables(env_file)
-        check_names(in_file, env_file)
+        check_file_names(in_file, env_file)
         found = in_file | dict(os.environ)
         values: dict[str, object] = {}
         for spec in fields(cls):
@@ -183,7 +183,7 @@ class Settings(ReadOnly):
         texts: list[str] = []
         for spec in fields(self):
             if spec.metadata.get("secret"):
-                texts += texts_in(getattr(self, spec.name))
+                texts += setting_texts(getattr(self, spec.name))
         return [text for text in texts if len(text) > 3]
 
 
@@ -259,7 +259,7 @@ def known_variables() -> list[str]:
     return names
 
 
-def check_names(names: Iterable[str], env_file: str) -> None:
+def check_file_names(names: Iterable[str], env_file: str) -> None:
     """Raises ValueError for a name in `.env` that is nearly a setting: such a file is written for this server."""
     known = known_variables()
     for name in names:
@@ -315,9 +315,9 @@ def cast(name: str, text: str, spec: "Field[object]") -> object:
     if spec.type is bool:
         return boolean(name, text)
     if spec.type is int:
-        return in_range(name, text, number(name, text, int), rules)
+        return in_range(name, text, number_setting(name, text, int), rules)
     if spec.type is float:
-        return in_range(name, text, number(name, text, float), rules)
+        return in_range(name, text, number_setting(name, text, float), rules)
     if spec.type is str:
         return checked_text(name, text, rules)
     if name == "CHAT_HEADERS":
@@ -326,7 +326,7 @@ def cast(name: str, text: str, spec: "Field[object]") -> object:
     if not parts:
         raise ValueError(f"{name} has commas, and nothing between them")
     if name == "ALLOW_ORIGINS":
-        return tuple(origin(part) for part in parts)
+        return tuple(browser_origin(part) for part in parts)
     return parts
 
 
@@ -336,7 +336,7 @@ def boolean(name: str, text: str) -> bool:
     return text.lower() in TRUE
 
 
-def number(name: str, text: str, type: type[int] | type[float]) -> int | float:
+def number_setting(name: str, text: str, type: type[int] | type[float]) -> int | float:
     try:
         return type(text)
     except ValueError:
@@ -389,7 +389,7 @@ def headers(name: str, text: str) -> dict[str, str]:
     return value
 
 
-def origin(text: str) -> str:
+def browser_origin(text: str) -> str:
     """An origin as browsers write it. Raises ValueError for one that no browser sends."""
     text = text.lower().removesuffix("/")
     text = re.sub(r"^(https://.*):443$|^(http://.*):80$", r"\1\2", text)
@@ -402,7 +402,7 @@ def origin(text: str) -> str:
     return text
 
 
-def texts_in(value: object) -> list[str]:
+def setting_texts(value: object) -> list[str]:
     """The texts of a setting: one, several, or the last word of each header (without `Bearer`)."""
     if isinstance(value, dict):
         return [text.split()[-1] for text in value.values() if text.strip()]

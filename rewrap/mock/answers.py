@@ -29,7 +29,7 @@ MAX_PIECES = 64  # of the arguments of one call
 HASHED = 1_000  # characters of the message that the id of a call depends on
 
 # The reason why a value does not fit a JSON schema; "" or None where it does.
-Check = Callable[[JSONObject, object], str | None]
+MemberCheck = Callable[[JSONObject, object], str | None]
 # The arguments of a call that has none: from the tool's schema and the last user message.
 Fill = Callable[[JSONObject, str], object]
 
@@ -49,7 +49,7 @@ VALUES: dict[str, Callable[[Facts], str]] = {
 
 
 @struct(frozen=True, slots=True)
-class ToolCall:
+class RuleToolCall:
     """A call of a tool.
 
     `arguments` are JSON, or a text that is sent as it is; None: they are made from the tool's
@@ -63,13 +63,13 @@ class ToolCall:
 
 
 @struct(frozen=True, slots=True)
-class Answer:
+class RuleAnswer:
     """The answer of a rule. Without content, the mock's own answer takes over the other members."""
 
     text: str | None = None
     pieces: tuple[str, ...] = ()  # of the text, each a chunk of a stream
     json: object = None
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[RuleToolCall, ...] = ()
     reasoning: str = ""
     refusal: str = ""
     finish_reason: str = ""
@@ -92,11 +92,11 @@ class Answer:
         parts = (self.pieces, self.tool_calls, self.reasoning, self.refusal)
         return self.text is not None or self.json is not None or any(parts)
 
-    def filled(self, facts: Facts, captures: Captures) -> "Answer":
+    def filled(self, facts: Facts, captures: Captures) -> "RuleAnswer":
         """This step with the values of a request."""
         if not self.is_template:  # the copy below is a third of the cost of a match
             return self
-        fill = Filler(facts, captures)
+        fill = TextFiller(facts, captures)
         text = self.text
         if text is not None:
             text = fill.text(text)
@@ -115,7 +115,7 @@ class Answer:
         )
 
 
-class Filler:
+class TextFiller:
     """Fills placeholders: `{name}` is a capture or a field of the request, `{{` is a brace."""
 
     def __init__(self, facts: Facts, captures: Captures) -> None:
@@ -151,7 +151,7 @@ class Filler:
             return number_of(self.lookup(whole[1]), whole[2])
         return self.text(template)
 
-    def call(self, call: ToolCall) -> ToolCall:
+    def call(self, call: RuleToolCall) -> RuleToolCall:
         arguments = self.value(call.arguments)
         return replace(call, arguments=arguments, id=self.text(call.id))
 
@@ -179,8 +179,11 @@ def placeholders(value: object) -> list[str]:
     return []
 
 
-def deltas_of(
-    answer: Answer, request: ChatRequest, check: Check | None = None, fill: Fill | None = None
+def answer_deltas(
+    answer: RuleAnswer,
+    request: ChatRequest,
+    check: MemberCheck | None = None,
+    fill: Fill | None = None,
 ) -> list[Delta]:
     """The Deltas of an answer that has content or is an error, for each choice.
 
@@ -206,13 +209,13 @@ def deltas_of(
     return deltas
 
 
-def text_of_answer(answer: Answer) -> str:
+def text_of_answer(answer: RuleAnswer) -> str:
     if answer.json is not None:
         return orjson.dumps(answer.json).decode()
     return answer.text or "".join(answer.pieces)
 
 
-def message_deltas(answer: Answer, text: str, index: int) -> list[Delta]:
+def message_deltas(answer: RuleAnswer, text: str, index: int) -> list[Delta]:
     """Reasoning, refusal and text of one choice. `text` is what `stop` and `max_tokens` left of it."""
     deltas = []
     if answer.reasoning:
@@ -231,7 +234,11 @@ def message_deltas(answer: Answer, text: str, index: int) -> list[Delta]:
 
 
 def arguments_of(
-    answer: Answer, call: ToolCall, facts: Facts, check: Check | None, fill: Fill | None
+    answer: RuleAnswer,
+    call: RuleToolCall,
+    facts: Facts,
+    check: MemberCheck | None,
+    fill: Fill | None,
 ) -> str:
     """The arguments of a call as JSON text. Raises APIError where they do not fit the schema."""
     tool = facts.tools.get(call.name)
@@ -253,12 +260,12 @@ def arguments_of(
     return orjson.dumps(arguments).decode()
 
 
-def misfit(answer: Answer, reason: str) -> APIError:
+def misfit(answer: RuleAnswer, reason: str) -> APIError:
     message = f"The mock's rule {answer.rule!r} cannot answer: {reason}."
     return APIError(400, message, param="tools", code="mock_rule_misfit")
 
 
-def made_id(answer: Answer, facts: Facts, index: int, position: int) -> str:
+def made_id(answer: RuleAnswer, facts: Facts, index: int, position: int) -> str:
     """The id of a call: the same for the same request, and unique within a conversation."""
     place = (answer.rule, answer.step, len(facts.messages), index, position)
     text = repr((*place, facts.message[:HASHED]))

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Protocol
 
 from rewrap.memory import gathered, within_budget
-from rewrap.mock.answers import Answer, as_stream
+from rewrap.mock.answers import RuleAnswer, as_stream
 from rewrap.mock.echo import echo, prompt_words
 from rewrap.mock.embedding import embed_all
 from rewrap.mock.faults import FaultRate, parse_faults
 from rewrap.mock.faulty_send import FaultySend
 from rewrap.mock.judging import named_categories
 from rewrap.mock.pace import NO_PACE, broken_off, paced
-from rewrap.mock.reply import is_plain
+from rewrap.mock.reply import is_plain_echo
 from rewrap.mock.rules import RuleSet
 from rewrap.mock.script import PLAIN, Plan, Script, scripted
 from rewrap.threads import apart
@@ -88,7 +88,7 @@ class Mock:
     def plan_or_echo(self, request: ChatRequest, info: ResponseInfo) -> Plan | list[Delta]:
         """The plan for a reply, or the Deltas of an echo that answers at once. Raises APIError."""
         plan = self.script.plan(request, info)
-        if plan is PLAIN and not self.words_per_second and is_plain(request):
+        if plan is PLAIN and not self.words_per_second and is_plain_echo(request):
             return self.echoed(request, info)
         return plan
 
@@ -103,7 +103,7 @@ class Mock:
                 async for delta in deltas:
                     yield delta
             return
-        if answer is None and is_plain(request):
+        if answer is None and is_plain_echo(request):
             deltas = as_stream(await apart(self.echoed, request, info))
         else:
             deltas = as_stream(scripted(answer, request, info))
@@ -118,7 +118,7 @@ class Mock:
             async for delta in deltas:
                 yield delta
 
-    async def answers_to(self, request: ChatRequest, info: ResponseInfo) -> list[Answer | None]:
+    async def answers_to(self, request: ChatRequest, info: ResponseInfo) -> list[RuleAnswer | None]:
         """The answers of the rules to the inputs of embeddings or of a moderation.
 
         Applies the faults and the pace. Raises APIError.

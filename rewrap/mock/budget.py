@@ -30,7 +30,7 @@ class UnsatisfiableError(SchemaError):
     """No value for this alternative of a schema: the next one is tried."""
 
 
-class Place(NamedTuple):
+class SchemaPlace(NamedTuple):
     """Where a value stands: `refs` are the references that lead there."""
 
     name: str = ""
@@ -39,8 +39,8 @@ class Place(NamedTuple):
     variant: int = 0
     prompted: bool = True  # whether the value may come from the prompt
 
-    def child(self, name: str, variant: int) -> "Place":
-        return Place(name, self.refs, self.depth + 1, variant, self.prompted)
+    def child(self, name: str, variant: int) -> "SchemaPlace":
+        return SchemaPlace(name, self.refs, self.depth + 1, variant, self.prompted)
 
     def label(self) -> str:
         return f"'{self.name}'" if self.name else "the schema"
@@ -98,24 +98,24 @@ def members(schema: Schema, keyword: str) -> dict[str, JSON]:
     return {}
 
 
-def strings(schema: Schema, keyword: str) -> list[str]:
+def schema_strings(schema: Schema, keyword: str) -> list[str]:
     return [value for value in schemas(schema, keyword) if isinstance(value, str)]
 
 
-def number(schema: Schema, keyword: str) -> int | float | None:
+def schema_number(schema: Schema, keyword: str) -> int | float | None:
     value = schema.get(keyword)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
     return None
 
 
-def count(schema: Schema, keyword: str, default: int = 0) -> int:
+def schema_count(schema: Schema, keyword: str, default: int = 0) -> int:
     """A length or amount, which may be spelled 2.0."""
-    value = number(schema, keyword)
+    value = schema_number(schema, keyword)
     if value is None:
         return default
     return max(0, int(value))
 
 
-def words(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())

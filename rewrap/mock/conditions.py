@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from fnmatch import translate
 
 from rewrap.mock.facts import Facts
-from rewrap.mock.safe_regex import Pattern
-from rewrap.mock.tables import Table, nearest_name, strings
+from rewrap.mock.safe_regex import SafePattern
+from rewrap.mock.tables import CheckedTable, nearest_name, strings
 from rewrap.regex import regex
 from rewrap.structs import struct
 
@@ -59,23 +59,23 @@ class TextTest:
 
     exact: tuple[str, ...] = ()
     contains: tuple[str, ...] = ()
-    pattern: Pattern | None = None
+    pattern: SafePattern | None = None
 
     @classmethod
     def parse(cls, value: object, where: str) -> "TextTest":
         """`"text"`, `["one", "of these"]` or `{exact, contains, regex}`."""
         if not isinstance(value, dict):
             return cls(exact=strings(value, where))
-        return cls.of(Table(value, where, TEXT_FIELDS))
+        return cls.of(CheckedTable(value, where, TEXT_FIELDS))
 
     @classmethod
-    def of(cls, table: Table) -> "TextTest":
+    def of(cls, table: CheckedTable) -> "TextTest":
         if not table.has(TEXT_FIELDS):
             raise ValueError(f"{table.where}: needs exact, contains or regex")
         pattern = None
         if "regex" in table:
             try:
-                pattern = Pattern(table.text("regex"))
+                pattern = SafePattern(table.text("regex"))
             except ValueError as error:
                 raise ValueError(f"{table.where}: {error}") from None
         return cls(table.strings("exact"), table.strings("contains"), pattern)
@@ -137,7 +137,7 @@ def shown(text: str) -> str:
     return f"'{quoted}'"
 
 
-def listed(names: Iterable[str]) -> str:
+def listed_names(names: Iterable[str]) -> str:
     return ", ".join(list(names)[:10]) or "none"
 
 
@@ -212,7 +212,7 @@ def parse_number(name: str, value: object, where: str, of: NumberOf) -> Conditio
     """An integer, or `{min, max}`."""
     if not isinstance(value, dict):
         value = {"min": value, "max": value}
-    table = Table(value, where, ("min", "max"))
+    table = CheckedTable(value, where, ("min", "max"))
     low = table.integer("min", 1, MAX_NUMBER, default=1)
     high = table.integer("max", 1, MAX_NUMBER, default=MAX_NUMBER)
     expected = f"{low} to {high}"
@@ -237,8 +237,8 @@ def parse_tools(value: object, where: str) -> Condition:
             return not facts.tools
         return names <= facts.tools.keys()
 
-    expected = listed(sorted(names))
-    return plain_condition("tools", expected, holds, lambda facts: listed(facts.tools))
+    expected = listed_names(sorted(names))
+    return plain_condition("tools", expected, holds, lambda facts: listed_names(facts.tools))
 
 
 def parse_tool_result(value: object, where: str) -> Condition:
@@ -248,11 +248,11 @@ def parse_tool_result(value: object, where: str) -> Condition:
             "tool_result",
             "one at the end" if value else "none at the end",
             lambda facts: bool(facts.new_results) is value,
-            lambda facts: listed(result.tool for result in facts.new_results),
+            lambda facts: listed_names(result.tool for result in facts.new_results),
         )
     if isinstance(value, str):
         value = {"tool": value}
-    table = Table(value, where, ("tool", *TEXT_FIELDS))
+    table = CheckedTable(value, where, ("tool", *TEXT_FIELDS))
     tool = table.text("tool")
     if not tool and not table.has(TEXT_FIELDS):
         raise ValueError(f"{where}: needs a tool, exact, contains or regex")
@@ -275,7 +275,7 @@ def tool_result_condition(tool: str, test: TextTest) -> Condition:
         if not facts.new_results:
             return "tool_result: the last message is not a tool result"
         if not texts(facts):
-            found = listed(result.tool for result in facts.new_results)
+            found = listed_names(result.tool for result in facts.new_results)
             return f"tool_result: expected {shown(tool)}, got {found}"
         return f"tool_result: {test.difference(texts(facts)[-1])}"
 
@@ -286,7 +286,7 @@ def parse_response_format(value: object, where: str) -> Condition:
     """`"text"`, `"json_object"`, `"json_schema"`, or `{type, name}` with the name of the schema."""
     if isinstance(value, str):
         value = {"type": value}
-    table = Table(value, where, ("type", "name"))
+    table = CheckedTable(value, where, ("type", "name"))
     name = table.text("name")
     kind = table.choice("type", FORMATS) or "json_schema"
 

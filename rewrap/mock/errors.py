@@ -7,7 +7,7 @@ text, correct it here. Imports the types and the table reader alone.
 import math
 from dataclasses import replace
 
-from rewrap.mock.tables import Table, nearest_name
+from rewrap.mock.tables import CheckedTable, nearest_name
 from rewrap.structs import struct
 from rewrap.types import APIError
 
@@ -130,7 +130,7 @@ def error_of_status(status: int) -> ErrorAnswer:
     return replace(known, status=status)
 
 
-def with_model(error: ErrorAnswer, model: str) -> ErrorAnswer:
+def error_for_model(error: ErrorAnswer, model: str) -> ErrorAnswer:
     """An entry of the catalogue for a request of this model."""
     return replace(error, message=error.message.replace("{model}", model))
 
@@ -144,7 +144,7 @@ def parse_error(value: object, where: str) -> ErrorAnswer:
         value = {"name": value}
     if isinstance(value, int) and not isinstance(value, bool):
         value = {"status": value}
-    table = Table(value, where, FIELDS)
+    table = CheckedTable(value, where, FIELDS)
     name = table.choice("name", CATALOGUE)
     status = table.integer("status", 400, 599)
     if not name and not status:

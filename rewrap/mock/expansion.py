@@ -5,7 +5,7 @@ Imports the standard library and modules of this package only.
 
 from collections.abc import Callable, Iterator
 
-from rewrap.mock.budget import JSON, Schema, members, schemas, strings, words
+from rewrap.mock.budget import JSON, Schema, members, schema_strings, schemas, word_set
 from rewrap.mock.prompt import Prompt
 from rewrap.mock.validation import Validator, identity, types_of
 
@@ -13,11 +13,11 @@ MAX_RECURSION = 4  # times a reference may stand inside itself, where nothing en
 NOTHING = "nothing"  # the type of a schema whose parts have no type in common
 
 # A schema without these is flat as it stands.
-STRUCTURAL = words("$ref allOf anyOf oneOf if const dependentSchemas")
+STRUCTURAL = word_set("$ref allOf anyOf oneOf if const dependentSchemas")
 
 # What a flat schema leaves out. It keeps the others as a mark that values need a validation.
-EXPANDED = words("$ref anyOf $defs definitions")
-DEPENDENCIES = words("dependentRequired dependencies")
+EXPANDED = word_set("$ref anyOf $defs definitions")
+DEPENDENCIES = word_set("dependentRequired dependencies")
 
 Refs = tuple[str, ...]
 
@@ -56,9 +56,9 @@ class Expander:
                     return
                 refs = (*refs, ref)
                 pending.append(self.validator.resolve(ref))
-            flat = merged(flat, part)
+            flat = merged_schema(flat, part)
             pending += implied(part)
-            choices = choices_of(part)
+            choices = alternatives_of(part)
             if choices:
                 # One list of options is chosen from here, the others when they are popped.
                 pending += [{"anyOf": options} for options in choices[1:]]
@@ -90,7 +90,7 @@ def implied(schema: Schema) -> list[JSON]:
     found = schemas(schema, "allOf")[::-1]
     dependent = members(schema, "dependentSchemas")
     if dependent:
-        required = strings(schema, "required")
+        required = schema_strings(schema, "required")
         found += [dependent[name] for name in required if name in dependent]
     return found
 
@@ -98,13 +98,13 @@ def implied(schema: Schema) -> list[JSON]:
 def required_names(schema: Schema) -> set[str]:
     """The names under `required`, and the names that those depend on."""
     required: set[str] = set()
-    pending = strings(schema, "required")
+    pending = schema_strings(schema, "required")
     while pending:
         name = pending.pop()
         if name not in required:
             required.add(name)
             for keyword in DEPENDENCIES & schema.keys():
-                pending += strings(members(schema, keyword), name)
+                pending += schema_strings(members(schema, keyword), name)
     return required
 
 
@@ -118,7 +118,7 @@ def leads_to(schema: JSON, refs: Refs) -> bool:
     return False
 
 
-def choices_of(schema: Schema) -> list[list[JSON]]:
+def alternatives_of(schema: Schema) -> list[list[JSON]]:
     """The lists of schemas of each of which a value has to satisfy one."""
     choices = [schemas(schema, "anyOf"), schemas(schema, "oneOf")]
     # Which of the two branches suits the other keywords shows when a value is built.
@@ -130,14 +130,14 @@ def choices_of(schema: Schema) -> list[list[JSON]]:
     return [options for options in choices if options]
 
 
-def merged(flat: Schema, part: Schema) -> Schema:
+def merged_schema(flat: Schema, part: Schema) -> Schema:
     """A schema that demands what both demand, as far as a flat schema can."""
     result = dict(flat)
     for keyword, value in unified(part).items():
         if keyword in EXPANDED:
             continue
         if keyword in result:
-            combine = COMBINED.get(keyword, first)
+            combine = COMBINED.get(keyword, first_of_two)
             value = combine(result[keyword], value)
         result[keyword] = value
     return result
@@ -151,7 +151,7 @@ def unified(part: Schema) -> Schema:
     return {**part, "enum": common(part.get("enum", options), options)}
 
 
-def first(one: JSON, other: JSON) -> JSON:
+def first_of_two(one: JSON, other: JSON) -> JSON:
     return one
 
 
@@ -159,19 +159,19 @@ def both(one: JSON, other: JSON) -> JSON:
     return {"allOf": [one, other]}
 
 
-def numbers(*values: JSON) -> list[int | float]:
+def only_numbers(*values: JSON) -> list[int | float]:
     return [value for value in values if isinstance(value, int | float)]
 
 
 def larger(one: JSON, other: JSON) -> JSON:
-    return max(numbers(one, other), default=None)
+    return max(only_numbers(one, other), default=None)
 
 
 def smaller(one: JSON, other: JSON) -> JSON:
-    return min(numbers(one, other), default=None)
+    return min(only_numbers(one, other), default=None)
 
 
-def joined(one: JSON, other: JSON) -> JSON:
+def joined_objects(one: JSON, other: JSON) -> JSON:
     """The members of two objects; where both have one, both its schemas hold."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return one
@@ -184,7 +184,7 @@ def joined(one: JSON, other: JSON) -> JSON:
 
 
 def union(one: JSON, other: JSON) -> JSON:
-    names = strings({"names": one}, "names") + strings({"names": other}, "names")
+    names = schema_strings({"names": one}, "names") + schema_strings({"names": other}, "names")
     return [*dict.fromkeys(names)]
 
 
@@ -220,8 +220,8 @@ COMBINED: dict[str, Callable[[JSON, JSON], JSON]] = {
     "minLength": larger,
     "minProperties": larger,
     "minimum": larger,
-    "patternProperties": joined,
-    "properties": joined,
+    "patternProperties": joined_objects,
+    "properties": joined_objects,
     "propertyNames": both,
     "required": union,
     "type": shared_types,

@@ -79,7 +79,7 @@ class Facts:
 
     @property
     def user(self) -> str:
-        return as_text(self.payload.get("user"))
+        return string_or_empty(self.payload.get("user"))
 
     @cached_property
     def current_turn(self) -> list[JSONObject]:
@@ -105,7 +105,7 @@ class Facts:
         offered = [as_object(tool.get("function")) or tool for tool in tools]
         offered += objects(self.payload.get("functions"))
         # Tools of other types may have no name.
-        return {tool["name"]: tool for tool in offered if as_text(tool.get("name"))}
+        return {tool["name"]: tool for tool in offered if string_or_empty(tool.get("name"))}
 
     @cached_property
     def turn_results(self) -> list[ToolResult]:
@@ -115,10 +115,10 @@ class Facts:
         for message in self.current_turn:
             for call in objects(message.get("tool_calls")):
                 function = as_object(call.get("function"))
-                names[as_text(call.get("id"))] = as_text(function.get("name"))
+                names[string_or_empty(call.get("id"))] = string_or_empty(function.get("name"))
             if message.get("role") in RESULT:
-                called = names.get(as_text(message.get("tool_call_id")))
-                tool = called or as_text(message.get("name"))  # the old form has no id
+                called = names.get(string_or_empty(message.get("tool_call_id")))
+                tool = called or string_or_empty(message.get("name"))  # the old form has no id
                 results.append(ToolResult(tool, text_of(message.get("content"))))
         return results
 
@@ -148,7 +148,7 @@ class Facts:
         """The type of the response format, and the name of its schema."""
         value = as_object(self.payload.get("response_format"))
         schema = as_object(value.get("json_schema"))
-        return as_text(value.get("type")) or "text", as_text(schema.get("name"))
+        return string_or_empty(value.get("type")) or "text", string_or_empty(schema.get("name"))
 
 
 # Parts of requests that no check has seen may be any JSON.
@@ -158,7 +158,7 @@ def as_object(value: object) -> JSONObject:
     return value if isinstance(value, dict) else {}
 
 
-def as_text(value: object) -> str:
+def string_or_empty(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
@@ -188,5 +188,5 @@ def lane_of(headers: Mapping[str, str], payload: JSONObject, key: str = "") -> s
     It is the header `x-mock-lane`, else the `user`, else `key` (the owner of a key, where callers
     want a lane for each), else "", which all other requests share.
     """
-    lane = headers.get("x-mock-lane") or as_text(payload.get("user")) or key
+    lane = headers.get("x-mock-lane") or string_or_empty(payload.get("user")) or key
     return lane[:MAX_LANE]

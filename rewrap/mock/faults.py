@@ -25,14 +25,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field, replace
 from hashlib import blake2b
 
-from rewrap.mock.errors import CATALOGUE, ErrorAnswer, error_of_status, with_model
+from rewrap.mock.errors import CATALOGUE, ErrorAnswer, error_for_model, error_of_status
 from rewrap.mock.tables import nearest_name
 from rewrap.regex import regex
 from rewrap.structs import struct
-from rewrap.types import APIError
+from rewrap.types import APIError, Headers, duration
 
-Headers = list[tuple[bytes, bytes]]
-Key = tuple[str, str, str]  # lane, scope and the text of a fault
+FaultKey = tuple[str, str, str]  # lane, scope and the text of a fault
 
 MAX_SECONDS = 3600.0
 MAX_COUNTED = 100_000  # counts of lanes; beyond them the oldest starts anew
@@ -196,7 +195,7 @@ class FaultState:
 
     clock: Callable[[], float] = time.monotonic
     # The number of requests in a period, and its end by the clock.
-    counts: OrderedDict[Key, tuple[int, float]] = field(default_factory=OrderedDict)
+    counts: OrderedDict[FaultKey, tuple[int, float]] = field(default_factory=OrderedDict)
 
     def reset(self) -> None:
         self.counts.clear()
@@ -214,16 +213,16 @@ class FaultState:
             if fault.kind == "ratelimit":
                 headers += self.limited(fault, key, model)
             elif fault.error is not None and self.fails(fault, key):
-                raise with_model(fault.error, model).error()
+                raise error_for_model(fault.error, model).error()
         return headers
 
-    def fails(self, fault: Fault, key: Key) -> bool:
+    def fails(self, fault: Fault, key: FaultKey) -> bool:
         if fault.kind != "fail":
             return True
         number, _ = self.count(key, math.inf)
         return number <= fault.count
 
-    def limited(self, fault: Fault, key: Key, model: str) -> Headers:
+    def limited(self, fault: Fault, key: FaultKey, model: str) -> Headers:
         number, left = self.count(key, fault.seconds)
         remaining = max(0, fault.count - number)
         headers = [
@@ -234,11 +233,11 @@ class FaultState:
         if number <= fault.count:
             return headers
         limit = replace(CATALOGUE["rate_limit"], retry_after=left)
-        error = with_model(limit, model).error()
+        error = error_for_model(limit, model).error()
         error.headers += headers
         raise error
 
-    def count(self, key: Key, period: float) -> tuple[int, float]:
+    def count(self, key: FaultKey, period: float) -> tuple[int, float]:
         """The number of this request in its period, and the seconds to the end of that.
 
         A period starts with its first request.
@@ -252,14 +251,3 @@ class FaultState:
         if len(self.counts) > MAX_COUNTED:
             self.counts.popitem(last=False)
         return number + 1, end - now
-
-
-def duration(seconds: float) -> str:
-    """Seconds as OpenAI writes them in headers: `16ms`, `59.369s`, `1m6.499s`."""
-    if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
-    minutes = int(seconds // 60)
-    rest = f"{seconds - 60 * minutes:.3f}".rstrip("0").rstrip(".")
-    if minutes:
-        return f"{minutes}m{rest}s"
-    return f"{rest}s"

@@ -28,13 +28,13 @@ MIXED = "".join(f"{ascii_letters[i]}{ascii_letters[i + 26]}{i % 10}{SIGNS[i]}" f
 MIXED += ALPHABET
 
 
-class Pattern(NamedTuple):
+class ParsedPattern(NamedTuple):
     items: Items
     samples: dict[tuple[int, str], str]  # what an operation accepts of an alphabet
 
 
 @lru_cache(64)
-def parsed(pattern: str) -> Pattern:
+def parsed_pattern(pattern: str) -> ParsedPattern:
     """Raises SchemaError for a pattern that is too long, or that `re` cannot read."""
     if len(pattern) > MAX_PATTERN:
         raise SchemaError(f"A pattern may have at most {MAX_PATTERN} characters.")
@@ -43,7 +43,7 @@ def parsed(pattern: str) -> Pattern:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return Pattern(parser.parse(pattern), {})
+            return ParsedPattern(parser.parse(pattern), {})
     except (re.error, OverflowError, RecursionError):
         raise SchemaError(f"{pattern!r} is not a 'regex'.") from None
 
@@ -51,7 +51,7 @@ def parsed(pattern: str) -> Pattern:
 def matches(pattern: str, text: str, budget: Budget) -> bool:
     """Whether the pattern is found anywhere in the text, as JSON Schema has it."""
     anywhere = set(range(len(text) + 1))
-    return bool(ends(parsed(pattern).items, text, anywhere, budget))
+    return bool(ends(parsed_pattern(pattern).items, text, anywhere, budget))
 
 
 def ends(items: Items, text: str, starts: set[int], budget: Budget) -> set[int]:
@@ -155,7 +155,7 @@ class Writer:
     """
 
     def __init__(
-        self, pattern: Pattern, budget: Budget, variant: int, need: int = 0, attempt: int = 0
+        self, pattern: ParsedPattern, budget: Budget, variant: int, need: int = 0, attempt: int = 0
     ) -> None:
         self.pattern = pattern
         self.budget = budget
@@ -232,7 +232,7 @@ def first_code(argument: Any) -> int:
 
 def text_for(pattern: str, least: int, most: int, variant: int, budget: Budget) -> str | None:
     """A text of `least` to `most` characters that matches; None where none was found."""
-    tree = parsed(pattern)
+    tree = parsed_pattern(pattern)
     # For the samples, whether or not an earlier request has left them in the cache.
     budget.spend_once(pattern, 20 * len(pattern))
     shortest = Writer(tree, budget, variant).written()

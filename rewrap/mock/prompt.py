@@ -147,8 +147,8 @@ class Prompt:
         near: list[Fact] = []
         place = self.place_of(name)
         if place is not None:
-            near = [fact for fact in facts if distance(place, fact) <= NEAR]
-            near.sort(key=lambda fact: distance(place, fact))
+            near = [fact for fact in facts if characters_between(place, fact) <= NEAR]
+            near.sort(key=lambda fact: characters_between(place, fact))
         candidates = near
         if not named_only:
             candidates = near + facts
@@ -159,7 +159,7 @@ class Prompt:
         return None
 
 
-def distance(place: tuple[int, int], fact: Fact) -> float:
+def characters_between(place: tuple[int, int], fact: Fact) -> float:
     """Characters between a name and a fact; a fact behind the name is nearer."""
     if fact.start >= place[1]:
         return fact.start - place[1]

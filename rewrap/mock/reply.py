@@ -33,7 +33,7 @@ PIECE_CHARACTERS = 16  # of a tool call's arguments in a stream
 
 
 @struct(slots=True)
-class Reply:
+class ReplyChoice:
     """One choice. `tokens` counts the words of the text, or of the arguments."""
 
     text: str = ""
@@ -46,19 +46,19 @@ class Reply:
     top_logprobs: int | None = None  # None: the client wants no logprobs
 
 
-def is_plain(request: ChatRequest) -> bool:
+def is_plain_echo(request: ChatRequest) -> bool:
     """Whether an echo answers the request."""
     if request.messages[-1].get("role") in RESULT_ROLES:
         return False
     return SPECIAL.isdisjoint(request.payload)
 
 
-def reply_to(request: ChatRequest) -> Reply:
+def reply_to(request: ChatRequest) -> ReplyChoice:
     """The reply to any request. Raises APIError in OpenAI's words."""
     payload = request.payload
     if "audio" in (payload.get("modalities") or []):
         raise APIError(400, NO_AUDIO, param="modalities", code="unsupported_value")
-    reply = called(request) or Reply()
+    reply = called(request) or ReplyChoice()
     if not reply.tool_calls and reply.function_call is None:
         text = structured_text(request) or text_after_tools(request) or echoed_text(request)
         result = cut(text, payload)
@@ -78,7 +78,7 @@ def reply_to(request: ChatRequest) -> Reply:
 # Tool calls.
 
 
-def called(request: ChatRequest) -> Reply | None:
+def called(request: ChatRequest) -> ReplyChoice | None:
     """The reply that calls tools; None if the mock answers in text. Raises APIError."""
     payload = request.payload
     tools = payload.get("tools") or []
@@ -90,14 +90,14 @@ def called(request: ChatRequest) -> Reply | None:
 
     try:
         if payload.get("tool_choice") != "none":
-            check_tools(tools)
+            check_schemas(tools)
         if not tools:
             call = choose_function(request.messages, functions, payload.get("function_call"))
             if call is None:
                 return None
             function = {"name": call.name, "arguments": call.arguments}
             tokens = len(call.arguments.split())
-            return Reply(tokens=tokens, finish_reason="function_call", function_call=function)
+            return ReplyChoice(tokens=tokens, finish_reason="function_call", function_call=function)
         calls = choose_calls(
             request.messages,
             tools,
@@ -109,7 +109,7 @@ def called(request: ChatRequest) -> Reply | None:
     if not calls:
         return None
     seed = seed_of(request)
-    reply = Reply(finish_reason="tool_calls")
+    reply = ReplyChoice(finish_reason="tool_calls")
     for position, call in enumerate(calls):
         document: JSONObject = {"id": call_id(position, seed), "type": call.type}
         content = {"name": call.name, "arguments": call.arguments}
@@ -121,9 +121,9 @@ def called(request: ChatRequest) -> Reply | None:
     return reply
 
 
-def check_tools(tools: list[JSONObject]) -> None:
+def check_schemas(tools: list[JSONObject]) -> None:
     """Refuse the schemas that OpenAI refuses, and more of them for strict functions. Raises SchemaError."""
-    from rewrap.mock.strict import check_parameters, check_strict
+    from rewrap.mock.strict import check_function_parameters, check_strict
 
     for position, tool in enumerate(tools):
         function = tool.get("function")
@@ -135,7 +135,7 @@ def check_tools(tools: list[JSONObject]) -> None:
         if function.get("strict") is True:
             check_strict(schema, name, "function", param, "invalid_function_parameters")
         elif schema is not None:
-            check_parameters(schema, name, param)
+            check_function_parameters(schema, name, param)
 
 
 def seed_of(request: ChatRequest) -> str:
@@ -203,7 +203,7 @@ def dumped(value: object) -> str:
 # Deltas.
 
 
-def deltas_of_reply(reply: Reply, index: int) -> list[Delta]:
+def deltas_of_reply(reply: ReplyChoice, index: int) -> list[Delta]:
     """One choice as Deltas. Tool calls come in pieces, as OpenAI streams them."""
     deltas: list[Delta] = []
     if reply.reasoning:

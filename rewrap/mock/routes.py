@@ -45,7 +45,7 @@ class MockRoutes:
             model=query.get("model", ""),
             path=query.get("path", ""),
             rule=query.get("rule", ""),
-            limit=limit_of(query.get("limit", "")),
+            limit=checked_limit(query.get("limit", "")),
         )
         return json({"object": "list", "data": [entry.as_json() for entry in entries]})
 
@@ -75,7 +75,7 @@ class MockRoutes:
         return json({"reset": True})
 
 
-def limit_of(text: str) -> int:
+def checked_limit(text: str) -> int:
     """Raises APIError."""
     if not text:
         return MAX_LIMIT

@@ -13,7 +13,7 @@ from dataclasses import field
 from heapq import merge
 from pathlib import Path
 
-from rewrap.mock.answers import Answer
+from rewrap.mock.answers import RuleAnswer
 from rewrap.mock.conditions import HEADER, Captures, shown
 from rewrap.mock.facts import Facts
 from rewrap.mock.rules_file import MAX_RULES, Rule, parse_rules, read_rules, rule_files
@@ -25,7 +25,9 @@ MAX_COUNTED = 100_000  # pairs of a lane and a rule; beyond them the oldest is f
 COMPARED = 1_000  # characters of two messages whose words are compared for the nearest rule
 
 Ranked = tuple[int, Rule]  # a rule and its place in the order
-Signature = tuple[tuple[str, int, int], ...]  # of each file: name, time of the last change, size
+FolderSignature = tuple[
+    tuple[str, int, int], ...
+]  # of each file: name, time of the last change, size
 
 
 @struct(slots=True)
@@ -97,7 +99,7 @@ class RuleSet:
         self.added: list[Rule] = []
         self.state = RuleState()
         self.index: Index | None = None  # made anew when it is needed after a change
-        self.signature: Signature = ()
+        self.signature: FolderSignature = ()
         self.lock = threading.Lock()
         self.clock: Callable[[], float] = time.monotonic
         self.next_look = 0.0
@@ -175,7 +177,7 @@ class RuleSet:
             self.index = Index([*self.added, *self.from_files])
         return self.index
 
-    def match(self, facts: Facts) -> Answer | None:
+    def match(self, facts: Facts) -> RuleAnswer | None:
         """The answer of the first rule that matches, counted as used; None if no rule does.
 
         Requests take the steps of a rule in the order of these calls: it has to be called before
@@ -184,9 +186,9 @@ class RuleSet:
         with self.lock:
             return self.first_match(facts)
 
-    def first_match(self, facts: Facts) -> Answer | None:
+    def first_match(self, facts: Facts) -> RuleAnswer | None:
         index = self.indexed()
-        answer: Answer | None = None
+        answer: RuleAnswer | None = None
         for _, rule in index.candidates(facts):
             if answer is not None and not rule.nth:
                 continue
@@ -201,7 +203,7 @@ class RuleSet:
                 break
         return answer
 
-    def step(self, rule: Rule, facts: Facts, captures: Captures) -> Answer | None:
+    def step(self, rule: Rule, facts: Facts, captures: Captures) -> RuleAnswer | None:
         """The step with which a rule answers a request, or None. Counts the match for `nth`."""
         if not all(condition.holds(facts, captures) for condition in rule.conditions):
             return None
@@ -243,7 +245,7 @@ class RuleSet:
         return f"nth: it answers match {rule.nth}, this is match {counts.matched}{lane}"
 
 
-def next_step(rule: Rule, counts: Counts) -> Answer | None:
+def next_step(rule: Rule, counts: Counts) -> RuleAnswer | None:
     """The step that is next by the counts; None where the rule has ended."""
     if rule.times and counts.answered >= rule.times:
         return None
@@ -252,7 +254,7 @@ def next_step(rule: Rule, counts: Counts) -> Answer | None:
     return rule.steps[min(counts.answered, len(rule.steps) - 1)]
 
 
-def is_loop(rule: Rule, step: Answer, facts: Facts) -> bool:
+def is_loop(rule: Rule, step: RuleAnswer, facts: Facts) -> bool:
     """Whether a step calls a tool that has a result in this turn: an agent would never end."""
     if rule.on_tool_result or not step.tool_calls or not facts.turn_results:
         return False
@@ -260,7 +262,7 @@ def is_loop(rule: Rule, step: Answer, facts: Facts) -> bool:
     return any(result.tool in called or not result.tool for result in facts.turn_results)
 
 
-def is_for(step: Answer, api: str) -> bool:
+def is_for(step: RuleAnswer, api: str) -> bool:
     """Whether a step can answer this API: a chat takes no vector, and embeddings take no text."""
     if step.embedding:
         return api == "embeddings"
@@ -274,18 +276,18 @@ def is_for(step: Answer, api: str) -> bool:
 def distance(rule: Rule, facts: Facts) -> tuple[int, float]:
     """How far a rule is from matching: the conditions that fail, then how unlike messages are."""
     failed = [condition for condition in rule.conditions if not condition.holds(facts, {})]
-    likenesses = [likeness(text, facts.message) for text in rule.exact]
+    likenesses = [text_likeness(text, facts.message) for text in rule.exact]
     return len(failed), -max(likenesses, default=0.0)
 
 
-def likeness(one: str, other: str) -> float:
+def text_likeness(one: str, other: str) -> float:
     """The share of words that two texts have in common, from 0 to 1."""
     these = set(one[:COMPARED].split())
     those = set(other[:COMPARED].split())
     return len(these & those) / (len(these | those) or 1)
 
 
-def signature_of(path: Path) -> Signature:
+def signature_of(path: Path) -> FolderSignature:
     """Differs after a change of the files. Without files it is empty."""
     found = []
     try:

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rewrap.mock.answers import Answer
+from rewrap.mock.answers import RuleAnswer
 from rewrap.mock.conditions import CONDITIONS, Condition, parse_condition
 from rewrap.mock.steps import parse_step
-from rewrap.mock.tables import Table, strings
+from rewrap.mock.tables import CheckedTable, strings
 
 RULE_FIELDS = ("name", "when", "then", "times", "priority", "ends", "on_tool_result")
 WHEN_FIELDS = (*CONDITIONS, "nth")
@@ -34,7 +34,7 @@ class Rule:
     conditions: tuple[Condition, ...]
     exact: tuple[str, ...]  # the last user messages that it can match; () is any
     nth: int  # 0: every time
-    steps: tuple[Answer, ...]
+    steps: tuple[RuleAnswer, ...]
     times: int  # 0: without end
     priority: int
     ends: bool  # after the last step; otherwise the last step repeats
@@ -50,7 +50,7 @@ def read_rules(files: Iterable[Path]) -> list[Rule]:
     """The rules of these files, in order. Raises ValueError."""
     rules: list[Rule] = []
     for file in files:
-        rules += parse_rules(read_tables(file), str(file))
+        rules += parse_rules(read_rule_tables(file), str(file))
         if len(rules) > MAX_RULES:
             raise ValueError(f"{file}: there are more than {MAX_RULES} rules")
     return rules
@@ -66,7 +66,7 @@ def rule_files(path: Path) -> list[Path]:
     return files
 
 
-def read_tables(file: Path) -> object:
+def read_rule_tables(file: Path) -> object:
     """The `[[rule]]` tables of a file. Raises ValueError."""
     try:
         with file.open("rb") as opened:
@@ -82,7 +82,7 @@ def read_tables(file: Path) -> object:
         tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError is a ValueError
         raise ValueError(f"{file}: is not TOML: {one_line(error)}") from None
-    rows = Table(tables, str(file), ("rule",)).get("rule")
+    rows = CheckedTable(tables, str(file), ("rule",)).get("rule")
     if isinstance(rows, dict):
         raise ValueError(f"{file}: rules are [[rule]] tables, with two brackets")
     return rows or []
@@ -108,7 +108,7 @@ def parse_rule(value: object, where: str) -> Rule:
         label = str(value["name"])
         where = f"{where} {label[:80]!r}"
     try:
-        return checked_rule(Table(value, "rule", RULE_FIELDS), label)
+        return checked_rule(CheckedTable(value, "rule", RULE_FIELDS), label)
     except RecursionError:
         raise ValueError(f"{where}: is nested too deeply") from None
     except ValueError as error:
@@ -116,11 +116,11 @@ def parse_rule(value: object, where: str) -> Rule:
         raise ValueError(f"{where}: {reason}") from None
 
 
-def checked_rule(table: Table, label: str) -> Rule:
+def checked_rule(table: CheckedTable, label: str) -> Rule:
     when = table.get("when") or {}
     if isinstance(when, str):
         when = {"message": when}
-    fields = Table(when, "when", WHEN_FIELDS)
+    fields = CheckedTable(when, "when", WHEN_FIELDS)
     conditions: list[Condition] = []
     for name, value in fields.members.items():
         if name != "nth":
@@ -139,7 +139,7 @@ def checked_rule(table: Table, label: str) -> Rule:
     )
 
 
-def exact_messages(when: Table) -> tuple[str, ...]:
+def exact_messages(when: CheckedTable) -> tuple[str, ...]:
     message = when.get("message")
     if isinstance(message, dict):
         message = message.get("exact")
@@ -148,7 +148,9 @@ def exact_messages(when: Table) -> tuple[str, ...]:
     return strings(message, "when.message")
 
 
-def parse_steps(table: Table, conditions: list[Condition], label: str) -> tuple[Answer, ...]:
+def parse_steps(
+    table: CheckedTable, conditions: list[Condition], label: str
+) -> tuple[RuleAnswer, ...]:
     """The steps of `then`, numbered from 0."""
     value = table.get("then")
     if value is None:
@@ -166,7 +168,7 @@ def parse_steps(table: Table, conditions: list[Condition], label: str) -> tuple[
     return tuple(steps)
 
 
-def parse_on_tool_result(table: Table, when: Table) -> bool:
+def parse_on_tool_result(table: CheckedTable, when: CheckedTable) -> bool:
     """Whether a step may call a tool again whose result the request brings.
 
     The rule says so itself, or by a condition that only such a request fulfils.

@@ -66,7 +66,7 @@ class Item:
         return self.minimum != self.maximum or len(self.alternatives) > 1 or inside
 
 
-class Pattern:
+class SafePattern:
     """A compiled regular expression, searched for at a bounded cost.
 
     Raises ValueError, in one line, where it is none or its cost cannot be bounded.
@@ -116,7 +116,7 @@ class Branch:
         self.prefix = ""  # the text that every match begins with
         if first.is_literal and first.minimum == first.maximum == 1:
             self.prefix = first.source + (first.following or "")
-        self.choices = choices_of(sequence)
+        self.choices = choice_items(sequence)
 
     def steps(self, measure: "Measure") -> int:
         starts = measure.length + 1
@@ -128,11 +128,11 @@ class Branch:
         return starts * measure.cost(self.choices, 1) + measure.length
 
 
-def choices_of(sequence: list[Item]) -> list[Item]:
+def choice_items(sequence: list[Item]) -> list[Item]:
     """The items where `re` has a choice, and lookarounds and the like."""
     found = [item for item in sequence if item.varies or item.commits]
     for item in found:
-        item.alternatives = [choices_of(inner) for inner in item.alternatives]
+        item.alternatives = [choice_items(inner) for inner in item.alternatives]
     return found
 
 

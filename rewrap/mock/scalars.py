@@ -11,14 +11,14 @@ from typing import TypeAlias
 from rewrap.mock.budget import (
     JSON,
     NO_LIMIT,
-    Place,
     Schema,
     SchemaError,
+    SchemaPlace,
     UnsatisfiableError,
-    count,
-    number,
+    schema_count,
+    schema_number,
     schemas,
-    words,
+    word_set,
 )
 from rewrap.mock.expansion import NOTHING
 from rewrap.mock.formats import CHECKS, EXAMPLES, HINTS, example
@@ -34,22 +34,22 @@ PROMPT_TEXT = 200  # characters of the prompt that a string takes
 LETTERS = ascii_letters + digits
 
 # Names of properties that take the whole prompt where it has no quoted text.
-WHOLE = words("content input message prompt q query question request task text topic")
+WHOLE = word_set("content input message prompt q query question request task text topic")
 # Names of properties that take a capitalised name in the prompt.
-NAMES = words(
+NAMES = word_set(
     "address area author city country customer destination location name origin person place"
     " recipient region to town user"
 )
 
 KEYWORDS_OF_TYPES = {
-    "object": words("properties required additionalProperties minProperties"),
-    "array": words("items prefixItems minItems contains uniqueItems"),
-    "number": words("minimum maximum multipleOf exclusiveMinimum exclusiveMaximum"),
-    "string": words("pattern format minLength maxLength"),
+    "object": word_set("properties required additionalProperties minProperties"),
+    "array": word_set("items prefixItems minItems contains uniqueItems"),
+    "number": word_set("minimum maximum multipleOf exclusiveMinimum exclusiveMaximum"),
+    "string": word_set("pattern format minLength maxLength"),
 }
 # With these keywords alone any value of the type is valid.
-UNBOUNDED = words("type title description default example examples deprecated")
-PREFERRED = words("default example examples")
+UNBOUNDED = word_set("type title description default example examples deprecated")
+PREFERRED = word_set("default example examples")
 ALL_TYPES = ["string", "number", "boolean", "object", "array", "null"]
 
 
@@ -65,7 +65,7 @@ def kinds_of(flat: Schema) -> list[str]:
     return kinds + [kind for kind in ALL_TYPES if kind not in kinds]
 
 
-def kinds_to_try(flat: Schema, place: Place) -> list[str]:
+def kinds_to_try(flat: Schema, place: SchemaPlace) -> list[str]:
     """The types of the schema: null last, or first where a reference stands inside itself."""
     kinds = sorted(kinds_of(flat), key="null".__eq__)
     if NOTHING in kinds:
@@ -93,14 +93,14 @@ def preferred(flat: Schema) -> list[JSON]:
     return found + schemas(flat, "examples")
 
 
-class Filler:
+class PromptValues:
     """Takes values from a prompt. A result is a list: of one value, or empty."""
 
     def __init__(self, prompt: Prompt, validator: Validator) -> None:
         self.prompt = prompt
         self.validator = validator
 
-    def found(self, flat: Schema, kind: str, place: Place, named_only: bool) -> list[JSON]:
+    def found(self, flat: Schema, kind: str, place: SchemaPlace, named_only: bool) -> list[JSON]:
         """The value of a type for a scalar. With `named_only`, one that stands by its name."""
         if "enum" in flat:
             named, _ = self.options(flat)
@@ -121,7 +121,7 @@ class Filler:
                 return [converted(text, kind)]
         return []
 
-    def one_of(self, flat: Schema, place: Place) -> JSON:
+    def one_of(self, flat: Schema, place: SchemaPlace) -> JSON:
         """A value of the enum: those that the prompt names come first."""
         named, others = self.options(flat)
         options = named + others
@@ -144,7 +144,7 @@ class Filler:
                 others.append(option)
         return named, others
 
-    def scalar(self, kind: str, flat: Schema, place: Place) -> JSON:
+    def scalar(self, kind: str, flat: Schema, place: SchemaPlace) -> JSON:
         """A value of a type that is neither in the prompt nor an example."""
         candidates: Iterator[JSON] = iter([None])
         if kind == "boolean":
@@ -152,7 +152,7 @@ class Filler:
         if kind == "string":
             candidates = self.texts(flat, place.name, place.variant)
         if kind in ("integer", "number"):
-            candidates = numbers(flat, kind == "integer", place.variant)
+            candidates = number_candidates(flat, kind == "integer", place.variant)
         for candidate in candidates:
             if UNBOUNDED.issuperset(flat) or self.validator.valid(flat, candidate):
                 return candidate
@@ -160,8 +160,8 @@ class Filler:
 
     def texts(self, flat: Schema, name: str, variant: int) -> Iterator[str]:
         """Candidates for a string, which may still be too long or too short."""
-        least = count(flat, "minLength")
-        most = count(flat, "maxLength", NO_LIMIT)
+        least = schema_count(flat, "minLength")
+        most = schema_count(flat, "maxLength", NO_LIMIT)
         budget = self.validator.budget
         budget.spend(least // 4)
         pattern = flat.get("pattern")
@@ -238,14 +238,14 @@ def letters(variant: int, length: int) -> str:
     return text
 
 
-def numbers(flat: Schema, whole: bool, variant: int) -> Iterator[int | float]:
+def number_candidates(flat: Schema, whole: bool, variant: int) -> Iterator[int | float]:
     """Candidates: 1 or 1.5 or the nearest multiple in the bounds, then others.
 
     A candidate may still be a bound that is excluded.
     """
     low: Exact | None = max(bounds(flat, "minimum", "exclusiveMinimum"), default=None)
     high: Exact | None = min(bounds(flat, "maximum", "exclusiveMaximum"), default=None)
-    step = step_of(flat, whole)
+    step = multiple_of(flat, whole)
     start: Exact = 1 if whole else Fraction(3, 2)
     if low is not None and high is not None and not whole and "multipleOf" not in flat:
         step = min(step, Fraction(high - low) / 4) or step
@@ -273,13 +273,13 @@ def exact(value: int | float) -> Exact:
 
 
 def bounds(flat: Schema, *keywords: str) -> list[Exact]:
-    values = [number(flat, keyword) for keyword in keywords]
+    values = [schema_number(flat, keyword) for keyword in keywords]
     return [exact(value) for value in values if value is not None]
 
 
-def step_of(flat: Schema, whole: bool) -> Exact:
+def multiple_of(flat: Schema, whole: bool) -> Exact:
     """What the numbers are multiples of: integers of 1, others of a half if it is left open."""
-    step = number(flat, "multipleOf")
+    step = schema_number(flat, "multipleOf")
     if step is not None and step > 0:
         # Integers that are multiples of 3/2 are the multiples of 3.
         multiple = exact(step)

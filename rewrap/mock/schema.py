@@ -12,18 +12,18 @@ from rewrap.mock.budget import (
     JSON,
     NO_LIMIT,
     Budget,
-    Place,
     Schema,
     SchemaError,
+    SchemaPlace,
     UnsatisfiableError,
-    count,
     members,
-    words,
+    schema_count,
+    word_set,
 )
 from rewrap.mock.expansion import DEPENDENCIES, STRUCTURAL, Expander, leads_to, required_names
 from rewrap.mock.patterns import text_for
 from rewrap.mock.prompt import Prompt
-from rewrap.mock.scalars import Filler, kinds_to_try, preferred
+from rewrap.mock.scalars import PromptValues, kinds_to_try, preferred
 from rewrap.mock.validation import Validator, identity, item_schemas
 
 MAX_DEPTH = 60
@@ -31,7 +31,7 @@ MAX_FOUND = 50  # items that an array takes from the prompt
 VARIANTS = 8  # values that are tried where the construction does not prove that one is valid
 
 # Keywords that the construction of a value does not guarantee: the value is validated.
-UNPROVEN = words(
+UNPROVEN = word_set(
     "allOf oneOf if not contains propertyNames patternProperties dependencies dependentSchemas"
 )
 COMPLEX = STRUCTURAL | UNPROVEN
@@ -48,7 +48,7 @@ def value_for(schema: JSON, prompt: str, root: JSON = None, *, fill: bool = Fals
     """
     generator = Generator(schema if root is None else root, Prompt(prompt), fill)
     try:
-        return generator.value(schema, Place())
+        return generator.value(schema, SchemaPlace())
     except RecursionError:
         raise SchemaError("The schema is nested too deeply for the mock.") from None
 
@@ -60,10 +60,10 @@ class Generator:
         self.budget = Budget()
         self.validator = Validator(root, self.budget)
         self.expander = Expander(self.validator, prompt)
-        self.filler = Filler(prompt, self.validator)
+        self.filler = PromptValues(prompt, self.validator)
         self.fill = fill
 
-    def value(self, schema: JSON, place: Place) -> JSON:
+    def value(self, schema: JSON, place: SchemaPlace) -> JSON:
         self.budget.spend(20)
         if place.depth > MAX_DEPTH:
             raise UnsatisfiableError("The value is nested too deeply for the mock.")
@@ -85,7 +85,7 @@ class Generator:
                     return value
         raise UnsatisfiableError(reason)
 
-    def built(self, flat: Schema, schema: JSON, place: Place) -> JSON:
+    def built(self, flat: Schema, schema: JSON, place: SchemaPlace) -> JSON:
         if "enum" in flat:
             return self.filler.one_of(flat, place)
         kinds = kinds_to_try(flat, place)
@@ -106,17 +106,17 @@ class Generator:
                 reason = error.message
         raise UnsatisfiableError(reason)
 
-    def made(self, kind: str, flat: Schema, place: Place) -> JSON:
+    def made(self, kind: str, flat: Schema, place: SchemaPlace) -> JSON:
         if kind == "object":
             return self.object_for(flat, place)
         if kind == "array":
             return self.array_for(flat, place)
         return self.filler.scalar(kind, flat, place)
 
-    def object_for(self, flat: Schema, place: Place) -> JSON:
+    def object_for(self, flat: Schema, place: SchemaPlace) -> JSON:
         required = required_names(flat)
         everything = self.fill and not required and not place.recursive()
-        most = count(flat, "maxProperties", NO_LIMIT)
+        most = schema_count(flat, "maxProperties", NO_LIMIT)
         spare = most - len(required)
         result: dict[str, JSON] = {}
         for name, part in members(flat, "properties").items():
@@ -135,7 +135,7 @@ class Generator:
             )
         return result
 
-    def member(self, flat: Schema, name: str, place: Place) -> JSON:
+    def member(self, flat: Schema, name: str, place: SchemaPlace) -> JSON:
         parts = self.validator.member_schemas(flat, name)
         schema: JSON = {"allOf": parts}
         if len(parts) == 1:
@@ -143,7 +143,7 @@ class Generator:
         return self.value(schema, place.child(name, place.variant))
 
     def optional(
-        self, flat: Schema, name: str, part: JSON, place: Place, everything: bool
+        self, flat: Schema, name: str, part: JSON, place: SchemaPlace, everything: bool
     ) -> dict[str, JSON]:
         """The member if its value stands in the prompt, or if everything is wanted."""
         dependencies = [members(flat, keyword) for keyword in DEPENDENCIES & flat.keys()]
@@ -159,7 +159,7 @@ class Generator:
                 return {name: self.member(flat, name, place)}
         return {}
 
-    def mentioned(self, schema: JSON, place: Place, named_only: bool) -> list[JSON]:
+    def mentioned(self, schema: JSON, place: SchemaPlace, named_only: bool) -> list[JSON]:
         """The value of a scalar from the prompt, in a list, which is empty without one."""
         self.budget.spend(5)
         for flat, _ in islice(self.expander.alternatives(schema, place.refs), VARIANTS):
@@ -170,9 +170,9 @@ class Generator:
                     return found
         return []
 
-    def add_members(self, result: dict[str, JSON], flat: Schema, place: Place) -> None:
+    def add_members(self, result: dict[str, JSON], flat: Schema, place: SchemaPlace) -> None:
         """Members up to minProperties, and one for a map, which declares no properties."""
-        least = count(flat, "minProperties")
+        least = schema_count(flat, "minProperties")
         self.budget.spend(20 * least)
         declared = members(flat, "properties")
         is_map = members(flat, "additionalProperties") or members(flat, "patternProperties")
@@ -192,7 +192,7 @@ class Generator:
                 f"Fewer properties than required are allowed in {place.label()}."
             )
 
-    def made_up_names(self, flat: Schema, place: Place, amount: int) -> Iterator[str]:
+    def made_up_names(self, flat: Schema, place: SchemaPlace, amount: int) -> Iterator[str]:
         """Names for members that the schema allows without declaring them."""
         for variant in range(amount):
             for pattern in members(flat, "patternProperties"):
@@ -202,14 +202,14 @@ class Generator:
             for variant in range(amount + VARIANTS):
                 yield str(self.value(rule, place.child("key", variant)))
 
-    def array_for(self, flat: Schema, place: Place) -> JSON:
-        least = count(flat, "minItems")
-        most = count(flat, "maxItems", NO_LIMIT)
-        self.budget.spend(20 * (least + count(flat, "minContains")))
+    def array_for(self, flat: Schema, place: SchemaPlace) -> JSON:
+        least = schema_count(flat, "minItems")
+        most = schema_count(flat, "maxItems", NO_LIMIT)
+        self.budget.spend(20 * (least + schema_count(flat, "minContains")))
         parts, rest = item_schemas(flat)
         if "contains" in flat:
             contained: JSON = {"allOf": [rest, flat["contains"]]}
-            parts = parts + [contained] * count(flat, "minContains", 1)
+            parts = parts + [contained] * schema_count(flat, "minContains", 1)
         wanted = max(least, len(parts))
         # A list of one item shows more than an empty one, but ends no recursion.
         if not wanted and not place.recursive() and not leads_to(rest, place.refs):
@@ -231,7 +231,7 @@ class Generator:
             raise UnsatisfiableError(reason)
         return result
 
-    def item(self, part: JSON, place: Place, seen: set[object]) -> JSON:
+    def item(self, part: JSON, place: SchemaPlace, seen: set[object]) -> JSON:
         """A value that is not one of those seen."""
         for attempt in range(len(seen) + VARIANTS):
             value = self.value(part, place._replace(variant=place.variant + attempt))
@@ -241,7 +241,7 @@ class Generator:
             place = place._replace(prompted=False)
         raise UnsatisfiableError(f"Too few items can be unique in {place.label()}.")
 
-    def add_found(self, result: list[JSON], rest: JSON, most: int, place: Place) -> None:
+    def add_found(self, result: list[JSON], rest: JSON, most: int, place: SchemaPlace) -> None:
         """Further items that stand in the prompt, as in "add 1, 2 and 3"."""
         while len(result) < most:
             found = self.mentioned(rest, place.child(place.name, len(result)), False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from rewrap.mock.answers import Answer, deltas_of
+from rewrap.mock.answers import RuleAnswer, answer_deltas
 from rewrap.mock.echo import prompt_words
 from rewrap.mock.facts import Facts
 from rewrap.mock.faults import Fault, FaultRate, FaultState, faults_of
@@ -41,7 +41,7 @@ MOCK_HEADERS = "x-mock-"
 class Plan:
     """The decision for one request."""
 
-    answer: Answer | None = None
+    answer: RuleAnswer | None = None
     faults: Sequence[Fault] = ()
     pace: Pace = field(default_factory=Pace)
     headers: Headers = field(default_factory=list)
@@ -119,7 +119,7 @@ class Script:
 
     def plan_inputs(
         self, request: ChatRequest, info: ResponseInfo
-    ) -> tuple[Plan, list[Answer | None]]:
+    ) -> tuple[Plan, list[RuleAnswer | None]]:
         """The plan of a request whose messages are inputs of their own, and the answer to each.
 
         Faults and pace are those of the first input that a rule answers. Raises APIError.
@@ -140,14 +140,14 @@ class Script:
             raise no_match(difference)
         return self.decided(first, inputs[0], headers), answers
 
-    def matched(self, facts: Facts) -> tuple[Answer | None, str]:
+    def matched(self, facts: Facts) -> tuple[RuleAnswer | None, str]:
         """The answer of the rules, and in strict mode without one the difference to the nearest."""
         answer = self.rules.match(facts) if len(self.rules) else None
         if answer is None and self.strict:
             return None, self.rules.nearest(facts)
         return answer, ""
 
-    def decided(self, answer: Answer | None, facts: Facts, headers: Mapping[str, str]) -> Plan:
+    def decided(self, answer: RuleAnswer | None, facts: Facts, headers: Mapping[str, str]) -> Plan:
         """The faults and the pace of a request. Raises APIError for faults that are errors."""
         plan = Plan(answer)
         requested = faults_of(headers)
@@ -263,10 +263,10 @@ def has_mock_header(headers: Mapping[str, str]) -> bool:
     return bool(headers) and any(name.startswith(MOCK_HEADERS) for name in headers)
 
 
-def scripted(answer: Answer | None, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
+def scripted(answer: RuleAnswer | None, request: ChatRequest, info: ResponseInfo) -> list[Delta]:
     """The Deltas of a rule's answer, or of the mock's own reply; the usage is noted. Raises APIError."""
     if answer is not None and (answer.error or answer.has_content):
-        deltas = deltas_of(answer, request, check=misfit_of, fill=arguments_for)
+        deltas = answer_deltas(answer, request, check=misfit_of, fill=arguments_for)
         tokens = sum([len(delta.content.split()) for delta in deltas])
         reasoning = 0
     else:

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 
 import orjson
 
-from rewrap.mock.answers import VALUES, Answer, ToolCall, placeholders
+from rewrap.mock.answers import VALUES, RuleAnswer, RuleToolCall, placeholders
 from rewrap.mock.errors import ErrorAnswer, parse_error
 from rewrap.mock.faults import Fault, parse_faults
 from rewrap.mock.pace import PACE_FIELDS, Pace
-from rewrap.mock.tables import Table, nearest_name
+from rewrap.mock.tables import CheckedTable, nearest_name
 from rewrap.types import JSONObject
 
 TEXTS = ("text", "pieces", "json")
@@ -35,18 +35,18 @@ MAX_MILLISECONDS = 3_600_000
 MAX_WORDS_PER_SECOND = 1e6
 
 
-def parse_step(value: object, where: str, names: Iterable[str], rule: str, step: int) -> Answer:
+def parse_step(value: object, where: str, names: Iterable[str], rule: str, step: int) -> RuleAnswer:
     """One step; a string is its text. `names` are the captures of the rule."""
     if isinstance(value, str):
         value = {"text": value}
-    table = Table(value, where, STEP_FIELDS)
+    table = CheckedTable(value, where, STEP_FIELDS)
     check_contradictions(table)
     error = parse_error_field(table)
     filled = {name: table.get(name) for name in FILLED}
     if error is not None:
         filled["error"] = error.message
     found = [has_placeholders(filled[name], names, table.place(name)) for name in filled]
-    return Answer(
+    return RuleAnswer(
         text=table.text("text") if "text" in table else None,
         pieces=table.strings("pieces"),
         json=parse_json(table, "json"),
@@ -80,7 +80,7 @@ def has_placeholders(value: object, names: Iterable[str], where: str) -> bool:
     return bool(found)
 
 
-def check_contradictions(table: Table) -> None:
+def check_contradictions(table: CheckedTable) -> None:
     if not table.members:
         raise ValueError(f"{table.where}: is empty")
     if "arguments" in table and "tool" not in table:
@@ -94,7 +94,7 @@ def check_contradictions(table: Table) -> None:
             raise ValueError(f"{table.where}: {names[0]} and {names[1]} exclude each other")
 
 
-def parse_json(table: Table, name: str) -> object:
+def parse_json(table: CheckedTable, name: str) -> object:
     value = table.get(name)
     try:
         orjson.dumps(value)
@@ -103,13 +103,13 @@ def parse_json(table: Table, name: str) -> object:
     return value
 
 
-def parse_tool_calls(table: Table) -> tuple[ToolCall, ...]:
+def parse_tool_calls(table: CheckedTable) -> tuple[RuleToolCall, ...]:
     """The calls of `tool` with `arguments`, or of `tool_calls`."""
     if "tool" in table:
         name = table.text("tool")
         if not name:
             raise ValueError(f"{table.place('tool')}: needs a name")
-        return (ToolCall(name, parse_json(table, "arguments")),)
+        return (RuleToolCall(name, parse_json(table, "arguments")),)
     rows = table.get("tool_calls")
     if rows is None:
         return ()
@@ -119,11 +119,11 @@ def parse_tool_calls(table: Table) -> tuple[ToolCall, ...]:
     return tuple(parse_tool_call(row, f"{where}[{position}]") for position, row in enumerate(rows))
 
 
-def parse_tool_call(value: object, where: str) -> ToolCall:
-    call = Table(value, where, ("name", "arguments", "id", "check"))
+def parse_tool_call(value: object, where: str) -> RuleToolCall:
+    call = CheckedTable(value, where, ("name", "arguments", "id", "check"))
     if not call.text("name"):
         raise ValueError(f"{where}: needs a name")
-    return ToolCall(
+    return RuleToolCall(
         name=call.text("name"),
         arguments=parse_json(call, "arguments"),
         id=call.text("id"),
@@ -131,12 +131,12 @@ def parse_tool_call(value: object, where: str) -> ToolCall:
     )
 
 
-def parse_usage(table: Table) -> JSONObject | None:
+def parse_usage(table: CheckedTable) -> JSONObject | None:
     """OpenAI's usage object, with those members that the rule gives."""
     if "usage" not in table:
         return None
     where = table.place("usage")
-    given = Table(table.get("usage"), where, (*COUNTS, *DETAILS))
+    given = CheckedTable(table.get("usage"), where, (*COUNTS, *DETAILS))
     counts = {name: given.integer(name, 0, MAX_TOKENS) for name in given.members}
     usage: JSONObject = {name: counts[name] for name in given.has(COUNTS)}
     if "prompt_tokens" in usage and "completion_tokens" in usage:
@@ -149,7 +149,7 @@ def parse_usage(table: Table) -> JSONObject | None:
     return usage
 
 
-def parse_embedding(table: Table) -> tuple[float, ...]:
+def parse_embedding(table: CheckedTable) -> tuple[float, ...]:
     numbers = table.get("embedding")
     if numbers is None:
         return ()
@@ -163,7 +163,7 @@ def is_number(value: object) -> bool:
     return numeric and abs(value) < math.inf  # type: ignore[arg-type]
 
 
-def parse_flagged(table: Table) -> tuple[str, ...]:
+def parse_flagged(table: CheckedTable) -> tuple[str, ...]:
     """The categories that are flagged; `true` is violence."""
     if table.get("flagged") is True:
         return ("violence",)
@@ -175,20 +175,20 @@ def parse_flagged(table: Table) -> tuple[str, ...]:
     return names
 
 
-def parse_error_field(table: Table) -> ErrorAnswer | None:
+def parse_error_field(table: CheckedTable) -> ErrorAnswer | None:
     if "error" not in table:
         return None
     return parse_error(table.get("error"), table.place("error"))
 
 
-def parse_fault_field(table: Table) -> tuple[Fault, ...]:
+def parse_fault_field(table: CheckedTable) -> tuple[Fault, ...]:
     try:
         return parse_faults(table.text("fault"))
     except ValueError as error:
         raise ValueError(f"{table.place('fault')}: {error}") from None
 
 
-def parse_pace(table: Table) -> Pace:
+def parse_pace(table: CheckedTable) -> Pace:
     return Pace(
         first_byte_ms=table.number("first_byte_ms", MAX_MILLISECONDS),
         words_per_second=table.number("words_per_second", MAX_WORDS_PER_SECOND),

@@ -9,7 +9,7 @@ a schema is accepted, so that the mock is never stricter than OpenAI: `default`,
 from collections.abc import Iterator
 from itertools import chain
 
-from rewrap.mock.budget import JSON, Schema, SchemaError, members, schemas, strings, words
+from rewrap.mock.budget import JSON, Schema, SchemaError, members, schema_strings, schemas, word_set
 from rewrap.regex import regex
 from rewrap.structs import struct
 
@@ -18,15 +18,15 @@ MAX_PROPERTIES = 5_000
 MAX_ENUM_VALUES = 1_000
 MAX_TYPES = 7  # in a list of types
 
-FORMATS = words("date-time time date duration email hostname ipv4 ipv6 uuid")
-NOT_PERMITTED = words(
+FORMATS = word_set("date-time time date duration email hostname ipv4 ipv6 uuid")
+NOT_PERMITTED = word_set(
     "additionalItems allOf contains dependencies dependentRequired dependentSchemas else if"
     " maxContains maxProperties minContains minProperties not oneOf patternProperties"
     " propertyNames then unevaluatedItems unevaluatedProperties uniqueItems"
 )
 DEFINITION = regex(r"#(?:/(?:\$defs|definitions)/[^/]+)?")
 LOOKAROUND = regex(r"(?<!\\)(?:\\\\)*\(\?<?[=!]")
-ITEMS = words("items prefixItems")
+ITEMS = word_set("items prefixItems")
 TOP_LEVEL = ("oneOf", "anyOf", "allOf", "enum", "not")
 
 OPEN = "'additionalProperties' is required to be supplied and to be false."
@@ -113,7 +113,7 @@ def check_strict(
         )
 
 
-def check_parameters(schema: JSON, name: str, param: str) -> None:
+def check_function_parameters(schema: JSON, name: str, param: str) -> None:
     """Raises SchemaError as OpenAI refuses the parameters of any function, strict or not."""
     subject = Subject("function", name, param, "invalid_function_parameters")
     root = checked_root(schema, subject)
@@ -187,7 +187,7 @@ def check_node(node: Node, subject: Subject) -> None:
     if schema.get("type") == "object":
         check_object(node, subject)
     if schema.get("type") == "string":
-        check_string(node, subject)
+        check_string_schema(node, subject)
 
 
 def check_reference(node: Node, subject: Subject) -> None:
@@ -215,7 +215,7 @@ def check_required(node: Node, subject: Subject) -> None:
     if node.schema.get("type") != "object":
         return
     properties = members(node.schema, "properties")
-    required = strings(node.schema, "required")
+    required = schema_strings(node.schema, "required")
     known = {name for name, part in properties.items() if counts(part)}
     listed = set(required)
     for name in properties:
@@ -237,7 +237,7 @@ def counts(part: JSON) -> bool:
     return not (unnamed and (closed or is_map))
 
 
-def check_string(node: Node, subject: Subject) -> None:
+def check_string_schema(node: Node, subject: Subject) -> None:
     name = node.schema.get("format")
     if name is not None and str(name) not in FORMATS:
         raise subject.error(f"'{name}' is not a valid format.", node)

@@ -26,7 +26,7 @@ def strings(value: object, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-class Table:
+class CheckedTable:
     """A table that may have the members in `known`. A member that is null counts as absent.
 
     All methods raise ValueError.

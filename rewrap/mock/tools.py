@@ -76,7 +76,7 @@ def choose_calls(
     fill = mode == "required"
     turn = turn_of(messages)
     text = user_text(messages)
-    if any(is_result(message) for message in turn):
+    if any(is_tool_message(message) for message in turn):
         # Another call would be answered in turn: the agent would go on until its limit.
         if mode == "auto":
             return []
@@ -88,7 +88,7 @@ def choose_calls(
     if not parallel_tool_calls:
         del mentions[1:]
     if mentions:
-        parts = zip(mentions, parts_of(text, mentions), strict=True)
+        parts = zip(mentions, texts_after(text, mentions), strict=True)
         return [call_of(mention.tool, part, fill) for mention, part in parts]
     if mode == "auto":
         return []
@@ -112,7 +112,7 @@ def choose_function(
 def reply_after_tools(messages: Messages) -> str | None:
     """A text that contains the tools' results; None where the last message is not one of them."""
     for message in reversed(messages):
-        if is_result(message):
+        if is_tool_message(message):
             return "\n".join(results_of(turn_of(messages)))
         # Instructions may follow the results of a turn.
         if message.get("role") not in ("system", "developer"):
@@ -165,7 +165,7 @@ def name_of(tool: JSON) -> JSON:
     return spec.get("name")
 
 
-def text_of(message: Message) -> str:
+def message_text(message: Message) -> str:
     """The text of a message, whose content is a string or a list of parts."""
     content = message.get("content")
     if isinstance(content, str):
@@ -186,11 +186,11 @@ def turn_of(messages: Messages) -> Messages:
 def user_text(messages: Messages) -> str:
     for message in reversed(messages):
         if message.get("role") == "user":
-            return text_of(message)
+            return message_text(message)
     return ""
 
 
-def is_result(message: Message) -> bool:
+def is_tool_message(message: Message) -> bool:
     return message.get("role") in ("tool", "function")
 
 
@@ -215,10 +215,10 @@ def results_of(turn: Messages) -> list[str]:
         # Earlier results were answered by these calls.
         if message.get("role") == "assistant":
             lines = []
-        if is_result(message):
+        if is_tool_message(message):
             known = names.get(str(message.get("tool_call_id")))
             name = message.get("name") or known or "The tool"
-            lines.append(f"{name} returned: {text_of(message)}")
+            lines.append(f"{name} returned: {message_text(message)}")
     return lines
 
 
@@ -241,18 +241,18 @@ def mentioned(offered: Iterable[Tool], text: str) -> list[Mention]:
         if phrase:
             last = tokens[index + len(phrase) - 1]
             mention = Mention(phrases[phrase], tokens[index].start(), last.end())
-            if not found or joined(text[found[-1].end : mention.start]):
+            if not found or asks_for_both(text[found[-1].end : mention.start]):
                 found.append(mention)
         index += len(phrase) or 1
     return found
 
 
-def joined(between: str) -> bool:
+def asks_for_both(between: str) -> bool:
     """Whether the text between two names of tools asks for both."""
     return JOINT.search(between) is not None and NEGATION.search(between) is None
 
 
-def parts_of(text: str, mentions: list[Mention]) -> list[str]:
+def texts_after(text: str, mentions: list[Mention]) -> list[str]:
     """For each mention the text up to the next one, then the whole text."""
     if len(mentions) == 1:
         return [text]
@@ -269,7 +269,7 @@ def call_of(tool: Tool, prompt: str, fill: bool) -> Call:
     """
     try:
         if tool.type == "custom":
-            return Call(tool.name, custom_input(tool.spec, prompt), "custom")
+            return Call(tool.name, input_by_grammar(tool.spec, prompt), "custom")
         parameters = tool.spec.get("parameters")
         if not parameters:
             return Call(tool.name, "{}")
@@ -281,7 +281,7 @@ def call_of(tool: Tool, prompt: str, fill: bool) -> Call:
     return Call(tool.name, orjson.dumps(value).decode())
 
 
-def custom_input(spec: dict[str, JSON], prompt: str) -> str:
+def input_by_grammar(spec: dict[str, JSON], prompt: str) -> str:
     """The prompt, or a text that matches the tool's grammar where that is a regular expression."""
     grammar = members(members(spec, "format"), "grammar") or members(spec, "format")
     definition = grammar.get("definition")

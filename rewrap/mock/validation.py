@@ -15,11 +15,11 @@ from rewrap.mock.budget import (
     Budget,
     Schema,
     SchemaError,
-    count,
     members,
-    number,
+    schema_count,
+    schema_number,
+    schema_strings,
     schemas,
-    strings,
 )
 from rewrap.mock.formats import has_format
 from rewrap.mock.patterns import matches
@@ -67,7 +67,7 @@ def types_of(schema: Schema) -> list[str]:
     declared = schema.get("type")
     if isinstance(declared, str):
         return [declared]
-    return strings(schema, "type")
+    return schema_strings(schema, "type")
 
 
 def item_schemas(schema: Schema) -> tuple[list[JSON], JSON]:
@@ -172,8 +172,8 @@ class Validator:
         return sum(self.valid(option, value) for option in schemas(schema, keyword))
 
     def valid_string(self, schema: Schema, value: str) -> bool:
-        least = count(schema, "minLength")
-        if not least <= len(value) <= count(schema, "maxLength", NO_LIMIT):
+        least = schema_count(schema, "minLength")
+        if not least <= len(value) <= schema_count(schema, "maxLength", NO_LIMIT):
             return False
         pattern = schema.get("pattern")
         if isinstance(pattern, str) and not matches(pattern, value, self.budget):
@@ -181,8 +181,8 @@ class Validator:
         return has_format(schema.get("format"), value)
 
     def valid_array(self, schema: Schema, value: list[JSON]) -> bool:
-        least = count(schema, "minItems")
-        if not least <= len(value) <= count(schema, "maxItems", NO_LIMIT):
+        least = schema_count(schema, "minItems")
+        if not least <= len(value) <= schema_count(schema, "maxItems", NO_LIMIT):
             return False
         prefix, rest = item_schemas(schema)
         for item, part in zip_longest(value, prefix[: len(value)], fillvalue=rest):
@@ -190,21 +190,21 @@ class Validator:
                 return False
         if "contains" in schema:
             found = sum(self.valid(schema["contains"], item) for item in value)
-            most = count(schema, "maxContains", NO_LIMIT)
-            if not count(schema, "minContains", 1) <= found <= most:
+            most = schema_count(schema, "maxContains", NO_LIMIT)
+            if not schema_count(schema, "minContains", 1) <= found <= most:
                 return False
         if schema.get("uniqueItems") is True:
             return len({identity(item) for item in value}) == len(value)
         return True
 
     def valid_object(self, schema: Schema, value: dict[str, JSON]) -> bool:
-        least = count(schema, "minProperties")
-        if not least <= len(value) <= count(schema, "maxProperties", NO_LIMIT):
+        least = schema_count(schema, "minProperties")
+        if not least <= len(value) <= schema_count(schema, "maxProperties", NO_LIMIT):
             return False
-        needed = set(strings(schema, "required"))
+        needed = set(schema_strings(schema, "required"))
         for keyword in ("dependentRequired", "dependencies"):
             for name in members(schema, keyword).keys() & value.keys():
-                needed.update(strings(members(schema, keyword), name))
+                needed.update(schema_strings(members(schema, keyword), name))
         if not needed <= value.keys():
             return False
         for name, part in members(schema, "dependentSchemas").items():
@@ -239,13 +239,13 @@ APPLICATORS = frozenset(("$ref", "allOf", "anyOf", "oneOf", "not", "if"))
 
 def valid_number(schema: Schema, value: int | float) -> bool:
     for keyword in BOUNDS.keys() & schema.keys():
-        bound = number(schema, keyword)
+        bound = schema_number(schema, keyword)
         if bound is not None and not BOUNDS[keyword](value, bound):
             return False
         closed = DRAFT_4.get(keyword, "")
-        if schema[keyword] is True and value == number(schema, closed):
+        if schema[keyword] is True and value == schema_number(schema, closed):
             return False
-    step = number(schema, "multipleOf")
+    step = schema_number(schema, "multipleOf")
     if not step:
         return True
     if isinstance(step, int):

@@ -7,7 +7,7 @@ from rewrap.backends import ChatURL, table_backend
 from rewrap.config.backends_file import BackendTable, read_backends_file
 from rewrap.config.settings import Settings, variables
 from rewrap.probe.attempts import Attempt, Options, Outcome
-from rewrap.probe.recording import RecordingClient, ask
+from rewrap.probe.recording import ProbeClient, ask
 from rewrap.probe.reply_candidates import events_with, json_values
 from rewrap.probe.report import Report
 from rewrap.upstream.paths import alternatives, find, parse_path
@@ -38,7 +38,7 @@ async def check_backend(table: BackendTable, path: str, seconds: float) -> bool:
     if table.kind == "mock":
         print("  answers by itself\n")
         return True
-    async with RecordingClient(seconds) as client:
+    async with ProbeClient(seconds) as client:
         backend = table_backend(table, client, settings_for(path, seconds))
         assert isinstance(backend, ChatURL)
         attempt = Attempt(table.url)

@@ -9,7 +9,7 @@ from rewrap.types import APIError, ChatRequest, JSONObject, Limits, ResponseInfo
 from rewrap.upstream.client import Client
 
 
-class RecordingClient(Client):
+class ProbeClient(Client):
     """Keeps the last answer, whole. It uses httpx's own transport, so that the request can be shown."""
 
     def __init__(self, seconds: float) -> None:
@@ -28,7 +28,7 @@ def limits_of(seconds: float) -> Limits:
 
 
 async def ask(
-    client: RecordingClient,
+    client: ProbeClient,
     backend: ChatURL,
     attempt: Attempt,
     model: str,

@@ -25,7 +25,7 @@ from rewrap.probe.attempts import (
     without_leftovers,
 )
 from rewrap.probe.field_hints import wanted_fields
-from rewrap.probe.recording import RecordingClient, ask, limits_of
+from rewrap.probe.recording import ProbeClient, ask, limits_of
 from rewrap.probe.reply_candidates import chat_id_in, events_with, json_values, reply_path
 from rewrap.structs import struct
 from rewrap.types import APIError
@@ -55,7 +55,7 @@ class Search:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.client = RecordingClient(options.timeout)
+        self.client = ProbeClient(options.timeout)
         self.finding = Finding()
         self.plan: deque[Attempt] = deque()
         self.tried: set[str] = set()

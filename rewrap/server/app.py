@@ -21,7 +21,7 @@ log = logging.getLogger("rewrap")
 NO_METRICS = "METRICS needs the package prometheus-client: pip install 'rewrap[metrics]'"
 
 
-class Observed(Protocol):
+class ObservedStore(Protocol):
     """A store whose works can be measured."""
 
     def observe_with(self, observe: Callable[[float, bool], None]) -> None:
@@ -58,7 +58,7 @@ class EdgeApp(Starlette):
     def add_metrics(
         self,
         models: Iterable[str],
-        store: Observed,
+        store: ObservedStore,
         admit: Callable[[RequestContext], Awaitable[object]] | None,
     ) -> None:
         """Measure the app for GET /metrics. Raises ValueError without the package.

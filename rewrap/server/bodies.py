@@ -42,7 +42,7 @@ async def inflated(body: bytes, encoding: str, maximum: int) -> bytes:
             raise broken()  # it ends too early
         size += len(part)
         if size > maximum:
-            raise too_large(maximum)
+            raise body_too_large(maximum)
         reserve_body(len(part))
         parts.append(part)
         await asyncio.sleep(0)
@@ -63,7 +63,7 @@ def broken() -> APIError:
     return APIError(400, "The compression of the body is broken.", reason="broken compression")
 
 
-def too_large(maximum: int) -> APIError:
+def body_too_large(maximum: int) -> APIError:
     message = f"The request is too large: this server takes {maximum} bytes at most."
     return APIError(413, message)
 

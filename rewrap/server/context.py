@@ -17,7 +17,7 @@ from starlette.types import Message, Receive, Scope, Send
 from rewrap.ids import random_hex
 from rewrap.large_json import LARGE_BYTES, MAX_VALUES, count_values
 from rewrap.memory import decoded_size, reserve_body
-from rewrap.server.bodies import check_encoding, inflated, too_large, too_many_values
+from rewrap.server.bodies import body_too_large, check_encoding, inflated, too_many_values
 from rewrap.threads import apart
 from rewrap.types import APIError, Headers, ResponseInfo, Sink
 
@@ -123,7 +123,7 @@ class RequestContext:
         length = self.request_headers.get(b"content-length", b"")
         declared = int(length) if length.isdigit() else 0
         if declared > max_bytes:
-            raise too_large(max_bytes)
+            raise body_too_large(max_bytes)
         reserve_body(declared)
         first = await self.next_message()
         body: bytes = first.get("body", b"")
@@ -131,7 +131,7 @@ class RequestContext:
             with self.body_gate:
                 body = await self.rest_of_body(body, max_bytes, declared)
         elif len(body) > max_bytes:
-            raise too_large(max_bytes)
+            raise body_too_large(max_bytes)
         self.has_body = False
         if compressed:
             body = await inflated(body, encoding, max_bytes)
@@ -159,7 +159,7 @@ class RequestContext:
             parts.append(part)
             size += len(part)
             if size > max_bytes:
-                raise too_large(max_bytes)
+                raise body_too_large(max_bytes)
             if size > counted:  # in chunks: its length is not known
                 reserve_body(size - counted)
                 counted = size
@@ -356,11 +356,11 @@ def stopping() -> APIError:
 
 def printable(text: str) -> str:
     """Text for a log line: bounded, control characters escaped, so that no client can forge a line."""
-    return escaped(text[:LOG_CHARACTERS])
+    return escaped_path(text[:LOG_CHARACTERS])
 
 
 @lru_cache(256)  # a server has few paths and models: 0.2 µs less for each text
-def escaped(text: str) -> str:
+def escaped_path(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return ascii(text)[1:-1]

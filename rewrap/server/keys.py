@@ -31,7 +31,7 @@ KEY_ID = regex(r"[0-9a-fA-F]{16}")
 SECONDS_PER_DAY = 86_400
 
 
-class Key(NamedTuple):
+class SignedKey(NamedTuple):
     """A verified key: its user, its id for revoking, and the Unix time in seconds of its end (None: never)."""
 
     user: str
@@ -60,7 +60,7 @@ def sign(secret: str, user: str, *, days: float | None = None, now: float | None
 
 def verify(
     secrets: Sequence[str], key: str, *, revoked: Container[str] = (), now: float | None = None
-) -> Key | None:
+) -> SignedKey | None:
     """The Key if one of the secrets signed it, and it has neither ended nor been revoked (by its id); else None."""
     match = KEY.fullmatch(key)
     if match is None:
@@ -71,7 +71,7 @@ def verify(
     end = int(expires) or None
     if end is not None and end <= (time.time() if now is None else now):
         return None
-    return Key(unquote(user), id, end)
+    return SignedKey(unquote(user), id, end)
 
 
 def is_signed(secrets: Sequence[str], body: str, signed: str) -> bool:

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rewrap.server.context import RequestContext
-from rewrap.types import APIError, Headers
+from rewrap.types import APIError, Headers, duration
 
 if TYPE_CHECKING:
     from limits.aio.storage import Storage
@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
     reset_seconds: float
 
 
-class Count(NamedTuple):
+class HitCount(NamedTuple):
     """The hits in a key's window, and seconds to its end."""
 
     hits: int
@@ -80,7 +80,7 @@ class RateLimit:
         allowed = count.hits <= self.per_minute
         return Verdict(allowed, self.per_minute, remaining, count.reset_seconds)
 
-    def hit_memory(self, key: str) -> Count:
+    def hit_memory(self, key: str) -> HitCount:
         """Count in memory. The same small cost with one key and with MAX_KEYS."""
         now = time.monotonic()
         windows = self.windows
@@ -89,9 +89,11 @@ class RateLimit:
             windows.popitem(last=False)
         hits, end = windows.get(key, (0, now + WINDOW_SECONDS))
         windows[key] = (hits + 1, end)
-        return Count(hits + 1, min(end - now, WINDOW_SECONDS))  # (now + 60) - now may be above 60
+        return HitCount(
+            hits + 1, min(end - now, WINDOW_SECONDS)
+        )  # (now + 60) - now may be above 60
 
-    async def hit_store(self, key: str) -> Count | None:
+    async def hit_store(self, key: str) -> HitCount | None:
         """Count in the store; None if there is none, or it is down."""
         if not self.store or time.monotonic() < self.retry_at:
             return None
@@ -111,7 +113,7 @@ class RateLimit:
             self.pause(type(error).__name__)
             return None
         self.retry_at = 0.0
-        return Count(hits, min(max(0.0, reset), WINDOW_SECONDS))  # clocks of two machines differ
+        return HitCount(hits, min(max(0.0, reset), WINDOW_SECONDS))  # clocks of two machines differ
 
     def follow_loop(self) -> None:
         """Open the store anew in another event loop: the drivers stay with the one of their first use."""
@@ -193,16 +195,6 @@ def rate_limit_headers(verdict: Verdict) -> Headers:
     return headers
 
 
-def duration(seconds: float) -> str:
-    """OpenAI's form of a duration: `16ms`, `59.369s`, `1m6.499s`."""
-    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
-    if minutes:
-        return f"{minutes}m{milliseconds / 1000:g}s"
-    if milliseconds < 1000:
-        return f"{milliseconds}ms"
-    return f"{milliseconds / 1000:g}s"
-
-
 class Gate:
     """A `with` block that at most `maximum` requests enter at the same time; 0: no limit."""
 
@@ -234,7 +226,7 @@ def limit_exceeded(verdict: Verdict) -> APIError:
     return APIError(429, message, type="requests", code="rate_limit_exceeded")
 
 
-async def count(limit: RateLimit, context: RequestContext) -> None:
+async def count_request(limit: RateLimit, context: RequestContext) -> None:
     """Count a request for its key, or else for its address. Raises APIError 429."""
     verdict = await limit.hit(context.key or context.address())
     context.extra_headers = [*context.extra_headers, *rate_limit_headers(verdict)]

@@ -1,10 +1,10 @@
 """Requests that are passed on to an upstream: their body on the way up, the answer on the way down.
 
-Nothing is sent faster than its reader takes it. Does not know upstreams: `Answer` asks one.
+Nothing is sent faster than its reader takes it. Does not know upstreams: a `PassedAnswer` asks one.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, ExitStack, aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import replace
 
 from starlette.exceptions import HTTPException
@@ -17,13 +17,13 @@ from rewrap.types import (
     APIError,
     JSONObject,
     NoEndpoint,
+    PassedAnswer,
     PassedReply,
     PassedRequest,
     ResponseInfo,
     dumps,
 )
 
-Answer = Callable[[PassedRequest], AbstractAsyncContextManager[PassedReply]]
 API_PREFIXES = ("/v1/", "/openai/")
 
 
@@ -49,7 +49,7 @@ class PassThroughEndpoint:
     A JSON body is read whole, because it names the model. All others are streamed, of any size.
     """
 
-    def __init__(self, intake: Intake, answer: Answer) -> None:
+    def __init__(self, intake: Intake, answer: PassedAnswer) -> None:
         self.intake = intake
         self.answer = answer
 
@@ -74,7 +74,7 @@ class UpstreamOrLocal:
         self,
         intake: Intake,
         path: str,
-        find: Callable[[PassedRequest], Answer | None],
+        find: Callable[[PassedRequest], PassedAnswer | None],
         local: Callable[[PassedRequest, ResponseInfo], Awaitable[JSONObject]],
     ) -> None:
         self.intake = intake
@@ -106,7 +106,7 @@ class OwnOrUpstream:
     """
 
     def __init__(
-        self, own: ASGIApp, intake: Intake, upstream: Callable[[str], Answer | None]
+        self, own: ASGIApp, intake: Intake, upstream: Callable[[str], PassedAnswer | None]
     ) -> None:
         self.own = own
         self.intake = intake
@@ -125,7 +125,7 @@ class OwnOrUpstream:
 
 
 def or_upstream(
-    routes: Sequence[Route], intake: Intake, upstream: Callable[[str], Answer | None]
+    routes: Sequence[Route], intake: Intake, upstream: Callable[[str], PassedAnswer | None]
 ) -> list[Route]:
     """The routes, those of one object as OwnOrUpstream."""
     found: list[Route] = []
@@ -160,7 +160,7 @@ def has_streamed_body(context: RequestContext) -> bool:
     return length not in ("", "0") or bool(context.header(b"transfer-encoding"))
 
 
-async def passed_on(context: RequestContext, request: PassedRequest, answer: Answer) -> bool:
+async def passed_on(context: RequestContext, request: PassedRequest, answer: PassedAnswer) -> bool:
     """Whether the upstream has the endpoint of a request, and so has answered. Raises APIError."""
     try:
         await pass_on(context, request, answer)
@@ -170,7 +170,7 @@ async def passed_on(context: RequestContext, request: PassedRequest, answer: Ans
 
 
 async def pass_on(
-    context: RequestContext, request: PassedRequest, answer: Answer, *, streamed: bool = False
+    context: RequestContext, request: PassedRequest, answer: PassedAnswer, *, streamed: bool = False
 ) -> None:
     """Send a request to the upstream, and its answer to the client.
 

@@ -26,7 +26,7 @@ MAX_DELAY_SECONDS = 30.0
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the variable that prometheus-client reads
 
 
-class Place:
+class WorkerPlace:
     """The place of one worker: when its process started, and when the next one may start."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class Supervisor(Multiprocess):
         if hangup is not None and under_nohup:
             signal.signal(hangup, signal.SIG_IGN)
         self.second_signal = False
-        self.places: list[Place] = []
+        self.places: list[WorkerPlace] = []
         self.all_started = False
         self.failed = False  # the workers cannot start at all
         self.ping_seconds = config.timeout_worker_healthcheck
@@ -98,7 +98,7 @@ class Supervisor(Multiprocess):
     def keep_subprocess_alive(self) -> None:
         """Replace dead workers. Called twice a second."""
         if not self.places:
-            self.places = [Place() for _ in self.processes]
+            self.places = [WorkerPlace() for _ in self.processes]
         for index, place in enumerate(self.places):
             if self.should_exit.is_set():
                 return
@@ -111,7 +111,7 @@ class Supervisor(Multiprocess):
                 process.is_ready(self.ping_seconds) for process in self.processes
             )
 
-    def bury(self, index: int, place: Place) -> None:
+    def bury(self, index: int, place: WorkerPlace) -> None:
         """Clear a dead worker away. The server stops if its workers cannot start at all."""
         process = self.processes[index]
         process.kill()  # it may hang
@@ -128,7 +128,7 @@ class Supervisor(Multiprocess):
                 MAX_DELAY_SECONDS,
             )
 
-    def restart(self, index: int, place: Place) -> None:
+    def restart(self, index: int, place: WorkerPlace) -> None:
         if time.monotonic() < place.start_at:
             return
         process = Process(self.config, self.sockets)

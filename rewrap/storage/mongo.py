@@ -227,7 +227,7 @@ class MongoStore(Store):
         if wanted.model is not None:
             query["model"] = wanted.model
         if wanted.metadata:
-            query["tags"] = {"$all": tags(wanted.metadata)}
+            query["tags"] = {"$all": tag_list(wanted.metadata)}
         if after is not None:
             last = await self.find_one(self.one(owner, after), {"seq": 1})
             if last is None:
@@ -251,13 +251,13 @@ class MongoStore(Store):
         if row is None:
             return []
         bodies = row["messages"][:: numbers.step]
-        return encoded(bodies[: fitting(map(len, bodies), len(bodies))])
+        return utf8_texts(bodies[: fitting(map(len, bodies), len(bodies))])
 
     async def history(self, owner: str, id: str, max_bytes: int) -> Sequence[bytes] | None:
         row = await self.find_one(self.one(owner, id), {"messages": 1})
         if row is None:
             return None
-        bodies = encoded(row["messages"])
+        bodies = utf8_texts(row["messages"])
         if sum(map(len, bodies)) > max_bytes:
             raise HistoryTooLarge
         return bodies
@@ -350,12 +350,12 @@ def metadata_members(metadata: Mapping[str, str] | None) -> JSONObject:
     """The members of a document that depend on the metadata."""
     if metadata is None:
         return {"metadata": None, "tags": []}
-    return {"metadata": orjson.dumps(metadata).decode(), "tags": tags(metadata)}
+    return {"metadata": orjson.dumps(metadata).decode(), "tags": tag_list(metadata)}
 
 
-def tags(metadata: Mapping[str, str]) -> list[str]:
+def tag_list(metadata: Mapping[str, str]) -> list[str]:
     return [orjson.dumps(pair).decode() for pair in metadata.items()]
 
 
-def encoded(texts: Iterable[str]) -> list[bytes]:
+def utf8_texts(texts: Iterable[str]) -> list[bytes]:
     return [text.encode() for text in texts]

@@ -22,7 +22,7 @@ from rewrap.storage.base import (
     message_body,
     with_members,
 )
-from rewrap.storage.sqlite_worker import Connection, DatabaseFile, SQLiteWorker
+from rewrap.storage.sqlite_worker import Database, DatabaseFile, SQLiteWorker
 from rewrap.structs import struct
 from rewrap.types import JSONObject
 
@@ -34,7 +34,7 @@ MAX_SEQ = 2**63 - 1
 MAX_COUNTED = 300  # rows of a filter that are counted to compare it with others
 
 
-class Key(NamedTuple):
+class RowKey(NamedTuple):
     """The owner and the id of a row, and its kind."""
 
     owner: str
@@ -85,11 +85,11 @@ class SQLiteStore(Store):
         title: str | None = None,
         continues: bool = False,
     ) -> None:
-        key = Key(owner, completion["id"])
+        key = RowKey(owner, completion["id"])
 
-        def work(db: Connection) -> None:
+        def work(db: Database) -> None:
             row = row_of(completion, title)
-            old = find(db, key)
+            old = find_row(db, key)
             if old is not None and old.seq < self.first_seq():
                 drop(db, key)
                 old = None
@@ -109,16 +109,16 @@ class SQLiteStore(Store):
         await self.writer.run(work)
 
     async def get(self, owner: str, id: str) -> bytes | None:
-        row = await self.find(Key(owner, id))
+        row = await self.find(RowKey(owner, id))
         if row is None:
             return None
         return row.document()
 
     async def update(self, owner: str, id: str, metadata: Mapping[str, str]) -> bytes | None:
-        key = Key(owner, id)
+        key = RowKey(owner, id)
 
-        def work(db: Connection) -> bytes | None:
-            row = find(db, key, self.first_seq())
+        def work(db: Database) -> bytes | None:
+            row = find_row(db, key, self.first_seq())
             if row is None:
                 return None
             remove_tags(db, owner, row)
@@ -129,16 +129,16 @@ class SQLiteStore(Store):
         return await self.writer.run(work)
 
     async def delete(self, owner: str, id: str) -> bool:
-        return await self.drop(Key(owner, id))
+        return await self.drop(RowKey(owner, id))
 
     async def find_page(
         self, owner: str, wanted: Filter, after: str | None, limit: int, up: bool
     ) -> Page:
-        def work(db: Connection) -> Page:
+        def work(db: Database) -> Page:
             low = self.first_seq()
             high = MAX_SEQ
             if after is not None:
-                seq = find_seq(db, Key(owner, after), low)
+                seq = find_seq(db, RowKey(owner, after), low)
                 if seq is None:
                     raise LookupError("no such completion")
                 if up:
@@ -150,7 +150,7 @@ class SQLiteStore(Store):
             for tag in others:
                 values += [owner, *tag]
             values.append(limit + 1)
-            found = db.execute(listing(len(others), up), values).fetchall()
+            found = db.execute(listing_sql(len(others), up), values).fetchall()
             count = fitting([size for _, _, size in found], limit)
             rows = found[:count]
             items = [row_at(db, seq).document() for seq, _, _ in rows]
@@ -161,8 +161,8 @@ class SQLiteStore(Store):
     # Messages.
 
     async def count_messages(self, owner: str, id: str) -> int | None:
-        def work(db: Connection) -> int | None:
-            seq = find_seq(db, Key(owner, id), self.first_seq())
+        def work(db: Database) -> int | None:
+            seq = find_seq(db, RowKey(owner, id), self.first_seq())
             if seq is None:
                 return None
             return next_number(db, seq)
@@ -173,8 +173,8 @@ class SQLiteStore(Store):
         order = "ASC" if numbers.step > 0 else "DESC"
         sql = f"SELECT body FROM message WHERE seq = ? AND n BETWEEN ? AND ? ORDER BY n {order}"
 
-        def work(db: Connection) -> list[bytes]:
-            seq = find_seq(db, Key(owner, id), self.first_seq())
+        def work(db: Database) -> list[bytes]:
+            seq = find_seq(db, RowKey(owner, id), self.first_seq())
             bodies: list[bytes] = []
             total = 0
             for (body,) in db.execute(sql, (seq, min(numbers), max(numbers))):
@@ -187,8 +187,8 @@ class SQLiteStore(Store):
         return await self.reader.run(work)
 
     async def history(self, owner: str, id: str, max_bytes: int) -> Sequence[bytes] | None:
-        def work(db: Connection) -> list[bytes] | None:
-            seq = find_seq(db, Key(owner, id), self.first_seq())
+        def work(db: Database) -> list[bytes] | None:
+            seq = find_seq(db, RowKey(owner, id), self.first_seq())
             if seq is None:
                 return None
             sql = "SELECT ifnull(sum(length(body)), 0) FROM message WHERE seq = ?"
@@ -202,31 +202,31 @@ class SQLiteStore(Store):
     # Responses.
 
     async def put_response(self, owner: str, id: str, document: bytes, created: int) -> None:
-        key = Key(owner, id, RESPONSE)
+        key = RowKey(owner, id, RESPONSE)
 
-        def work(db: Connection) -> None:
+        def work(db: Database) -> None:
             drop(db, key)
             seq = vacant_seq(db, created)
-            write(db, key, Row(document, seq=seq))
+            write(db, key, StoredRow(document, seq=seq))
 
         await self.writer.run(work)
 
     async def get_response(self, owner: str, id: str) -> bytes | None:
-        row = await self.find(Key(owner, id, RESPONSE))
+        row = await self.find(RowKey(owner, id, RESPONSE))
         if row is None:
             return None
         return row.body
 
     async def delete_response(self, owner: str, id: str) -> bool:
-        return await self.drop(Key(owner, id, RESPONSE))
+        return await self.drop(RowKey(owner, id, RESPONSE))
 
     # Both kinds.
 
-    async def find(self, key: Key) -> "Row | None":
+    async def find(self, key: RowKey) -> "StoredRow | None":
         first = self.first_seq()
-        return await self.reader.run(lambda db: find(db, key, first))
+        return await self.reader.run(lambda db: find_row(db, key, first))
 
-    async def drop(self, key: Key) -> bool:
+    async def drop(self, key: RowKey) -> bool:
         first = self.first_seq()
         return await self.writer.run(lambda db: drop(db, key, first))
 
@@ -238,11 +238,11 @@ class SQLiteStore(Store):
         if not self.max_age_days or not self.file.exists():
             return False
 
-        def work(db: Connection) -> bool:
+        def work(db: Database) -> bool:
             sql = "SELECT owner, id, kind FROM completion WHERE seq < ? ORDER BY seq LIMIT ?"
             old = db.execute(sql, (self.first_seq(), SWEEP_BATCH)).fetchall()
             for key in old:
-                drop(db, Key(*key))
+                drop(db, RowKey(*key))
             return bool(old)
 
         return await self.writer.run(work)
@@ -252,7 +252,7 @@ class SQLiteStore(Store):
 
 
 @struct(slots=True)
-class Row:
+class StoredRow:
     """A completion or a response. `body` is its JSON without the members that have columns."""
 
     body: bytes
@@ -271,10 +271,10 @@ class Row:
         return found.union(tags(None, metadata), tags(self.model, metadata))
 
 
-def row_of(completion: JSONObject, title: str | None) -> Row:
+def row_of(completion: JSONObject, title: str | None) -> StoredRow:
     """The row of a completion, without its place in the lists. Raises TypeError."""
     rest = {name: value for name, value in completion.items() if name != "metadata"}
-    row = Row(orjson.dumps(rest), completion.get("model"), title)
+    row = StoredRow(orjson.dumps(rest), completion.get("model"), title)
     if completion.get("metadata") is not None:
         row.metadata = orjson.dumps(completion["metadata"])
     return row
@@ -282,9 +282,9 @@ def row_of(completion: JSONObject, title: str | None) -> Row:
 
 def read_row(
     seq: int, body: bytes, model: str | None, title: str | None, metadata: bytes | None
-) -> Row:
+) -> StoredRow:
     if metadata is not None:
-        return Row(body, model, title, metadata, seq)
+        return StoredRow(body, model, title, metadata, seq)
     completion = orjson.loads(body)  # of schema 1
     row = row_of(completion, completion.pop("title", None))
     row.seq = seq
@@ -294,7 +294,7 @@ def read_row(
 COLUMNS = "seq, body, model, title, metadata"
 
 
-def find(db: Connection, key: Key, first: int = 0) -> Row | None:
+def find_row(db: Database, key: RowKey, first: int = 0) -> StoredRow | None:
     sql = f"SELECT {COLUMNS} FROM completion WHERE owner = ? AND id = ? AND kind = ? AND seq >= ?"
     found = db.execute(sql, (*key, first)).fetchone()
     if found is None:
@@ -302,12 +302,12 @@ def find(db: Connection, key: Key, first: int = 0) -> Row | None:
     return read_row(*found)
 
 
-def row_at(db: Connection, seq: int) -> Row:
+def row_at(db: Database, seq: int) -> StoredRow:
     sql = f"SELECT {COLUMNS} FROM completion WHERE seq = ?"
     return read_row(*db.execute(sql, (seq,)).fetchone())
 
 
-def find_seq(db: Connection, key: Key, first: int) -> int | None:
+def find_seq(db: Database, key: RowKey, first: int) -> int | None:
     sql = "SELECT seq FROM completion WHERE owner = ? AND id = ? AND kind = ? AND seq >= ?"
     found = db.execute(sql, (*key, first)).fetchone()
     if found is None:
@@ -315,7 +315,7 @@ def find_seq(db: Connection, key: Key, first: int) -> int | None:
     return int(found[0])
 
 
-def write(db: Connection, key: Key, row: Row) -> None:
+def write(db: Database, key: RowKey, row: StoredRow) -> None:
     """Insert a row, or replace the one with its `seq`. A completion gets the tags of lists."""
     db.execute(
         "INSERT OR REPLACE INTO completion (owner, id, kind, seq, body, model, title, metadata)"
@@ -327,25 +327,25 @@ def write(db: Connection, key: Key, row: Row) -> None:
         db.executemany(sql, tag_rows(key.owner, row))
 
 
-def add_messages(db: Connection, seq: int, messages: Sequence[JSONObject]) -> None:
+def add_messages(db: Database, seq: int, messages: Sequence[JSONObject]) -> None:
     """Put messages after those that a completion has. Raises TypeError."""
     sql = "INSERT INTO message (seq, n, body) VALUES (?, ?, ?)"
     numbered = enumerate(messages, next_number(db, seq))
     db.executemany(sql, [(seq, number, message_body(message)) for number, message in numbered])
 
 
-def remove_tags(db: Connection, owner: str, row: Row) -> None:
+def remove_tags(db: Database, owner: str, row: StoredRow) -> None:
     sql = "DELETE FROM metadata WHERE owner = ? AND key = ? AND value = ? AND seq = ?"
     db.executemany(sql, tag_rows(owner, row))
 
 
-def tag_rows(owner: str, row: Row) -> list[tuple[str, str, str, int]]:
+def tag_rows(owner: str, row: StoredRow) -> list[tuple[str, str, str, int]]:
     return [(owner, *tag, row.seq) for tag in row.tags()]
 
 
-def drop(db: Connection, key: Key, first: int = 0) -> bool:
+def drop(db: Database, key: RowKey, first: int = 0) -> bool:
     """Delete a row with all that belongs to it. False if there is none."""
-    row = find(db, key, first)
+    row = find_row(db, key, first)
     if row is None:
         return False
     if key.kind == COMPLETION:
@@ -355,7 +355,7 @@ def drop(db: Connection, key: Key, first: int = 0) -> bool:
     return True
 
 
-def vacant_seq(db: Connection, created: int) -> int:
+def vacant_seq(db: Database, created: int) -> int:
     """The next `seq` of that second."""
     low = created << SEQ_BITS
     high = (created + 1 << SEQ_BITS) - 1
@@ -363,12 +363,12 @@ def vacant_seq(db: Connection, created: int) -> int:
     return first_column(db, sql, (low, low, high))
 
 
-def next_number(db: Connection, seq: int) -> int:
+def next_number(db: Database, seq: int) -> int:
     """The number of the next message, which is the number of messages."""
     return first_column(db, "SELECT ifnull(max(n) + 1, 0) FROM message WHERE seq = ?", (seq,))
 
 
-def first_column(db: Connection, sql: str, values: Sequence[object]) -> int:
+def first_column(db: Database, sql: str, values: Sequence[object]) -> int:
     return int(db.execute(sql, values).fetchone()[0])
 
 
@@ -389,7 +389,7 @@ def tag_key(model: str | None, key: str | None) -> str:
     return orjson.dumps([model, key]).decode()
 
 
-def rarest_first(db: Connection, owner: str, filters: list[Tag]) -> list[Tag]:
+def rarest_first(db: Database, owner: str, filters: list[Tag]) -> list[Tag]:
     """The filters, and first the one with the fewest rows, so that few rows are read in vain."""
     if len(filters) == 1:
         return filters
@@ -404,7 +404,7 @@ def rarest_first(db: Connection, owner: str, filters: list[Tag]) -> list[Tag]:
     return sorted(filters, key=count)
 
 
-def listing(others: int, up: bool) -> str:
+def listing_sql(others: int, up: bool) -> str:
     """SQL that walks along the rows of the first filter, and looks the others up in the same index.
 
     It gives (seq, id, bytes of the body).

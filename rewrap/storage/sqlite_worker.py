@@ -23,8 +23,8 @@ from rewrap.structs import struct
 log = logging.getLogger("rewrap")
 
 T = TypeVar("T")
-Connection = sqlite3.Connection
-Work = Callable[[Connection], object]
+Database = sqlite3.Connection
+Work = Callable[[Database], object]
 
 # The statements of each schema after the one before it.
 MIGRATIONS = (
@@ -96,7 +96,7 @@ class DatabaseFile:
 
 
 @struct(slots=True)
-class Job:
+class StoreJob:
     work: Work
     future: "Future[object]" = field(default_factory=Future)
 
@@ -111,16 +111,18 @@ class SQLiteWorker:
     def __init__(self, file: DatabaseFile, begin: str) -> None:
         self.file = file
         self.begin = begin
-        self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()  # None: the thread ends
+        self.queue: queue.SimpleQueue[StoreJob | None] = (
+            queue.SimpleQueue()
+        )  # None: the thread ends
         self.thread: threading.Thread | None = None
         self.observe: Observer | None = None
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
+    async def run(self, work: Callable[[Database], T]) -> T:
         """The result of `work`, after COMMIT. Raises StoreDown, and the exceptions of the work."""
         if self.thread is None:
             self.thread = threading.Thread(target=self.serve, daemon=True, name="store")
             self.thread.start()
-        job = Job(work)
+        job = StoreJob(work)
         started = time.perf_counter()
         self.queue.put(job)
         failed = False
@@ -142,7 +144,7 @@ class SQLiteWorker:
             self.thread = None
 
     def serve(self) -> None:
-        db: Connection | None = None
+        db: Database | None = None
         ended = False
         while not ended:
             jobs = [self.queue.get()]
@@ -156,7 +158,7 @@ class SQLiteWorker:
         if db is not None:
             db.close()
 
-    def run_group(self, db: Connection | None, group: list[Job]) -> Connection | None:
+    def run_group(self, db: Database | None, group: list[StoreJob]) -> Database | None:
         """Run jobs in one transaction. The result is the connection for the next group."""
         outcomes: list[object]
         try:
@@ -177,7 +179,7 @@ class SQLiteWorker:
         return db
 
 
-def transaction(db: Connection, begin: str, works: Sequence[Work]) -> list[object]:
+def transaction(db: Database, begin: str, works: Sequence[Work]) -> list[object]:
     """The results; the exception of a work that failed."""
     outcomes: list[object] = []
     db.execute(begin)
@@ -195,7 +197,7 @@ def transaction(db: Connection, begin: str, works: Sequence[Work]) -> list[objec
     return outcomes
 
 
-def connect(path: str) -> Connection:
+def connect(path: str) -> Database:
     """A connection to the file, or to memory if `path` is empty. Makes the file and its tables."""
     if path:
         # O_EXCL: closing a file that SQLite has open would drop the locks of this process on it.
@@ -212,7 +214,7 @@ def connect(path: str) -> Connection:
     return db
 
 
-def migrate(db: Connection) -> None:
+def migrate(db: Database) -> None:
     """Bring the tables to this schema. Raises sqlite3.DatabaseError if they have a newer one."""
     if schema(db) == SCHEMA_VERSION:
         return
@@ -232,7 +234,7 @@ def existing_uri(path: str) -> str:
     return f"{Path(path).absolute().as_uri()}?mode=rw"
 
 
-def schema(db: Connection) -> int:
+def schema(db: Database) -> int:
     return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
@@ -240,7 +242,7 @@ def newer_schema(version: int) -> str:
     return f"The store has schema {version}, but this version knows {SCHEMA_VERSION} at most."
 
 
-def switch_to_wal(db: Connection) -> None:
+def switch_to_wal(db: Database) -> None:
     """Several processes may do this at once, and SQLite's own time-out does not cover it."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:

@@ -12,7 +12,7 @@ from rewrap.mock.replay import ReplayJournal
 from rewrap.mock.rules import RuleSet
 from rewrap.mock.rules_file import parse_rules
 from rewrap.mock.script import Script
-from rewrap.mock.tables import Table
+from rewrap.mock.tables import CheckedTable
 from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject, ResponseInfo
 
@@ -238,10 +238,10 @@ class MockOpenAI:
         name = f"{kind} {self.count}"
         table: dict[str, object] = {"name": name, "then": then, "priority": priority} | fields
         if when is not None:
-            table["when"] = plain(when)
+            table["when"] = plain_value(when)
         if times:
             table["times"] = times
-        self.script.rules.add([plain(table)])
+        self.script.rules.add([plain_value(table)])
         return ScriptedAnswer(str(table["name"]), self)
 
     # Requests.
@@ -293,22 +293,22 @@ def rules_of(source: object, folder: Path) -> RuleSet:
     if isinstance(source, (str, Path)):
         return RuleSet.load(folder / source)
     rules = RuleSet()
-    rules.from_files = parse_rules(plain(source), "rules")
+    rules.from_files = parse_rules(plain_value(source), "rules")
     return rules
 
 
-def plain(value: object) -> object:
+def plain_value(value: object) -> object:
     """A value as a TOML file gives it: mappings are dicts, and other sequences are lists."""
     if isinstance(value, Mapping):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): plain_value(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain_value(item) for item in value]
     return value
 
 
 def parse_conditions(conditions: Mapping[str, object]) -> list[Condition]:
     """Raises ValueError for a condition that there is not."""
-    table = Table(plain(conditions), "assert_asked", CONDITIONS)
+    table = CheckedTable(plain_value(conditions), "assert_asked", CONDITIONS)
     found: list[Condition] = []
     for name, value in table.members.items():
         found += parse_condition(name, value, name)

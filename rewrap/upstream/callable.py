@@ -172,21 +172,21 @@ def delta_of(piece: object, whole: bool) -> Delta:
     if unknown:
         raise ValueError(f"{EXPECTED}; {', '.join(unknown)} is not known")
     fields: JSONObject = {}
-    reasoning = text_member(piece, "reasoning")
+    reasoning = piece_text(piece, "reasoning")
     if reasoning:
         fields = {"reasoning_content": reasoning, "reasoning": reasoning}
     if piece.get("tool_calls"):
         fields["tool_calls"] = piece["tool_calls"]
     return Delta(
-        text_member(piece, "content"),
-        text_member(piece, "finish_reason") or None,
+        piece_text(piece, "content"),
+        piece_text(piece, "finish_reason") or None,
         whole=whole,
         fields=fields or None,
         usage=usage_member(piece),
     )
 
 
-def text_member(piece: Mapping[str, object], name: str) -> str:
+def piece_text(piece: Mapping[str, object], name: str) -> str:
     value = piece.get(name)
     if value is not None and not isinstance(value, str):
         raise TypeError(f"{name} must be a string, not {type(value).__name__}")

@@ -75,7 +75,7 @@ class HTTPXReply:
         await self.response.aclose()
 
 
-class Journal(Protocol):
+class RequestJournal(Protocol):
     """Notes the requests that recordings answer."""
 
     def on_reset(self, callback: Callable[[], None]) -> None:
@@ -103,7 +103,7 @@ class Client(httpx.AsyncClient):
     httpx's Request, Response and client cost 130 µs of CPU a request; the direct way costs 25.
     """
 
-    journal: Journal | None = None  # of REPLAY
+    journal: RequestJournal | None = None  # of REPLAY
     takes_whole_requests = False  # also those without a body, and uploads
 
     def __init__(self, transport: httpx.AsyncBaseTransport, connect_timeout: float) -> None:
@@ -116,7 +116,7 @@ class Client(httpx.AsyncClient):
         )
         self.direct = transport if isinstance(transport, DirectTransport) else None
 
-    def keep_journal(self, journal: Journal) -> None:
+    def keep_journal(self, journal: RequestJournal) -> None:
         self.journal = journal
 
     def target(self, method: str, url: str, headers: Mapping[str, str]) -> object:

@@ -23,11 +23,11 @@ NO_PARAMETERS: JSONObject = {"type": "object", "properties": {}}
 
 def messages(request: ChatRequest) -> list[JSONObject]:
     """OpenAI's messages; a content is a list only with images, and empty messages are left out."""
-    converted = [converted_message(message) for message in with_system_role(request.messages)]
+    converted = [cohere_message(message) for message in with_system_role(request.messages)]
     return [message for message in converted if len(message) > 1]
 
 
-def converted_message(message: JSONObject) -> JSONObject:
+def cohere_message(message: JSONObject) -> JSONObject:
     role = role_of(message)
     if role in TOOL_ROLES:
         text = text_of(message.get("content"))

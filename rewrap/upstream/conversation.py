@@ -11,7 +11,7 @@ from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject, text_of
 from rewrap.upstream.messages import SYSTEM_ROLES, role_of
 
-Turn = tuple[str, str]  # role, text
+RoleAndText = tuple[str, str]  # role, text
 
 
 @struct(frozen=True, slots=True)
@@ -23,11 +23,11 @@ class Conversation:
     """
 
     system: str
-    dialog: list[Turn]
+    dialog: list[RoleAndText]
     prompt_index: int
 
     @property
-    def history(self) -> list[Turn]:
+    def history(self) -> list[RoleAndText]:
         return self.dialog[: self.prompt_index]
 
     @property
@@ -37,7 +37,7 @@ class Conversation:
         return self.dialog[self.prompt_index][1]
 
     @property
-    def messages(self) -> list[Turn]:
+    def messages(self) -> list[RoleAndText]:
         """All turns, the system text first."""
         if not self.system:
             return self.dialog
@@ -53,7 +53,7 @@ def conversation_of(
 ) -> Conversation:
     """The conversation of a request. A system text that stands alone becomes the prompt."""
     system_texts: list[str] = []
-    dialog: list[Turn] = []
+    dialog: list[RoleAndText] = []
     prompt_index = -1
     for message in messages:
         role = role_of(message)
@@ -75,7 +75,7 @@ def conversation_of(
     return Conversation(system, dialog, prompt_index)
 
 
-def transcript(system: str, dialog: Sequence[Turn]) -> str:
+def transcript(system: str, dialog: Sequence[RoleAndText]) -> str:
     """A conversation as one text that the assistant continues.
 
     A prompt that stands alone stays as it is.
@@ -88,9 +88,9 @@ def transcript(system: str, dialog: Sequence[Turn]) -> str:
     return "\n\n".join([part for part in (system, body) if part])
 
 
-def pairs_of(history: Sequence[Turn]) -> tuple[list[Turn], list[str]]:
+def pairs_of(history: Sequence[RoleAndText]) -> tuple[list[RoleAndText], list[str]]:
     """A history as (prompt, reply) pairs, and the texts after the last reply."""
-    pairs: list[Turn] = []
+    pairs: list[RoleAndText] = []
     pending: list[str] = []
     for role, text in history:
         if role == "assistant":

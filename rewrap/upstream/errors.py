@@ -88,7 +88,7 @@ def rejection_error(
         return configuration_error(REDIRECTED, reason, failure_status)
     if status == 407 or (status == 401 and own_key):  # 407 is from a proxy of this server
         return configuration_error(FAILED, reason, failure_status)
-    error = without_secrets(rejection.error, secrets)
+    error = error_without_secrets(rejection.error, secrets)
     if status == 504 and not has_message(error):
         return too_slow(reason)
     if status == 529:  # Anthropic's 503
@@ -110,7 +110,7 @@ def rejection_error(
 
 def reason_of(rejection: UpstreamRejection, secrets: Sequence[str]) -> str:
     """The upstream's message for the log: redacted and bounded."""
-    message = without_secrets(rejection.error, secrets).get("message")
+    message = error_without_secrets(rejection.error, secrets).get("message")
     return str(message or "")[:LOGGED_CHARACTERS]
 
 
@@ -124,15 +124,15 @@ def configuration_error(message: str, reason: str, failure_status: int) -> APIEr
 def default_members(status: int) -> JSONObject:
     """OpenAI's members for those that an upstream's error lacks."""
     if status == 429:
-        return members_of(BUSY, "requests", "rate_limit_exceeded")
+        return error_members(BUSY, "requests", "rate_limit_exceeded")
     if status == 503:
-        return members_of(BUSY, "server_error", "unavailable")
+        return error_members(BUSY, "server_error", "unavailable")
     if status >= 500:
-        return members_of(FAILED, "upstream_error", "bad_gateway")
-    return members_of(REJECTED, "invalid_request_error", None)
+        return error_members(FAILED, "upstream_error", "bad_gateway")
+    return error_members(REJECTED, "invalid_request_error", None)
 
 
-def members_of(message: str, type: str, code: str | None) -> JSONObject:
+def error_members(message: str, type: str, code: str | None) -> JSONObject:
     return {"message": message, "type": type, "param": None, "code": code}
 
 
@@ -140,7 +140,7 @@ def has_message(error: JSONObject) -> bool:
     return isinstance(error.get("message"), str) and bool(error["message"])
 
 
-def without_secrets(error: JSONObject, secrets: Sequence[str]) -> JSONObject:
+def error_without_secrets(error: JSONObject, secrets: Sequence[str]) -> JSONObject:
     """An error with redacted texts. Members beside OpenAI's four are left out if all of them are too large."""
     clean = redacted_value(error, secrets, ERROR_DEPTH)
     assert isinstance(clean, dict)
@@ -232,18 +232,18 @@ def with_message(error: JSONObject) -> JSONObject:
     if has_message(error):
         return error
     for name in MESSAGE_NAMES:
-        text = text_in(error.get(name))
+        text = message_in(error.get(name))
         if text:
             return error | {"message": text}
     return error
 
 
-def text_in(value: object) -> str:
+def message_in(value: object) -> str:
     """The message in a text, an object, or a list of them: FastAPI's `[{"loc": [...], "msg": "..."}]`."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
-        return "; ".join(filter(None, [text_in(item) for item in value[:DETAILS]]))
+        return "; ".join(filter(None, [message_in(item) for item in value[:DETAILS]]))
     if not isinstance(value, dict):
         return ""
     text = next(

@@ -85,12 +85,12 @@ def excerpt(start: bytes, secrets: Sequence[str]) -> str:
         return "an empty body"
     if body.startswith(b"<"):
         return "a web page"
-    text = NAMED_SECRET.sub(r"\1***", without_secrets(body, secrets)).partition(TRACEBACK)[0]
+    text = NAMED_SECRET.sub(r"\1***", text_without_secrets(body, secrets)).partition(TRACEBACK)[0]
     characters = text[:EXCERPT_CHARACTERS]
     return "".join(character if character.isprintable() else " " for character in characters)
 
 
-def without_secrets(body: bytes, secrets: Sequence[str]) -> str:
+def text_without_secrets(body: bytes, secrets: Sequence[str]) -> str:
     """A body as text without these secrets, however they are escaped."""
     try:
         return orjson.dumps(redacted_value(orjson.loads(body), secrets, ERROR_DEPTH)).decode()

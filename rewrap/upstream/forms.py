@@ -29,7 +29,7 @@ def nothing_lost(request: ChatRequest) -> list[str]:
 
 
 @struct(frozen=True, slots=True)
-class Form:
+class PlaceholderForm:
     """A placeholder.
 
     `takes`: parameters, other placeholders that it stands for, and members of messages as
@@ -41,8 +41,10 @@ class Form:
     lost: Lost = nothing_lost
 
 
-def form(value: Callable[[ChatRequest], object], takes: str, lost: Lost = nothing_lost) -> Form:
-    return Form(value, frozenset(takes.split()), lost)
+def form(
+    value: Callable[[ChatRequest], object], takes: str, lost: Lost = nothing_lost
+) -> PlaceholderForm:
+    return PlaceholderForm(value, frozenset(takes.split()), lost)
 
 
 def lost_parts(carries: CarriesPart) -> Lost:
@@ -101,7 +103,7 @@ TOOL_MEMBERS = "messages.tool_calls messages.tool_call_id messages.name"
 JSON_FORMATS = ("json_object", "json_schema")
 lost_json_format = lost_format(*JSON_FORMATS)
 
-FORMS: dict[str, Form] = {
+FORMS: dict[str, PlaceholderForm] = {
     "openai.messages": form(
         lambda request: with_system_role(request.messages), "messages messages.*"
     ),

@@ -18,7 +18,7 @@ def loads(data: bytes | str, *, keep_halves: bool = False) -> object:
     `keep_halves` keeps lone surrogates: in a stream, the other half may be in the next event.
     """
     try:
-        return large_json.loads(data) if isinstance(data, bytes) else orjson.loads(data)
+        return large_json.loads_large(data) if isinstance(data, bytes) else orjson.loads(data)
     except ValueError:
         if isinstance(data, bytes):
             data = data.decode()

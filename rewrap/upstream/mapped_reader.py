@@ -3,7 +3,7 @@
 from rewrap.types import ChatSession, Delta, JSONObject, NoReplyFound
 from rewrap.upstream import lenient
 from rewrap.upstream.framing import END_MARKER, TEXT
-from rewrap.upstream.paths import Condition, Path, parse_condition, parse_paths, text_at
+from rewrap.upstream.paths import EventCondition, Path, parse_event_condition, parse_paths, text_at
 from rewrap.upstream.reply_paths import ReplyPaths
 from rewrap.upstream.tables import Table
 
@@ -24,10 +24,10 @@ class StreamPaths(ReplyPaths):
         if "final" in table:
             self.final = parse_paths(table["final"], f"{where}final")
 
-    def condition(self, name: str) -> Condition | None:
+    def condition(self, name: str) -> EventCondition | None:
         if name not in self.table:
             return None
-        return parse_condition(self.table[name], self.where + name)
+        return parse_event_condition(self.table[name], self.where + name)
 
 
 class MappedReader:
@@ -135,7 +135,7 @@ class MappedReader:
         return text
 
 
-def holds(condition: Condition | None, name: str, value: object) -> bool:
+def holds(condition: EventCondition | None, name: str, value: object) -> bool:
     return condition is not None and condition(name, value)
 
 

@@ -13,7 +13,7 @@ from functools import partial
 import orjson
 
 from rewrap.eventloop import running_loop
-from rewrap.types import APIError, JSONObject, NoEndpoint, PassedReply, PassedRequest
+from rewrap.types import APIError, JSONObject, NoEndpoint, PassedAnswer, PassedReply, PassedRequest
 from rewrap.upstream.errors import (
     CUT_SHORT,
     NO_REPLY,
@@ -23,7 +23,7 @@ from rewrap.upstream.errors import (
     upstream_error,
 )
 from rewrap.upstream.framing import last_event_end
-from rewrap.upstream.passthrough import Answer, PassThrough, Provider, model_of
+from rewrap.upstream.passthrough import PassThrough, Provider, named_model
 
 TERMINAL = re.compile(
     rb'"type":\s{0,8}"response\.(?:completed|failed|incomplete)"'
@@ -57,19 +57,19 @@ class NativeResponses:
         """Whether any upstream may have it."""
         return any(mode != "translate" for mode in self.modes.values())
 
-    def new_response(self, request: PassedRequest) -> Answer | None:
+    def new_response(self, request: PassedRequest) -> PassedAnswer | None:
         """The `answer` of the upstream of a new response; None if this server translates it.
 
         Raises APIError if no backend has the model.
         """
         provider = self.makers.get(previous_response(request.body))
         if provider is None:
-            provider = self.passing.provider(model_of(request))
+            provider = self.passing.provider(named_model(request))
         if provider is None or self.modes[provider.name] == "translate":
             return None
         return partial(self.answer, provider)
 
-    def stored_response(self, id: str) -> Answer | None:
+    def stored_response(self, id: str) -> PassedAnswer | None:
         """The `answer` of the upstream to ask for a response; None if there is none."""
         provider = self.makers.get(id)
         if provider is not None:

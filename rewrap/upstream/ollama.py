@@ -27,7 +27,7 @@ def messages(request: ChatRequest) -> list[JSONObject]:
     names = tool_names(request.messages)
     converted: list[JSONObject] = []
     for message in with_system_role(request.messages):
-        result = converted_message(message)
+        result = ollama_message(message)
         if result["role"] == "tool":
             result["tool_name"] = tool_name_of(message, names)
         if result["content"] or len(result) > 2:
@@ -35,7 +35,7 @@ def messages(request: ChatRequest) -> list[JSONObject]:
     return converted
 
 
-def converted_message(message: JSONObject) -> JSONObject:
+def ollama_message(message: JSONObject) -> JSONObject:
     role = role_of(message)
     result: JSONObject = {
         "role": "tool" if role in TOOL_ROLES else role,

@@ -28,6 +28,7 @@ from rewrap.types import (
     Headers,
     Limits,
     NoEndpoint,
+    PassedAnswer,
     PassedReply,
     PassedRequest,
     Reply,
@@ -83,9 +84,6 @@ ABSENT = frozenset([404, 405, 501])  # the statuses of an upstream without an en
 ABOUT_OBJECT = regex(
     r"\b(?:model|response|item|conversation)\b.{0,300}\bnot (?:exist|found)", re.IGNORECASE
 )
-
-
-Answer = Callable[[PassedRequest], AbstractAsyncContextManager[PassedReply]]
 
 
 class Provider(Backend, Protocol):
@@ -174,19 +172,19 @@ class PassThrough:
         picked = self.pick(model)
         return next((provider for provider in self.providers if provider is picked), None)
 
-    def find(self, request: PassedRequest) -> Answer | None:
+    def find(self, request: PassedRequest) -> PassedAnswer | None:
         """`answer` of the backend that has the request's model; None if it is of another kind.
 
         Raises APIError if no backend has the model.
         """
-        provider = self.provider(model_of(request))
+        provider = self.provider(named_model(request))
         return None if provider is None else partial(self.answer, provider)
 
     def by_model(self, request: PassedRequest) -> AbstractAsyncContextManager[PassedReply]:
         """The answer of the backend that has the request's model. Raises APIError."""
         answer = self.find(request)
         if answer is None:
-            raise no_api(request.path, model_of(request))
+            raise no_api(request.path, named_model(request))
         return answer(request)
 
     @asynccontextmanager
@@ -213,7 +211,7 @@ class PassThrough:
                 reply,
                 stall=provider.limits.stall,
                 backend=provider.name,
-                model=model_of(request),
+                model=named_model(request),
             )
         except UpstreamRejection as rejection:
             if optional and lacks_endpoint(rejection):
@@ -376,7 +374,7 @@ def reply_headers(reply: Reply) -> Headers:
     ]
 
 
-def model_of(request: PassedRequest) -> str:
+def named_model(request: PassedRequest) -> str:
     """The model that a request names, in its path or in a JSON body; "" if it names none."""
     if request.model:
         return request.model
@@ -394,7 +392,7 @@ def model_of(request: PassedRequest) -> str:
 
 def with_model(provider: Provider, request: PassedRequest, body: bytes) -> bytes:
     """The body with the upstream's name of the model; the client's own bytes if it is the same."""
-    model = model_of(request)
+    model = named_model(request)
     if not model or request.path.startswith("/models/"):
         return body
     wanted = provider.upstream_model(model)

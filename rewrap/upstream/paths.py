@@ -33,7 +33,7 @@ class Each:
 
 
 Path = tuple[str | int | Each, ...]
-Condition = Callable[[str, object], bool]  # (name of the SSE event, its data) -> fulfilled?
+EventCondition = Callable[[str, object], bool]  # (name of the SSE event, its data) -> fulfilled?
 
 # `[0]`, `[]`, `[name]`, `[!name]`, `[name=value]` or a name. A dot stands before a name, except at
 # the start.
@@ -163,7 +163,7 @@ def as_text(value: object, join: str) -> str | None:
     return None
 
 
-def parse_condition(text: object, where: str) -> Condition:
+def parse_event_condition(text: object, where: str) -> EventCondition:
     """Compile `path`, `path=value`, `@event` or `[DONE]`; with `|` between several, one of them
     has to hold.
     """
@@ -171,7 +171,7 @@ def parse_condition(text: object, where: str) -> Condition:
     return lambda event, data: any(test(event, data) for test in tests)
 
 
-def one_condition(text: str, where: str) -> Condition:
+def one_condition(text: str, where: str) -> EventCondition:
     if text == "[DONE]":
         return lambda event, data: data == text
     if text.startswith("@"):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from rewrap.structs import struct
 from rewrap.types import ChatRequest, JSONObject
 from rewrap.upstream.conversation import (
-    Turn,
+    RoleAndText,
     conversation_of,
     pairs_of,
     session_or_new,
@@ -45,7 +45,7 @@ class ConversationForms:
     turn: Template  # of {prompt} and {reply}
     roles: Table
 
-    def written(self, turns: Sequence[Turn]) -> list[object]:
+    def written(self, turns: Sequence[RoleAndText]) -> list[object]:
         """Each turn as a message of the shape, under the shape's name of its role."""
         return [
             self.message.fill({"role": self.roles.get(role, role), "content": text})

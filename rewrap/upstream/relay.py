@@ -311,7 +311,7 @@ def checked_completion(body: bytes) -> tuple[bytes, JSONObject | None]:
     """
     body = body.removeprefix(BOM_UTF8)
     try:
-        value = large_json.loads(body)
+        value = large_json.loads_large(body)
     except ValueError:
         value = lenient.loads(body)
         body = orjson.dumps(value)

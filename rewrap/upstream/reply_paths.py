@@ -10,10 +10,10 @@ import orjson
 from rewrap.regex import regex
 from rewrap.types import Delta, JSONObject, UpstreamRejection
 from rewrap.upstream.paths import (
-    Condition,
+    EventCondition,
     Path,
     first,
-    parse_condition,
+    parse_event_condition,
     parse_paths,
     text_at,
 )
@@ -63,7 +63,7 @@ class ReplyPaths:
         self.join = text_in(table, "join")
         self.fails = None
         if "fails" in table:
-            self.fails = parse_condition(table["fails"], f"{where}fails")
+            self.fails = parse_event_condition(table["fails"], f"{where}fails")
         self.usage: Sequence[Path] = []
         self.sums: dict[str, list[list[Path]]] = {}
         if isinstance(table.get("usage"), Mapping):
@@ -181,14 +181,14 @@ class CallPaths:
         self.calls: list[Path] = []
         self.members: dict[str, list[Path]] = {}
         self.each: list[Path] = [()]
-        self.when: Condition | None = None
+        self.when: EventCondition | None = None
         if isinstance(setting, Mapping):
             checked_table(setting, CALLS, f"{where}.")
             paths = {name: text for name, text in setting.items() if name != "when"}
             self.members = {name: parse_paths(paths[name], f"{where}.{name}") for name in paths}
             self.each = self.members.pop("each", self.each)
             if "when" in setting:
-                self.when = parse_condition(setting["when"], f"{where}.when")
+                self.when = parse_event_condition(setting["when"], f"{where}.when")
         elif setting is not None:
             self.calls = parse_paths(setting, where)
 

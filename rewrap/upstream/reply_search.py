@@ -85,7 +85,7 @@ def assistant_items(items: list[object]) -> list[object]:
     """The assistant's messages after the user's last one, if the list is a conversation; else
     all items.
     """
-    roles = [role_of(item) for item in items]
+    roles = [item_role(item) for item in items]
     if not any(role in ASSISTANT_ROLES for role in roles):
         return items
     start = 0
@@ -99,7 +99,7 @@ def assistant_items(items: list[object]) -> list[object]:
     ]
 
 
-def role_of(item: object) -> object:
+def item_role(item: object) -> object:
     if not isinstance(item, dict):
         return None
     role = item.get("role", item.get("type"))

@@ -18,7 +18,7 @@ from rewrap.upstream.forms import FORMS
 from rewrap.upstream.messages import part_types
 from rewrap.upstream.placeholders import ALIASES, NAMES, ConversationForms, placeholder_values
 from rewrap.upstream.sessions import SessionMemory
-from rewrap.upstream.tables import PLACEHOLDER, ShapeError, Table, merged, table_in, text_in
+from rewrap.upstream.tables import PLACEHOLDER, ShapeError, Table, merged_tables, table_in, text_in
 from rewrap.upstream.template import ABSENT, Template, Values, text_form
 
 DEFAULT_REQUEST = {"messages": "{messages}", "temperature": "{temperature}"}
@@ -87,7 +87,7 @@ class MappedRequest:
     def both(self, setting: str, default: Mapping[str, object]) -> tuple[Template, Template]:
         """The template of a setting, and the one for streams."""
         whole = self.table.get(setting, default)
-        stream = merged(whole, self.stream_table.get(setting, whole))
+        stream = merged_tables(whole, self.stream_table.get(setting, whole))
         where = f"{self.name}.{setting}"
         stream_where = f"{self.name}.stream.{setting}"
         return Template(whole, NAMES, where), Template(stream, NAMES, stream_where)

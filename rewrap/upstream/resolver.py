@@ -14,14 +14,14 @@ from rewrap.structs import struct
 
 FAILED_SECONDS = 1.0  # a failure is cached for so long
 
-Outcome = list[str] | OSError
+LookupOutcome = list[str] | OSError
 
 
 @struct(slots=True)
-class Answer:
+class Lookup:
     """The outcome of one look-up, and the loop time until which it is used."""
 
-    outcome: asyncio.Future[Outcome]
+    outcome: asyncio.Future[LookupOutcome]
     expires: float = float("inf")  # while the look-up runs
 
 
@@ -35,7 +35,7 @@ class Resolver:
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
         self.loop = loop
         self.seconds = seconds
-        self.answers: dict[str, Answer] = {}
+        self.answers: dict[str, Lookup] = {}
 
     async def addresses(self, host: str) -> list[str]:
         """The addresses of a name; an address stands for itself. Raises OSError.
@@ -58,11 +58,11 @@ class Resolver:
         if answer is not None and answer.outcome.done():
             del self.answers[host]
 
-    def look_up(self, host: str) -> Answer:
-        answer = Answer(self.loop.create_future())
+    def look_up(self, host: str) -> Lookup:
+        answer = Lookup(self.loop.create_future())
         self.answers[host] = answer
 
-        def finish(outcome: Outcome) -> None:
+        def finish(outcome: LookupOutcome) -> None:
             failed = isinstance(outcome, OSError)
             answer.expires = self.loop.time() + (FAILED_SECONDS if failed else self.seconds)
             answer.outcome.set_result(outcome)
@@ -85,7 +85,7 @@ def is_address(host: str) -> bool:
     return True
 
 
-def system_addresses(host: str) -> Outcome:
+def system_addresses(host: str) -> LookupOutcome:
     """The addresses that the system's resolver finds. Blocks for as long as its servers are silent."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)

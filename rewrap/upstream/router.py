@@ -40,7 +40,7 @@ ESCAPED_LETTER = regex(rb"\\u00[67]")
 
 
 @struct(frozen=True, slots=True)
-class Row:
+class BackendRow:
     """One backend, the patterns of the model names that it serves, and the names of its fallbacks."""
 
     backend: Backend
@@ -53,7 +53,7 @@ class ModelRouter:
 
     name = "several"
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[BackendRow]) -> None:
         self.rows = rows
         by_name = {row.backend.name: row.backend for row in rows}
         self.fallbacks = {
@@ -116,7 +116,7 @@ class ModelRouter:
                 )
         return notes
 
-    def unreached_note(self, row: Row) -> str:
+    def unreached_note(self, row: BackendRow) -> str:
         name = row.backend.name
         models = f"its models ({', '.join(row.patterns)}) go"
         if set(row.patterns) == {"*"}:
@@ -179,7 +179,7 @@ class ModelRouter:
             info.backend = backend.name
             info.headers = []
             info.usage = None
-            if request.client_headers and origin(backend) != origin(picked):
+            if request.client_headers and backend_origin(backend) != backend_origin(picked):
                 request = replace(
                     request, client_headers=NO_HEADERS
                 )  # they are for the first provider
@@ -228,7 +228,7 @@ def packed(request: ChatRequest) -> ChatRequest:
 def unpacked(request: ChatRequest) -> ChatRequest:
     if request.payload:
         return request
-    payload = large_json.loads(request.body)
+    payload = large_json.loads_large(request.body)
     assert isinstance(payload, dict)  # it was decoded before
     return replace(request, messages=payload["messages"], payload=payload)
 
@@ -241,7 +241,7 @@ def can_fall_back(error: APIError) -> bool:
     return error.status == 404 and code == "model_not_found"
 
 
-def origin(backend: Backend) -> Hashable:
+def backend_origin(backend: Backend) -> Hashable:
     """The scheme and host of a backend; the backend itself if it has no address."""
     url = getattr(backend, "url", "")
     if not url:

@@ -57,15 +57,15 @@ class SessionMemory:
         if len(self.sessions) > CHATS:
             self.sessions.popitem(last=False)
 
-    def chat(self, request: ChatRequest) -> "ChatSession | None":
+    def chat(self, request: ChatRequest) -> "ReplySession | None":
         """The chat whose reply is read next; None if the shape has no sessions."""
         if not self.active:
             return None
-        return ChatSession(self, named_key(request), digest_of(request, request.messages))
+        return ReplySession(self, named_key(request), digest_of(request, request.messages))
 
 
 @struct(slots=True)
-class ChatSession:
+class ReplySession:
     """One reply: its session, and its text if that names the chat."""
 
     memory: SessionMemory

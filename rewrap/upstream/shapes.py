@@ -23,7 +23,7 @@ from rewrap.upstream.tables import (
     ShapeError,
     Table,
     checked_table,
-    merged,
+    merged_tables,
     text_in,
 )
 
@@ -97,7 +97,7 @@ def compiled(table: Table, name: str, known: Mapping[str, MappedShape]) -> Mappe
         if like not in known:
             raise unknown_shape(like, f"{name}.like", known)
         own = {setting: value for setting, value in table.items() if setting != "like"}
-        table = checked_table(merged(known[like].table, own), SHAPE, f"{name}.")
+        table = checked_table(merged_tables(known[like].table, own), SHAPE, f"{name}.")
     return MappedShape(table, name)
 
 

@@ -93,11 +93,11 @@ def table_in(table: Table, name: str) -> Table:
     return value
 
 
-def merged(below: object, above: object) -> object:
+def merged_tables(below: object, above: object) -> object:
     """Two tables as one. A member of both is that of `above`."""
     if not isinstance(below, Mapping) or not isinstance(above, Mapping):
         return above
-    members = {name: merged(below.get(name), value) for name, value in above.items()}
+    members = {name: merged_tables(below.get(name), value) for name, value in above.items()}
     return {**below, **members}
 
 

@@ -15,7 +15,7 @@ from rewrap.upstream.tables import ShapeError
 
 ABSENT = object()
 Values = Mapping[str, object]
-Filler = Callable[[Values], object]
+Fill = Callable[[Values], object]
 
 PART = regex(
     r"(?P<literal>[^{}]+)|(?P<doubled>\{\{|\}\})"
@@ -50,7 +50,7 @@ class Template:
         """The JSON value; ABSENT if nothing is left of it."""
         return self.filler(values)
 
-    def compiled(self, tree: object, where: str) -> Filler:
+    def compiled(self, tree: object, where: str) -> Fill:
         if isinstance(tree, Mapping):
             return self.compiled_object(tree, where)
         if isinstance(tree, list):
@@ -60,8 +60,8 @@ class Template:
             return self.compiled_text(tree, where)
         return lambda values: tree
 
-    def compiled_object(self, tree: Mapping[str, object], where: str) -> Filler:
-        members: dict[str, Filler] = {}
+    def compiled_object(self, tree: Mapping[str, object], where: str) -> Fill:
+        members: dict[str, Fill] = {}
         for name, value in tree.items():
             if PLACEHOLDER.search(name):
                 raise ShapeError(f"{where}: the name of a member is no template: {name!r}")
@@ -71,7 +71,7 @@ class Template:
             return spread_filler(members, spread)
         return object_filler(members)
 
-    def compiled_text(self, text: str, where: str) -> Filler:
+    def compiled_text(self, text: str, where: str) -> Fill:
         parts = [self.compiled_part(match, text, where) for match in PART.finditer(text)]
         if len(parts) == 1:
             return parts[0]
@@ -81,7 +81,7 @@ class Template:
 
         return fill_text
 
-    def compiled_part(self, match: re.Match[str], text: str, where: str) -> Filler:
+    def compiled_part(self, match: re.Match[str], text: str, where: str) -> Fill:
         if match["single"]:
             brace = match["single"]
             raise ShapeError(
@@ -102,7 +102,7 @@ class Template:
         return value_filler(name, default)
 
 
-def value_filler(name: str, default: object) -> Filler:
+def value_filler(name: str, default: object) -> Fill:
     def fill(values: Values) -> object:
         value = values.get(name)
         if value is None:
@@ -112,7 +112,7 @@ def value_filler(name: str, default: object) -> Filler:
     return fill
 
 
-def object_filler(members: Mapping[str, Filler]) -> Filler:
+def object_filler(members: Mapping[str, Fill]) -> Fill:
     def fill(values: Values) -> object:
         filled = {name: filler(values) for name, filler in members.items()}
         present = {name: value for name, value in filled.items() if value is not ABSENT}
@@ -123,7 +123,7 @@ def object_filler(members: Mapping[str, Filler]) -> Filler:
     return fill
 
 
-def spread_filler(members: Mapping[str, Filler], spread: Filler) -> Filler:
+def spread_filler(members: Mapping[str, Fill], spread: Fill) -> Fill:
     """An object with the members of another one over its own."""
     own = object_filler(members)
 
@@ -139,7 +139,7 @@ def spread_filler(members: Mapping[str, Filler], spread: Filler) -> Filler:
     return fill
 
 
-def array_filler(items: list[Filler]) -> Filler:
+def array_filler(items: list[Fill]) -> Fill:
     def fill(values: Values) -> object:
         filled = [filler(values) for filler in items]
         present = [value for value in filled if value is not ABSENT]

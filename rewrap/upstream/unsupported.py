@@ -44,14 +44,14 @@ def check_supported(request: ChatRequest, dropped: Sequence[str]) -> None:
     parts = sorted(meaningful_parts(request).intersection(dropped))
     if parts:
         type = parts[0].removeprefix("messages.")
-        raise unsupported(f"messages with `{type}` parts", "messages")
+        raise cannot_take(f"messages with `{type}` parts", "messages")
     payload = request.payload
     for name in CHOICES:
         if name in dropped and payload.get(name) not in FREE_CHOICES:
-            raise unsupported(f"this `{name}`", name)
+            raise cannot_take(f"this `{name}`", name)
     has_schema = format_type(payload) == "json_schema"
     if has_schema and "response_format" in dropped:
-        raise unsupported("a JSON schema as `response_format`", "response_format")
+        raise cannot_take("a JSON schema as `response_format`", "response_format")
 
 
 def meaningful_parts(request: ChatRequest) -> set[str]:
@@ -59,6 +59,6 @@ def meaningful_parts(request: ChatRequest) -> set[str]:
     return {f"messages.{type}" for type in part_types(request.messages) - SILENT_PARTS}
 
 
-def unsupported(subject: str, param: str) -> APIError:
+def cannot_take(subject: str, param: str) -> APIError:
     message = f"The chat backend cannot take {subject}. Set {SETTING} to send requests without it."
     return APIError(400, message, param=param, code="unsupported_parameter")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from rewrap.types import JSONObject
-from rewrap.web.pages import fill, inline_hashes, origin, page_response
+from rewrap.web.pages import fill, inline_hashes, page_response, source_of
 
 # Files of npm packages and their SHA-384. Another version has another hash.
 SWAGGER_UI = {
@@ -94,7 +94,7 @@ def docs_policy(html: str, base: str) -> str:
 
     Swagger UI and Redoc make style elements and attributes, and Redoc a worker from a blob.
     """
-    source = origin(base)
+    source = source_of(base)
     directives = [
         "default-src 'none'",
         f"script-src {inline_hashes(html, 'script')} {source}",

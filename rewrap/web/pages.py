@@ -105,7 +105,7 @@ def content_security_policy(html: str, assets_url: str = "") -> str:
     if hashes := inline_hashes(html, "script"):
         # 'strict-dynamic' trusts the libraries that the script loads, and makes browsers that know
         # it ignore the origin: on a public CDN, anybody can put a script there.
-        scripts = f"{hashes} 'strict-dynamic' {origin(assets_url)}"
+        scripts = f"{hashes} 'strict-dynamic' {source_of(assets_url)}"
     directives = [
         "default-src 'none'",
         f"script-src {scripts}",
@@ -128,7 +128,7 @@ def inline_hashes(html: str, tag: str) -> str:
     return " ".join(f"'sha256-{digest}'" for digest in digests)
 
 
-def origin(url: str) -> str:
+def source_of(url: str) -> str:
     """The origin of a URL as a CSP source; a path belongs to this server."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "'self'"

@@ -14,7 +14,7 @@ from rewrap.types import JSONObject, dumps
 
 
 @struct(frozen=True, slots=True)
-class Form:
+class ItemForm:
     """How one kind of output item looks on the wire.
 
     Each item has one part at most, so `content_index` and `summary_index` are always 0.
@@ -29,10 +29,10 @@ class Form:
     index: str = "content_index"
 
 
-TEXT = Form("message", "response.output_text", "text", "output_text", "content")
-REFUSAL = Form("message", "response.refusal", "refusal", "refusal", "content")
-REASONING = Form("reasoning", "response.reasoning_text", "text", "reasoning_text", "content")
-SUMMARY = Form(
+TEXT = ItemForm("message", "response.output_text", "text", "output_text", "content")
+REFUSAL = ItemForm("message", "response.refusal", "refusal", "refusal", "content")
+REASONING = ItemForm("reasoning", "response.reasoning_text", "text", "reasoning_text", "content")
+SUMMARY = ItemForm(
     "reasoning",
     "response.reasoning_summary_text",
     "text",
@@ -41,15 +41,15 @@ SUMMARY = Form(
     part_events="response.reasoning_summary_part",
     index="summary_index",
 )
-FUNCTION = Form("function_call", "response.function_call_arguments", "arguments")
-CUSTOM = Form("custom_tool_call", "response.custom_tool_call_input", "input")
+FUNCTION = ItemForm("function_call", "response.function_call_arguments", "arguments")
+CUSTOM = ItemForm("custom_tool_call", "response.custom_tool_call_input", "input")
 
 
 @struct(slots=True)
 class OutputItem:
     """One item of the output while it grows."""
 
-    form: Form
+    form: ItemForm
     call: JSONObject = field(default_factory=dict)  # call_id, name and namespace
     pieces: list[str] = field(default_factory=list)
     logprobs: list[JSONObject] = field(default_factory=list)

@@ -8,7 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from rewrap.api.checks import invalid, missing, object_rows, text_member, wrong_type, wrong_value
+from rewrap.api.checks import (
+    checked_text_member,
+    invalid,
+    missing,
+    object_rows,
+    wrong_type,
+    wrong_value,
+)
 from rewrap.api.responses.tools import chat_name
 from rewrap.types import APIError, JSONObject, dumps, text_of
 
@@ -74,7 +81,7 @@ def unseal(content: object) -> str:
 
 
 def text_part(part: JSONObject, where: str) -> JSONObject:
-    return {"type": "text", "text": text_member(part, "text", where)}
+    return {"type": "text", "text": checked_text_member(part, "text", where)}
 
 
 def image_part(part: JSONObject, where: str) -> JSONObject:
@@ -85,7 +92,7 @@ def image_part(part: JSONObject, where: str) -> JSONObject:
     if isinstance(url, dict):  # the form of chat completions
         detail = url.get("detail", detail)
         url = url.get("url")
-    image: JSONObject = {"url": text_member({"image_url": url}, "image_url", where)}
+    image: JSONObject = {"url": checked_text_member({"image_url": url}, "image_url", where)}
     if isinstance(detail, str):
         image["detail"] = "high" if detail == "original" else detail
     return {"type": "image_url", "image_url": image}
@@ -95,7 +102,7 @@ def file_part(part: JSONObject, where: str) -> JSONObject:
     for name in ("file_id", "file_url"):
         if part.get(name) is not None:
             raise no_file_store(f"{where}.{name}")
-    file = {"file_data": text_member(part, "file_data", where)}
+    file = {"file_data": checked_text_member(part, "file_data", where)}
     if isinstance(part.get("filename"), str):
         file["filename"] = part["filename"]
     return {"type": "file", "file": file}
@@ -129,7 +136,7 @@ def chat_parts(parts: object, where: str) -> list[JSONObject]:
     found = []
     for position, part in enumerate(object_rows(parts, where)):
         place = f"{where}[{position}]"
-        kind = text_member(part, "type", place)
+        kind = checked_text_member(part, "type", place)
         convert = PARTS.get(kind)
         if convert is None:
             raise wrong_value(f"{place}.type", kind, PART_TYPES)
@@ -162,11 +169,11 @@ def assistant_content(content: object, where: str) -> tuple[str, str]:
     refusals = []
     for position, part in enumerate(object_rows(content, where)):
         place = f"{where}[{position}]"
-        kind = text_member(part, "type", place)
+        kind = checked_text_member(part, "type", place)
         if kind == "refusal":
-            refusals.append(text_member(part, "refusal", place))
+            refusals.append(checked_text_member(part, "refusal", place))
         elif kind in TEXT_PARTS:
-            texts.append(text_member(part, "text", place))
+            texts.append(checked_text_member(part, "text", place))
         else:
             raise wrong_value(f"{place}.type", kind, PART_TYPES)
     return "".join(texts), "".join(refusals)
@@ -187,8 +194,8 @@ def reasoning_text(item: JSONObject) -> str:
 def call_id_of(item: JSONObject, where: str) -> str:
     """What pairs a call with its output. Shell calls may have an `id` only."""
     if item.get("call_id") is None and item["type"].startswith("local_shell_call"):
-        return text_member(item, "id", where)
-    return text_member(item, "call_id", where)
+        return checked_text_member(item, "id", where)
+    return checked_text_member(item, "call_id", where)
 
 
 def chat_call(item: JSONObject, where: str) -> JSONObject:
@@ -198,11 +205,11 @@ def chat_call(item: JSONObject, where: str) -> JSONObject:
         name = "local_shell"
         arguments = dumps(item.get("action") or {}).decode()
     elif kind == "custom_tool_call":
-        name = text_member(item, "name", where)
-        arguments = dumps({"input": text_member(item, "input", where)}).decode()
+        name = checked_text_member(item, "name", where)
+        arguments = dumps({"input": checked_text_member(item, "input", where)}).decode()
     else:
-        name = text_member(item, "name", where)
-        arguments = text_member(item, "arguments", where) or "{}"
+        name = checked_text_member(item, "name", where)
+        arguments = checked_text_member(item, "arguments", where) or "{}"
     namespace = item.get("namespace")
     if isinstance(namespace, str):
         name = chat_name(name, namespace)
@@ -240,7 +247,7 @@ def no_call(kind: str, call_id: str) -> APIError:
     return invalid(message, "input", None)
 
 
-class Conversation:
+class MessageBuilder:
     """Chat messages made from items.
 
     Chat completions want one assistant message with all calls of a turn, and the tool messages
@@ -283,7 +290,7 @@ class Conversation:
             raise invalid(message, f"{where}.type", "invalid_value")
 
     def add_message(self, item: JSONObject, where: str) -> None:
-        role = text_member(item, "role", where)
+        role = checked_text_member(item, "role", where)
         if role not in ROLES:
             raise wrong_value(f"{where}.role", role, ROLES)
         if role == "assistant":
@@ -384,7 +391,7 @@ def chat_messages(
     `late_instructions` is for system messages after the first turn, which many templates reject:
     "keep" them, "hoist" them to the start, or send them as "user" messages. Raises APIError.
     """
-    conversation = Conversation(late_instructions)
+    conversation = MessageBuilder(late_instructions)
     placed = list(items)
     for item, where in placed:
         if item_type(item, where) in OUTPUTS:

@@ -13,7 +13,7 @@ from rewrap.api.responses.events import (
     SUMMARY,
     TEXT,
     EventWriter,
-    Form,
+    ItemForm,
     OutputItem,
     response_state,
 )
@@ -118,7 +118,7 @@ class ResponseOutput:
             return OutputItem(CUSTOM, call)
         return OutputItem(FUNCTION, call)
 
-    def text_item(self, form: Form) -> OutputItem:
+    def text_item(self, form: ItemForm) -> OutputItem:
         """The item that the next text of this form belongs to."""
         last = self.current
         if self.waiting:
@@ -192,7 +192,7 @@ class ResponseOutput:
         return [*self.items, self.current.document("incomplete", self.current.text())]
 
 
-def is_plain(delta: Delta) -> bool:
+def is_plain_text(delta: Delta) -> bool:
     """Whether a Delta is one piece of text and nothing else."""
     if delta.fields or delta.finish_reason or delta.logprobs:
         return False
@@ -223,7 +223,7 @@ class ResponseEvents:
         if not self.writer.number:
             self.writer.begin()
         item = self.output.current
-        if item is not None and item.form is TEXT and is_plain(delta):
+        if item is not None and item.form is TEXT and is_plain_text(delta):
             # Most deltas of a stream: 1.1 µs instead of 2.5.
             self.output.keep(item, delta.content)
             return self.writer.piece(item, delta.content)

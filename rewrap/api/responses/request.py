@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from rewrap.api.checks import (
     Check,
     check_metadata,
+    checked_text_member,
     invalid,
     missing,
     number,
     object_rows,
-    text_member,
     typed,
     wrong_type,
     wrong_value,
@@ -106,7 +106,7 @@ def references(payload: JSONObject) -> list[str]:
     for position, item in enumerate(new_items(payload)):
         where = f"input[{position}]"
         if item_type(item, where) == "item_reference":
-            found.append(text_member(item, "id", where))
+            found.append(checked_text_member(item, "id", where))
     return found
 
 
@@ -183,24 +183,24 @@ def check_reasoning(param: str, value: object) -> None:
         raise wrong_type(param, "an object", value)
     for name in ("effort", "summary", "generate_summary"):
         if value.get(name) is not None:
-            text_member(value, name, param)
+            checked_text_member(value, name, param)
 
 
 def check_text(param: str, value: object) -> None:
     if not isinstance(value, dict):
         raise wrong_type(param, "an object", value)
     if value.get("verbosity") is not None:
-        text_member(value, "verbosity", param)
+        checked_text_member(value, "verbosity", param)
     form = value.get("format")
     if form is None:
         return
     if not isinstance(form, dict):
         raise wrong_type(f"{param}.format", "an object", form)
-    kind = text_member(form, "type", f"{param}.format")
+    kind = checked_text_member(form, "type", f"{param}.format")
     if kind not in FORMATS:
         raise wrong_value(f"{param}.format.type", kind, FORMATS)
     if kind == "json_schema":
-        text_member(form, "name", f"{param}.format")
+        checked_text_member(form, "name", f"{param}.format")
         if not isinstance(form.get("schema"), dict):
             raise missing(f"{param}.format.schema")
 
@@ -262,7 +262,7 @@ def resolved(items: list[JSONObject], find_item: FindItem) -> list[JSONObject]:
         if item_type(item, where) != "item_reference":
             found.append(item)
             continue
-        id = text_member(item, "id", where)
+        id = checked_text_member(item, "id", where)
         stored = find_item(id)
         if stored is None:
             raise APIError(404, f"Item with id '{id[:100]}' not found.", param="input")

@@ -94,7 +94,7 @@ class StoredResponses:
         body = await reached(self.store.get_response(owner, id))
         if body is None:
             raise no_response(id)
-        return await parsed(body)
+        return await parsed_record(body)
 
     async def has(self, owner: str, id: str) -> bool:
         """Whether a response of this id is stored here. Raises APIError 503."""
@@ -128,7 +128,7 @@ class StoredResponses:
         items: list[JSONObject] = record["input_items"]
         with suppress(APIError):  # an earlier response was deleted: the rest is listed
             items = await self.chain(owner, record["response"]["previous_response_id"]) + items
-        return listed(items, page)
+        return item_list(items, page)
 
     async def history(self, owner: str, payload: JSONObject) -> History:
         """The stored items that a request needs. Raises APIError if a response is not there."""
@@ -145,8 +145,8 @@ class StoredResponses:
                 raise no_previous(id)
             left -= max(RECORD_BYTES, len(body))
             if left < 0:
-                raise too_long()
-            record = await parsed(body)
+                raise chain_too_long()
+            record = await parsed_record(body)
             if record["response"]["status"] not in USABLE:
                 raise no_previous(id)
             turns.append(items_of(record))
@@ -158,7 +158,7 @@ class StoredResponses:
         matches = map(ITEM_ID.fullmatch, ids)
         hexes = dict.fromkeys(match[1] for match in matches if match)
         if len(hexes) > MAX_REFERENCED:
-            raise too_long()
+            raise chain_too_long()
         found: dict[str, JSONObject] = {}
         left = self.max_history_bytes
         for hex in hexes:
@@ -167,12 +167,12 @@ class StoredResponses:
                 continue
             left -= len(body)
             if left < 0:
-                raise too_long()
-            found |= {item["id"]: item for item in items_of(await parsed(body))}
+                raise chain_too_long()
+            found |= {item["id"]: item for item in items_of(await parsed_record(body))}
         return found
 
 
-async def parsed(body: bytes) -> JSONObject:
+async def parsed_record(body: bytes) -> JSONObject:
     """A stored record. Large ones are parsed in a thread, so that other requests run in between."""
     if len(body) < LARGE_BYTES:
         record: JSONObject = orjson.loads(body)
@@ -194,7 +194,7 @@ def no_previous(id: str) -> APIError:
     return invalid(message, "previous_response_id", "previous_response_not_found")
 
 
-def too_long() -> APIError:
+def chain_too_long() -> APIError:
     message = "The stored items that this request refers to are too large together."
     return invalid(message, "input", "context_length_exceeded")
 
@@ -222,7 +222,7 @@ def whole_number(name: str, text: str) -> int:
     return int(text)
 
 
-def listed(items: list[JSONObject], page: ItemPage) -> JSONObject:
+def item_list(items: list[JSONObject], page: ItemPage) -> JSONObject:
     """One page of a list of items. Raises APIError 404 if `after` names none of them."""
     if page.order == "desc":
         items = items[::-1]

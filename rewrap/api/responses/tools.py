@@ -8,7 +8,14 @@ import logging
 from functools import cache
 from hashlib import sha256
 
-from rewrap.api.checks import invalid, missing, object_rows, text_member, wrong_type, wrong_value
+from rewrap.api.checks import (
+    checked_text_member,
+    invalid,
+    missing,
+    object_rows,
+    wrong_type,
+    wrong_value,
+)
 from rewrap.regex import regex
 from rewrap.structs import struct
 from rewrap.types import APIError, JSONObject
@@ -79,8 +86,8 @@ def custom_tool(tool: JSONObject, where: str) -> JSONObject:
         lines.append(tool["description"])
     form = tool.get("format")
     if isinstance(form, dict) and form.get("type") == "grammar":
-        syntax = text_member(form, "syntax", f"{where}.format")
-        definition = text_member(form, "definition", f"{where}.format")
+        syntax = checked_text_member(form, "syntax", f"{where}.format")
+        definition = checked_text_member(form, "definition", f"{where}.format")
         lines.append(f"The input has to match this {syntax} grammar:\n{definition}")
     return {"description": "\n\n".join(lines), "parameters": CUSTOM_PARAMETERS}
 
@@ -102,19 +109,19 @@ class ChatTools:
             self.add(tool, f"{where}[{position}]", namespace)
 
     def add(self, tool: JSONObject, where: str, namespace: str = "") -> None:
-        kind = text_member(tool, "type", where)
+        kind = checked_text_member(tool, "type", where)
         if kind in LEFT_OUT:
             log_left_out(kind)
             self.dropped.append(f"tools.{kind}")
             return
         if kind == "namespace" and not namespace:
-            group = text_member(tool, "name", where)
+            group = checked_text_member(tool, "name", where)
             self.add_all(tool.get("tools"), f"{where}.tools", group)
             return
         build = BUILDERS.get(kind)
         if build is None:
             raise unsupported_tool(kind, f"{where}.type")
-        name = text_member(tool, "name", where)
+        name = checked_text_member(tool, "name", where)
         if not name:
             raise missing(f"{where}.name")
         self.declare(ToolName(kind, name, namespace), build(tool, where), where)
@@ -134,7 +141,7 @@ class ChatTools:
             return self.mode(value)
         if not isinstance(value, dict):
             raise wrong_type("tool_choice", "one of a string or an object", value)
-        kind = text_member(value, "type", "tool_choice")
+        kind = checked_text_member(value, "type", "tool_choice")
         if kind == "allowed_tools":
             return self.allowed(value)
         if kind not in BUILDERS:
@@ -158,7 +165,7 @@ class ChatTools:
         kept: set[str] = set()
         for position, row in enumerate(object_rows(value.get("tools"), "tool_choice.tools")):
             where = f"tool_choice.tools[{position}]"
-            kind = text_member(row, "type", where)
+            kind = checked_text_member(row, "type", where)
             if kind in BUILDERS:
                 kept.add(self.find(row, where))
             elif kind not in LEFT_OUT:
@@ -168,7 +175,7 @@ class ChatTools:
 
     def find(self, row: JSONObject, where: str) -> str:
         """The chat name of the tool that a choice names."""
-        name = text_member(row, "name", where)
+        name = checked_text_member(row, "name", where)
         namespace = row.get("namespace")
         found = chat_name(name, namespace if isinstance(namespace, str) else "")
         if found not in self.names:

@@ -15,7 +15,7 @@ from rewrap.eventloop import running_loop
 from rewrap.structs import struct
 from rewrap.threads import LARGE, apart
 from rewrap.types import APIError, Reply
-from rewrap.upstream.client import Client, Journal, slash_redirect
+from rewrap.upstream.client import Client, RequestJournal, slash_redirect
 from rewrap.upstream.passthrough import REPLY_NAMES
 from rewrap.upstream.recording.credentials import (
     all_forms,
@@ -25,9 +25,9 @@ from rewrap.upstream.recording.credentials import (
     request_credentials,
     without,
 )
-from rewrap.upstream.recording.exchange import Exchange, Piece, Request
+from rewrap.upstream.recording.exchange import Piece, RecordedExchange, Request
 from rewrap.upstream.recording.library import Library
-from rewrap.upstream.recording.matching import Facts, conversation_in, decoded
+from rewrap.upstream.recording.matching import RequestKeys, conversation_in, decoded
 
 log = logging.getLogger("rewrap")
 
@@ -52,7 +52,7 @@ JSON_TYPE = "application/json"
 
 
 @struct(frozen=True, slots=True)
-class Target:
+class RecordedTarget:
     """The constant part of requests to a URL."""
 
     inner: object  # the transport's own
@@ -64,11 +64,11 @@ class Target:
 
 
 @struct(frozen=True, slots=True)
-class Observed:
+class ObservedRequest:
     """A request without its credentials, and their forms."""
 
     request: Request
-    facts: Facts
+    facts: RequestKeys
     credentials: list[bytes]
 
 
@@ -92,7 +92,7 @@ class RecordingClient(Client):
     def target(self, method: str, url: str, headers: Mapping[str, str]) -> object:
         lower = {name.lower(): value for name, value in headers.items()}
         content_type = lower.get("content-type", "")
-        return Target(
+        return RecordedTarget(
             super().target(method, url, headers),
             url,
             method,
@@ -104,26 +104,28 @@ class RecordingClient(Client):
     async def ask(
         self, target: object, headers: Mapping[str, str], body: bytes, deadline: float
     ) -> Reply:
-        assert isinstance(target, Target)
+        assert isinstance(target, RecordedTarget)
         observed = await apart(self.observe, target, headers, body)
         return await self.record(target, headers, body, deadline, observed)
 
-    def observe(self, target: Target, headers: Mapping[str, str], body: bytes) -> Observed:
+    def observe(
+        self, target: RecordedTarget, headers: Mapping[str, str], body: bytes
+    ) -> ObservedRequest:
         found = [*self.credentials, *target.credentials]
         for name, value in headers.items():
             found += header_credentials(name.lower(), value)
         forms = all_forms(found)
         content_type = target.content_type if body else ""
         request = Request(target.method, target.path, without(body, forms), content_type)
-        return Observed(request, self.library.matcher.facts(request), forms)
+        return ObservedRequest(request, self.library.matcher.facts(request), forms)
 
     async def record(
         self,
-        target: Target,
+        target: RecordedTarget,
         headers: Mapping[str, str],
         body: bytes,
         deadline: float,
-        observed: Observed,
+        observed: ObservedRequest,
     ) -> Reply:
         """Ask the upstream. Raises httpx.HTTPError, TimeoutError."""
         if target.method == "HEAD":  # the pool does not know that its answer has no body
@@ -146,10 +148,10 @@ class RecordingClient(Client):
 class Record:
     """An exchange while it is recorded."""
 
-    def __init__(self, library: Library, name: str, observed: Observed) -> None:
+    def __init__(self, library: Library, name: str, observed: ObservedRequest) -> None:
         self.library = library
         self.name = name
-        self.exchange = Exchange(observed.request)
+        self.exchange = RecordedExchange(observed.request)
         self.credentials = observed.credentials
         self.size = 0
         self.over = False  # nothing more belongs to it
@@ -295,7 +297,7 @@ class ReplayClient(RecordingClient):
         self.speed = speed
         self.records_misses = records_misses
 
-    def keep_journal(self, journal: Journal) -> None:
+    def keep_journal(self, journal: RequestJournal) -> None:
         super().keep_journal(journal)
         journal.on_reset(self.library.reset)
 
@@ -303,7 +305,7 @@ class ReplayClient(RecordingClient):
         self, target: object, headers: Mapping[str, str], body: bytes, deadline: float
     ) -> Reply:
         """Raises APIError 404 if there is no recording."""
-        assert isinstance(target, Target)
+        assert isinstance(target, RecordedTarget)
         observed = await apart(self.observe, target, headers, body)
         taken = self.library.take(observed.facts, observed.request.path)
         if taken is None:
@@ -321,7 +323,7 @@ class ReplayClient(RecordingClient):
         self.note(observed, recording.name, difference, exchange.status)
         return await replayed(exchange, self.speed, deadline)
 
-    def note(self, observed: Observed, recording: str, difference: str, status: int) -> None:
+    def note(self, observed: ObservedRequest, recording: str, difference: str, status: int) -> None:
         if self.journal is None:
             return
         request = observed.request
@@ -344,16 +346,16 @@ def no_recording(nearest: str) -> APIError:
     return APIError(404, message, code="recording_not_found", reason="no recording")
 
 
-async def replayed(exchange: Exchange, speed: float, deadline: float) -> "ReplayedReply":
+async def replayed(exchange: RecordedExchange, speed: float, deadline: float) -> "ReplayedReply":
     """The recorded answer, at the time of its head. Raises httpx.HTTPError."""
     reply = ReplayedReply(exchange, speed, deadline)
     await reply.wait(exchange.after)
     if not exchange.status:
-        raise failure(exchange.end)
+        raise failure_at(exchange.end)
     return reply
 
 
-def failure(end: str) -> httpx.HTTPError:
+def failure_at(end: str) -> httpx.HTTPError:
     kind = next(kind for name, kind in ENDS if name == end)
     return kind(f"The recorded exchange ends here: {end}.")
 
@@ -361,7 +363,7 @@ def failure(end: str) -> httpx.HTTPError:
 class ReplayedReply:
     """A Reply with the pieces of a recording."""
 
-    def __init__(self, exchange: Exchange, speed: float, deadline: float) -> None:
+    def __init__(self, exchange: RecordedExchange, speed: float, deadline: float) -> None:
         self.status = exchange.status
         self.headers = {
             name.encode("latin-1"): value.encode("latin-1")
@@ -384,7 +386,7 @@ class ReplayedReply:
         await self.wait(self.exchange.end_after)
         if self.exchange.end == "complete":
             return b""
-        raise failure(self.exchange.end)
+        raise failure_at(self.exchange.end)
 
     async def wait(self, after: float) -> None:
         """Wait until `after` recorded seconds have passed. Raises httpx.ReadTimeout at the deadline."""
@@ -396,7 +398,7 @@ class ReplayedReply:
         self.time += after / self.speed
         await asyncio.sleep(min(self.time, self.deadline) - loop.time())
         if self.time > self.deadline:
-            raise failure("silent")
+            raise failure_at("silent")
 
     def linger(self) -> None:
         pass

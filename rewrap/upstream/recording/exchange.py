@@ -40,7 +40,7 @@ COMMENT = """\
 # An exchange with an upstream, recorded by rewrap. It may be edited: a changed file is read again.
 """
 
-Table = dict[str, object]  # as tomllib reads it
+FileTable = dict[str, object]  # as tomllib reads it
 
 
 @struct(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Piece:
 
 
 @struct(slots=True)
-class Exchange:
+class RecordedExchange:
     """A request and its answer. `status` is 0 if no head of an answer came."""
 
     request: Request
@@ -78,7 +78,7 @@ class Exchange:
 # Writing.
 
 
-def toml_of(exchange: Exchange) -> str:
+def toml_of(exchange: RecordedExchange) -> str:
     """The text of a file."""
     request = exchange.request
     lines = [COMMENT, "[request]"]
@@ -135,7 +135,7 @@ def multiline(text: str) -> str:
     is_plain = text.replace("\n", "").replace("\t", "").isprintable()
     if is_plain and "'''" not in text and not text.endswith("'"):
         return f"'''\n{text}'''"
-    body = escaped(text)
+    body = escaped_text(text)
     if body.endswith('"'):
         body = body[:-1] + '\\"'
     body = body.replace('"""', '""\\"')
@@ -144,11 +144,11 @@ def multiline(text: str) -> str:
 
 def quoted(text: str) -> str:
     """A TOML string in one line."""
-    body = escaped(text).replace('"', '\\"').replace("\n", "\\n")
+    body = escaped_text(text).replace('"', '\\"').replace("\n", "\\n")
     return f'"{body}"'
 
 
-def escaped(text: str) -> str:
+def escaped_text(text: str) -> str:
     """A text with escapes for backslashes and for all characters that an editor may change."""
     text = text.replace("\\", "\\\\").replace("\r", "\\r")
     if text.replace("\n", "").replace("\t", "").isprintable():
@@ -169,7 +169,7 @@ UNPRINTABLE = re.compile(r"[^\w\n\t -~]")
 # Reading.
 
 
-def read_exchange(path: Path) -> Exchange:
+def read_exchange(path: Path) -> RecordedExchange:
     """The exchange in a file. Raises ValueError, in one line that names the file and the field."""
     try:
         with path.open("rb") as file:
@@ -185,26 +185,26 @@ def read_exchange(path: Path) -> Exchange:
         raise ValueError(f"{path}: {' '.join(str(error).split())}") from None
 
 
-def exchange_of(document: Table) -> Exchange:
+def exchange_of(document: FileTable) -> RecordedExchange:
     """Raises ValueError, which begins with the field."""
-    check_names(document, ("request", "response"), "")
+    check_members(document, ("request", "response"), "")
     request = table(document, "request", "")
     response = table(document, "response", "")
-    check_names(request, ("method", "path", "content_type", "body", "base64"), "request.")
-    check_names(response, RESPONSE_FIELDS, "response.")
+    check_members(request, ("method", "path", "content_type", "body", "base64"), "request.")
+    check_members(response, RESPONSE_FIELDS, "response.")
     end = text(response, "end", "response.", "complete")
     if end not in ENDS:
         raise ValueError(f"response.end: must be one of {', '.join(ENDS)}")
-    status = number(response, "status", "response.", 599)
+    status = number_in(response, "status", "response.", 599)
     if status != int(status) or (status < 200 and status):
         raise ValueError("response.status: must be an integer from 200 to 599")
     if not status and end == "complete":
         raise ValueError("response.status is missing")
-    return Exchange(
+    return RecordedExchange(
         Request(
             text(request, "method", "request."),
             text(request, "path", "request."),
-            data_of(request, "body", "request."),
+            bytes_in(request, "body", "request."),
             text(request, "content_type", "request.", ""),
         ),
         int(status),
@@ -220,27 +220,27 @@ def exchange_of(document: Table) -> Exchange:
 RESPONSE_FIELDS = ("status", "after_ms", "has_length", "end", "end_after_ms", "headers", "pieces")
 
 
-def check_names(found: Table, known: tuple[str, ...], where: str) -> None:
+def check_members(found: FileTable, known: tuple[str, ...], where: str) -> None:
     for name in found:
         if name not in known:
             raise ValueError(f"{where}{name}: unknown field; known are {', '.join(known)}")
 
 
-def table(found: Table, name: str, where: str) -> Table:
+def table(found: FileTable, name: str, where: str) -> FileTable:
     value = found.get(name)
     if not isinstance(value, dict):
         raise ValueError(f"{where}{name}: must be a table")
     return value
 
 
-def text(found: Table, name: str, where: str, default: str | None = None) -> str:
+def text(found: FileTable, name: str, where: str, default: str | None = None) -> str:
     value = found.get(name, default)
     if not isinstance(value, str):
         raise ValueError(f"{where}{name}: must be a string")
     return value
 
 
-def number(found: Table, name: str, where: str, maximum: float) -> float:
+def number_in(found: FileTable, name: str, where: str, maximum: float) -> float:
     """A number from 0; 0 if it is absent."""
     value = found.get(name, 0)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= maximum:
@@ -248,11 +248,11 @@ def number(found: Table, name: str, where: str, maximum: float) -> float:
     return value
 
 
-def seconds(found: Table, name: str, where: str) -> float:
-    return number(found, name, where, MAX_MILLISECONDS) / 1000
+def seconds(found: FileTable, name: str, where: str) -> float:
+    return number_in(found, name, where, MAX_MILLISECONDS) / 1000
 
 
-def headers_of(response: Table) -> dict[str, str]:
+def headers_of(response: FileTable) -> dict[str, str]:
     value = response.get("headers", {})
     if not isinstance(value, dict):
         raise ValueError("response.headers: must be a table")
@@ -262,7 +262,7 @@ def headers_of(response: Table) -> dict[str, str]:
     return {name.lower(): content for name, content in value.items()}
 
 
-def pieces_of(response: Table) -> list[Piece]:
+def pieces_of(response: FileTable) -> list[Piece]:
     value = response.get("pieces", [])
     if not isinstance(value, list):
         raise ValueError("response.pieces: pieces are [[response.pieces]] tables")
@@ -271,14 +271,14 @@ def pieces_of(response: Table) -> list[Piece]:
         where = f"response.pieces[{index}]."
         if not isinstance(item, dict):
             raise ValueError(f"{where[:-1]}: must be a table")
-        check_names(item, ("after_ms", "text", "base64"), where)
-        data = data_of(item, "text", where)
+        check_members(item, ("after_ms", "text", "base64"), where)
+        data = bytes_in(item, "text", where)
         if data:  # a reader takes an empty piece for the end
             pieces.append(Piece(seconds(item, "after_ms", where), data))
     return pieces
 
 
-def data_of(found: Table, name: str, where: str) -> bytes:
+def bytes_in(found: FileTable, name: str, where: str) -> bytes:
     """The bytes of a text, or of `base64`; b"" if both are absent."""
     if "base64" not in found:
         return text(found, name, where, "").encode()

@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 
 from rewrap.structs import struct
-from rewrap.upstream.recording.exchange import Exchange, Request, read_exchange, toml_of
-from rewrap.upstream.recording.matching import Facts, Matcher, likeness
+from rewrap.upstream.recording.exchange import RecordedExchange, Request, read_exchange, toml_of
+from rewrap.upstream.recording.matching import Matcher, RequestKeys, likeness
 
 log = logging.getLogger("rewrap")
 
@@ -24,7 +24,7 @@ COMPARED = 2_000  # recordings, to find the nearest one
 SLUG_CHARACTERS = 40
 NO_ENDPOINT = (404, 405, 501)  # statuses of an upstream that lacks one
 
-Signature = tuple[int, int]  # of a file: time of the last change in nanoseconds, size
+FileSignature = tuple[int, int]  # of a file: time of the last change in nanoseconds, size
 
 
 @struct(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class Recording:
     """A file of the folder."""
 
     name: str
-    signature: Signature
-    facts: Facts
+    signature: FileSignature
+    facts: RequestKeys
     path: str  # of the request
     status: int
 
@@ -55,12 +55,14 @@ class Library:
         self.matcher = matcher
         self.overwrite = overwrite
         self.recordings: dict[str, Recording] = {}  # by name, in the order of recording
-        self.failed: dict[str, Signature] = {}  # files that cannot be read
+        self.failed: dict[str, FileSignature] = {}  # files that cannot be read
         self.by_exact: dict[str, list[Recording]] = {}
         self.by_loose: dict[str, list[Recording]] = {}
         self.steps: dict[str, int] = {}  # answers so far, by sequence
         self.numbers: dict[str, int] = {}  # of the exchanges with one name
-        self.cache: OrderedDict[str, tuple[Exchange, int]] = OrderedDict()  # with the file's size
+        self.cache: OrderedDict[str, tuple[RecordedExchange, int]] = (
+            OrderedDict()
+        )  # with the file's size
         self.cached_bytes = 0
         self.clock: Callable[[], float] = time.monotonic
         self.next_look = 0.0
@@ -73,7 +75,7 @@ class Library:
             self.recordings[name] = self.read(name, signature)
         self.index()
 
-    def files(self) -> list[tuple[str, Signature]]:
+    def files(self) -> list[tuple[str, FileSignature]]:
         """The files of the folder in the order of their numbers."""
         found = []
         with os.scandir(self.folder) as entries:
@@ -83,14 +85,14 @@ class Library:
                     found.append((entry.name, (status.st_mtime_ns, status.st_size)))
         return sorted(found, key=lambda file: natural(file[0]))
 
-    def read(self, name: str, signature: Signature) -> Recording:
+    def read(self, name: str, signature: FileSignature) -> Recording:
         """Raises ValueError."""
         exchange = read_exchange(self.folder / name)
         self.keep(name, exchange, signature[1])
         facts = self.matcher.facts(exchange.request)
         return Recording(name, signature, facts, exchange.request.path, exchange.status)
 
-    def keep(self, name: str, exchange: Exchange, size: int) -> None:
+    def keep(self, name: str, exchange: RecordedExchange, size: int) -> None:
         self.drop(name)
         self.cache[name] = (exchange, size)
         self.cached_bytes += size
@@ -102,7 +104,7 @@ class Library:
         if kept is not None:
             self.cached_bytes -= kept[1]
 
-    def exchange(self, recording: Recording) -> Exchange:
+    def exchange(self, recording: Recording) -> RecordedExchange:
         """Raises ValueError if the file cannot be read any more."""
         kept = self.cache.get(recording.name)
         if kept is not None:
@@ -141,7 +143,9 @@ class Library:
             self.recordings = found
             self.index()
 
-    def read_changed(self, name: str, signature: Signature, found: dict[str, Recording]) -> None:
+    def read_changed(
+        self, name: str, signature: FileSignature, found: dict[str, Recording]
+    ) -> None:
         old = self.recordings.get(name)
         try:
             found[name] = self.read(name, signature)
@@ -154,7 +158,7 @@ class Library:
 
     # Finding.
 
-    def take(self, facts: Facts, path: str) -> tuple[Recording, bool] | None:
+    def take(self, facts: RequestKeys, path: str) -> tuple[Recording, bool] | None:
         """The next recording of a request's sequence, and whether it is a loose match.
 
         The last one repeats. The file is looked at, so that a change of it is served at once.
@@ -183,7 +187,7 @@ class Library:
         signature = (status.st_mtime_ns, status.st_size)
         return signature in (recording.signature, self.failed.get(recording.name))
 
-    def find(self, facts: Facts, path: str) -> Match | None:
+    def find(self, facts: RequestKeys, path: str) -> Match | None:
         equal = self.by_exact.get(facts.exact)
         if equal:
             same = [recording for recording in equal if recording.facts.strict == facts.strict]
@@ -208,7 +212,7 @@ class Library:
             return Match(path, found[:1])
         return None
 
-    def nearest(self, request: Request, facts: Facts) -> str:
+    def nearest(self, request: Request, facts: RequestKeys) -> str:
         """The recording with the most equal values, and its differences; "" if there is none."""
         compared = list(islice(self.recordings.values(), COMPARED))
         if not compared:
@@ -227,7 +231,7 @@ class Library:
 
     # Recording.
 
-    def new_name(self, facts: Facts) -> str:
+    def new_name(self, facts: RequestKeys) -> str:
         """The name of the file for an exchange: from model, prompt, thread, position and number."""
         parts = [slug(facts.model), slug(facts.prompt.replace(".", " ")), facts.thread[:8]]
         stem = "_".join([*filter(None, parts), str(facts.position)])
@@ -237,7 +241,7 @@ class Library:
         self.numbers[stem] = number
         return file_name(stem, number)
 
-    def save(self, name: str, exchange: Exchange) -> None:
+    def save(self, name: str, exchange: RecordedExchange) -> None:
         """Write a file at once as a whole. A failure is logged: the answer goes on."""
         partial = self.folder / f".{name}.partial"
         try:
@@ -251,7 +255,7 @@ def file_name(stem: str, number: int) -> str:
     return f"{stem}.toml" if number == 1 else f"{stem}_{number}.toml"
 
 
-def common_items(one: Facts, other: Facts) -> int:
+def common_items(one: RequestKeys, other: RequestKeys) -> int:
     """How many answers and results of tools are equal in two requests."""
     pairs = zip(one.loose_items, other.loose_items, strict=False)
     return sum(1 for item, other_item in pairs if item == other_item)

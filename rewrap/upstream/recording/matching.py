@@ -47,7 +47,7 @@ ABSENT = "absent"
 
 
 @struct(frozen=True, slots=True)
-class Facts:
+class RequestKeys:
     """The keys of a request: digests of its normal forms, in hexadecimal."""
 
     strict: str  # with ids
@@ -72,17 +72,17 @@ class Matcher:
         self.names = frozenset(path[0] for path in paths if len(path) == 1)
         self.paths = frozenset(path for path in paths if len(path) > 1)
 
-    def facts(self, request: Request) -> Facts:
+    def facts(self, request: Request) -> RequestKeys:
         value = decoded(request)
-        model = model_of(request, value)
-        prompt = prompt_of(value)[:PROMPT_CHARACTERS]
+        model = recorded_model(request, value)
+        prompt = recorded_prompt(value)[:PROMPT_CHARACTERS]
         try:
             document = self.document(request, value, keep_ids=False)
             strict = digest(self.document(request, value, keep_ids=True))
             return facts_of(document, strict, model, prompt)
         except (RecursionError, TypeError):  # nested too deeply: it has to be equal as a whole
             key = digest([request.method, request.path, request.body.decode("latin-1")])
-            return Facts(key, key, key, key, 1, (), frozenset(), model, prompt)
+            return RequestKeys(key, key, key, key, 1, (), frozenset(), model, prompt)
 
     def document(self, request: Request, value: object, *, keep_ids: bool) -> dict[str, object]:
         path, _, query = request.path.partition("?")
@@ -128,7 +128,7 @@ class Matcher:
         return dict(leaves(document, ""))
 
 
-def facts_of(document: dict[str, object], strict: str, model: str, prompt: str) -> Facts:
+def facts_of(document: dict[str, object], strict: str, model: str, prompt: str) -> RequestKeys:
     """Raises TypeError if it is nested too deeply."""
     found = conversation_in(document["body"])
     leaf_hashes = frozenset(
@@ -136,7 +136,7 @@ def facts_of(document: dict[str, object], strict: str, model: str, prompt: str) 
     )
     exact = digest(document)
     if found is None:
-        return Facts(strict, exact, exact, exact, 1, (), leaf_hashes, model, prompt)
+        return RequestKeys(strict, exact, exact, exact, 1, (), leaf_hashes, model, prompt)
     items, replaced = found
     outline: list[object] = []
     loose_items: list[str] = []
@@ -148,7 +148,7 @@ def facts_of(document: dict[str, object], strict: str, model: str, prompt: str) 
             outline.append(shown)
     start = next((n for n, item in enumerate(outline) if isinstance(item, str)), len(outline))
     rest = replaced(None)
-    return Facts(
+    return RequestKeys(
         strict,
         exact,
         loose=digest([document | {"body": replaced(outline)}]),
@@ -239,7 +239,7 @@ def decoded(request: Request) -> object:
     return body.decode("latin-1")
 
 
-def model_of(request: Request, value: object) -> str:
+def recorded_model(request: Request, value: object) -> str:
     """The model in the body or in the path; "" if there is none."""
     if isinstance(value, dict) and isinstance(value.get("model"), str):
         return str(value["model"])
@@ -250,7 +250,7 @@ def model_of(request: Request, value: object) -> str:
     return ""
 
 
-def prompt_of(value: object) -> str:
+def recorded_prompt(value: object) -> str:
     """The last message of the user, or the text that is the prompt."""
     if isinstance(value, str):
         return value
@@ -277,7 +277,7 @@ def digest(value: object) -> str:
 # Differences.
 
 
-def likeness(one: Facts, other: Facts) -> tuple[int, float]:
+def likeness(one: RequestKeys, other: RequestKeys) -> tuple[int, float]:
     """How near two requests are: the values that they share, then the share of equal words."""
     these = set(one.prompt.split())
     those = set(other.prompt.split())
@@ -302,7 +302,7 @@ def shown_difference(name: str, old: object, new: object) -> str:
     start = 0
     if isinstance(old, str) and isinstance(new, str):
         start = max(0, first_difference(old, new) - SHOWN_BEFORE)
-    return f"{name[:SHOWN_CHARACTERS]} is {shown(new, start)}, recorded is {shown(old, start)}"
+    return f"{name[:SHOWN_CHARACTERS]} is {shown_value(new, start)}, recorded is {shown_value(old, start)}"
 
 
 def first_difference(old: str, new: str) -> int:
@@ -317,7 +317,7 @@ def first_difference(old: str, new: str) -> int:
     return next((start + n for n, (a, b) in enumerate(pairs) if a != b), min(start + step, shorter))
 
 
-def shown(value: object, start: int) -> str:
+def shown_value(value: object, start: int) -> str:
     """A value in one printable line, cut."""
     if value is None:
         return ABSENT
