@@ -4,13 +4,16 @@ Bodies that arrive or wait, requests that an upstream works on, and replies that
 does not fit is refused before it is read. Code that does not know the request reserves by `reserve`. Imports types and leaf files.
 """
 
+import asyncio
 import os
 from contextlib import aclosing
 from contextvars import ContextVar, Token
 from pathlib import Path
+from threading import Thread
 
 import orjson
 
+from rewrap.eventloop import running_loop
 from rewrap.large_json import ValueCount
 from rewrap.types import APIError, Delta, Deltas
 
@@ -27,15 +30,38 @@ OBJECT_BYTES = 240
 DELTA_BYTES = 100  # without its texts
 
 
+# After a request of this size, the system gets free memory back.
+TRIMMED_BYTES = 2**18
+# So long after it, if no other request holds as much.
+TRIM_SECONDS = 10.0
+
+
 class MemoryBudget:
     """At most `maximum` bytes, reserved by requests."""
 
     def __init__(self, maximum: int) -> None:
         self.maximum = maximum
         self.used = 0
+        self.trim_timer: asyncio.TimerHandle | None = None
 
     def reservation(self) -> "Reservation":
         return Reservation(self)
+
+    def give_back(self, size: int) -> None:
+        self.used -= size
+        if size >= TRIMMED_BYTES and self.trim_timer is None:
+            self.trim_later()
+
+    def trim_later(self) -> None:
+        self.trim_timer = running_loop().call_later(TRIM_SECONDS, self.trim)
+
+    def trim(self) -> None:
+        """Give free memory back to the system, unless large requests are under way: they use it again."""
+        self.trim_timer = None
+        if self.used >= TRIMMED_BYTES:
+            self.trim_later()
+        else:
+            Thread(target=trim_heap, daemon=True).start()
 
 
 class Reservation:
@@ -66,7 +92,7 @@ class Reservation:
         self.size += size
 
     def release(self) -> None:
-        self.budget.used -= self.size
+        self.budget.give_back(self.size)
         self.size = 0
 
 
@@ -161,6 +187,20 @@ def machine_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # Windows
         return UNKNOWN_MEMORY
+
+
+def trim_heap() -> None:
+    """Return the free pages of the heap to the system. Only glibc keeps them and has this function.
+
+    1,000 requests of 1 MB left 82 MB where 39 were before; now 41. Other threads wait 0.1 ms for each MB.
+    """
+    import ctypes
+
+    try:
+        malloc_trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return
+    malloc_trim(0)
 
 
 def no_memory() -> APIError:

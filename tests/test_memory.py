@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import sys
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -430,3 +431,49 @@ async def test_a_thousand_slow_bodies_stay_within_the_budget_and_nobody_waits_fo
         assert statuses == [200] * CLIENTS
         assert peak < budget
         assert busy < 100 * quiet
+
+
+# ---- the heap of the process
+
+
+def trimmed(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.01) -> list[float]:
+    """The times at which free memory is given back to the system."""
+    times: list[float] = []
+    monkeypatch.setattr(memory, "TRIM_SECONDS", seconds)
+    monkeypatch.setattr(memory, "trim_heap", lambda: times.append(time.monotonic()))
+    return times
+
+
+async def test_free_memory_goes_back_to_the_system_after_a_large_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = trimmed(monkeypatch)
+    budget = MemoryBudget(100 * MB)
+    for _ in range(3):  # one timer for all of them
+        with budget.reservation():
+            reserve(MB)
+    await asyncio.sleep(0.1)
+    assert len(times) == 1
+    with budget.reservation():
+        reserve(1000)
+    await asyncio.sleep(0.1)
+    assert len(times) == 1
+
+
+async def test_free_memory_is_kept_while_large_requests_are_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = trimmed(monkeypatch)
+    budget = MemoryBudget(100 * MB)
+    with budget.reservation():
+        reserve(MB)
+    with budget.reservation():
+        reserve(MB)
+        await asyncio.sleep(0.1)
+        assert not times
+    await asyncio.sleep(0.1)
+    assert len(times) == 1
+
+
+def test_the_heap_is_trimmed_or_left_alone() -> None:
+    memory.trim_heap()
