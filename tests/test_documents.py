@@ -1,6 +1,10 @@
 """The documents against the code: settings, and the packages of the image."""
 
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 from serving import ROOT
 from settings_texts import ENV_EXAMPLE, TABLE_FILE, env_example, with_table
@@ -43,3 +47,20 @@ def test_the_image_copies_every_file_that_it_needs_and_no_other() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
     assert copied == kept == {"main.py", "backends.py", "rewrap", "requirements.lock"}
     assert all((ROOT / name).exists() for name in copied)
+
+
+def test_the_image_contains_compiled_modules(tmp_path: Path) -> None:
+    """Its user cannot write them, and each start would compile all of them again."""
+    [line] = [
+        line for line in (ROOT / "Dockerfile").read_text().splitlines() if "compileall" in line
+    ]
+    command = line.removeprefix("RUN ").partition(" && ")[0].split()
+    shutil.copytree(
+        ROOT / "rewrap", tmp_path / "rewrap", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, check=True, timeout=120)
+    sources = {str(file.with_suffix("")) for file in tmp_path.rglob("*.py")}
+    compiled = {
+        str(file.parent.parent / file.name.partition(".")[0]) for file in tmp_path.rglob("*.pyc")
+    }
+    assert sources == compiled
