@@ -540,7 +540,7 @@ def table_backend(table: BackendTable, client: Client, settings: Settings) -> Ba
         client,
         settings,
         table.url,
-        shape_of(table.shape, f"{place}: shape", table.mapping),
+        shape_of(table.shape, f"{place}: {'mapping' if table.mapping else 'shape'}", table.mapping),
         name=table.name,
         key=table.key,
         headers=table.headers,

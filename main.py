@@ -4,9 +4,15 @@ A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -
 -> Deltas -> rendering. Read this file, then rewrap/types.py, then backends.py. `python main.py` serves; so does `uvicorn main:app`.
 """
 
+import sys
+
+if __name__ == "__main__":  # before all other imports: the command line prepares for them
+    from rewrap.cli import main
+
+    sys.exit(main())
+
 import logging
 import os
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -438,9 +444,3 @@ def __getattr__(name: str) -> Rewrap:
     app = load_app()
     globals()["app"] = app
     return app
-
-
-if __name__ == "__main__":
-    from rewrap.cli import main
-
-    sys.exit(main())

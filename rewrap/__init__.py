@@ -6,7 +6,6 @@ In a checkout, main.py and backends.py stand at the top of the tree. A wheel con
 forms have the same names: rewrap.main and rewrap.backends.
 """
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,6 @@ __all__ = ["APIError", "ChatRequest", "Delta", "ResponseInfo", "Settings", "crea
 PACKAGE = Path(__file__).parent
 if not (PACKAGE / "backends.py").exists():
     __path__.append(str(PACKAGE.parent))
-
-# httpx imports its command line, if click, pygments and rich are there for it: 0.1 s of a start.
-sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # None: it cannot be imported
 
 HOMES = {
     "create_app": "rewrap.main",

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rewrap.config.settings import Settings
-
 if TYPE_CHECKING:
     from rewrap.config.flags import Arguments
 
@@ -18,6 +16,8 @@ log = logging.getLogger("rewrap")
 
 def check() -> int:
     """`rewrap check`: print the backends of a configuration. The exit status is 2 if it is wrong."""
+    from rewrap.config.settings import Settings
+
     try:
         settings = Settings.load()
         from rewrap.main import create_app
@@ -34,9 +34,10 @@ def check() -> int:
 
 def serve() -> None:
     """Serve until a signal. One line at the start has the address and the backends."""
-    gc.disable()  # a start leaves no garbage to collect: this saves 4 % of it
+    gc.disable()  # imports leave no garbage to collect: this saves 4 % of the start
     from rewrap.main import load_app
 
+    gc.freeze()
     gc.enable()
     from rewrap.server.serve import serve_app
     from rewrap.urls import is_loopback
@@ -66,6 +67,8 @@ def serve() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: `rewrap [serve|check|key|probe] ...`; gives the exit status."""
+    # httpx imports its own command line, if rich is installed for it: 0.1 s. None: it cannot be imported.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     words = sys.argv[1:] if argv is None else argv
     if not words:
         with closed_pipes_ignored():
@@ -90,6 +93,7 @@ def run_command(arguments: "Arguments") -> int:
         case "check":
             return check()
         case "key":
+            from rewrap.config.settings import Settings
             from rewrap.server.keys import key_command
 
             return key_command(arguments.rest, lambda: Settings.load().secret_key)

@@ -8,7 +8,10 @@ from typing import AnyStr, cast
 
 
 class LatePattern:
-    """Stands for a re.Pattern. The first use compiles it, and raises re.error if it is wrong."""
+    """Stands for a re.Pattern. The first use compiles it, and raises re.error if it is wrong.
+
+    Its methods and attributes are those of a pattern. It is no instance of re.Pattern, and `re.sub` does not take it.
+    """
 
     def __init__(self, source: str | bytes, flags: int) -> None:
         self.source = source
@@ -16,6 +19,8 @@ class LatePattern:
 
     def __getattr__(self, name: str) -> object:
         """A method of the pattern. It becomes an attribute, so that the next use finds it at once."""
+        if name.startswith("__"):  # asked for by `copy`, before there is a source
+            raise AttributeError(name)
         method = getattr(re.compile(self.source, self.flags), name)
         setattr(self, name, method)
         return method

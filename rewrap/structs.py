@@ -23,7 +23,7 @@ else:
     ) -> Any:
         """A class with the annotated attributes as fields. The arguments are those of a dataclass."""
 
-        def made(cls: type) -> type:
+        def struct_of(cls: type) -> type:
             shared = {
                 "__repr__": as_text,
                 "__eq__": equal,
@@ -32,9 +32,12 @@ else:
             for name, method in shared.items():
                 if name not in vars(cls):
                     setattr(cls, name, method)
-            return dataclass(init=init, eq=False, repr=False, match_args=False, slots=slots)(cls)
+            made = dataclass(init=init, eq=False, repr=False, slots=slots)(cls)
+            # Lets a frozen dataclass inherit from a frozen struct.
+            made.__dataclass_params__.frozen = frozen
+            return made
 
-        return made if cls is None else made(cls)
+        return struct_of if cls is None else struct_of(cls)
 
     def as_text(self: Any) -> str:
         texts = [f"{x.name}={getattr(self, x.name)!r}" for x in fields(self) if x.repr]

@@ -3,6 +3,7 @@
 Every room may import this file. It imports leaf files alone.
 """
 
+import math
 import re
 from collections.abc import (
     AsyncGenerator,
@@ -543,7 +544,10 @@ def estimated_tokens(size: int) -> int:
 
 def duration(seconds: float) -> str:
     """OpenAI's form of a duration: `16ms`, `59.369s`, `1m6.499s`."""
-    minutes, milliseconds = divmod(round(seconds * 1000), 60_000)
+    whole = math.ceil(
+        seconds * 1000 - 1e-6
+    )  # rounded up: a client that waits so long has waited long enough
+    minutes, milliseconds = divmod(whole, 60_000)
     if minutes:
         return f"{minutes}m{milliseconds / 1000:g}s"
     if milliseconds < 1000:

@@ -305,7 +305,7 @@ def test_every_answer_tells_the_limit_what_remains_and_when_it_is_reset() -> Non
     assert rate_limit_headers(Verdict(True, 60, 59, 59.3694)) == [
         (b"x-ratelimit-limit-requests", b"60"),
         (b"x-ratelimit-remaining-requests", b"59"),
-        (b"x-ratelimit-reset-requests", b"59.369s"),
+        (b"x-ratelimit-reset-requests", b"59.37s"),
     ]
 
 

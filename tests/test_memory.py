@@ -468,10 +468,25 @@ async def test_free_memory_is_kept_while_large_requests_are_under_way(
     with budget.reservation():
         reserve(MB)
     with budget.reservation():
-        reserve(MB)
+        reserve(17 * MB)
         await asyncio.sleep(0.1)
         assert not times
     await asyncio.sleep(0.1)
+    assert len(times) == 1
+
+
+def test_a_second_event_loop_has_a_timer_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = trimmed(monkeypatch)
+    budget = MemoryBudget(100 * MB)
+
+    async def use(seconds: float) -> None:
+        with budget.reservation():
+            reserve(MB)
+        await asyncio.sleep(seconds)
+
+    asyncio.run(use(0))
+    assert not times
+    asyncio.run(use(0.1))
     assert len(times) == 1
 
 

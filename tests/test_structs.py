@@ -1,7 +1,8 @@
 """Structs and late expressions behave as dataclasses and compiled expressions do."""
 
 import re
-from dataclasses import FrozenInstanceError, field, replace
+from copy import copy
+from dataclasses import FrozenInstanceError, dataclass, field, replace
 
 import pytest
 
@@ -58,6 +59,22 @@ def test_a_method_of_the_class_itself_is_kept() -> None:
     assert repr(Secret("a")) == "***"
 
 
+def test_a_frozen_dataclass_inherits_from_a_frozen_struct() -> None:
+    @dataclass(frozen=True)
+    class Named(Guarded):
+        name: str = ""
+
+    assert Named(1, "a").name == "a"
+
+
+def test_a_struct_matches_by_position() -> None:
+    match Point(3, 4):
+        case Point(x, y):
+            assert (x, y) == (3, 4)
+        case _:
+            pytest.fail("no match")
+
+
 def test_an_attribute_of_a_guarded_struct_is_set_once() -> None:
     guarded = Guarded(2)
     with pytest.raises(FrozenInstanceError):
@@ -83,6 +100,10 @@ def test_an_expression_is_compiled_by_its_first_use_alone(
     found = [word.findall("Ab, c") for _ in range(3)]
     assert found == [["Ab", "c"]] * 3
     assert len(compiled) == 1
+
+
+def test_a_late_expression_can_be_copied() -> None:
+    assert copy(regex("a+")).findall("aab") == ["aa"]
 
 
 def test_a_wrong_expression_is_an_error_at_its_first_use() -> None:

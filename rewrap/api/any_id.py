@@ -205,7 +205,7 @@ class AnyIdEmbeddings(LocalEmbeddings):
     async def __call__(self, passed: PassedRequest, info: ResponseInfo) -> JSONObject:
         assert isinstance(passed.body, bytes)
         payload = parse_object(passed.body) | {"encoding_format": "float"}
-        # dataclass(slots=True) makes another class, which super() without arguments does not know.
+        # struct(slots=True) makes another class, which super() without arguments does not know.
         return await LocalEmbeddings.__call__(self, replace(passed, body=dumps(payload)), info)
 
 

@@ -35,7 +35,7 @@ def nearest_setting(name: str, known: Collection[str], *, in_file: bool = False)
     for setting in known:
         if letters == setting.replace("_", ""):
             return setting
-        if name[0] != setting[0] and name[-1] != setting[-1]:
+        if name[:1] != setting[:1] and name[-1:] != setting[-1:]:
             continue  # one edit leaves the first or the last letter: this saves most comparisons
         if one_edit_apart(name, setting, swaps_only=len(setting) <= SHORT and not in_file):
             return setting

@@ -158,7 +158,7 @@ class Settings(ReadOnly):
                 )
 
     def needs_mock(self) -> bool:
-        """Whether a part of the mock is used beside an upstream: it replays, or has rules or faults."""
+        """Whether the mock is needed beside an upstream: for REPLAY, or to check MOCK_RULES and MOCK_FAULTS."""
         return bool(self.replay or self.mock_rules or self.mock_fault_rate)
 
     def check_no_chat_options(self) -> None:

@@ -88,7 +88,7 @@ class RuleAnswer:
 
     @property
     def has_content(self) -> bool:
-        """Whether `deltas_of` has something to send."""
+        """Whether `answer_deltas` has something to send."""
         parts = (self.pieces, self.tool_calls, self.reasoning, self.refusal)
         return self.text is not None or self.json is not None or any(parts)
 

@@ -1,7 +1,7 @@
 """The errors of OpenAI's API by name, for rules and faults: status, message, type, param and code.
 
 The texts are from recordings and public reports of the real API, as of November 2026. To correct a
-text, correct it here. Imports the types and the table reader alone.
+text, correct it here. Imports types, the table reader and leaf files.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The journal of the mock: its last requests, for `GET /mock/requests` and for tests.
 
 Bounded in entries and in bytes. Holds no headers, no query strings, and none of the secrets that
-the caller names. Knows no HTTP; imports the types alone.
+the caller names. Knows no HTTP; imports types and leaf files.
 """
 
 import time

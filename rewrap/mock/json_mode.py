@@ -1,7 +1,7 @@
 """The reply to `response_format: {"type": "json_object"}`, where no schema is declared.
 
 Libraries without structured outputs write the schema, an example or the keys into the prompt.
-Imports the standard library and modules of this package only.
+Imports its own room and leaf files.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The timing of scripted answers, and streams that break off: wrappers of Deltas.
 
-Imports the types, the faults and the errors alone.
+Imports types, the faults, the errors and leaf files.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """What a prompt contains that can fill a schema: numbers, quoted texts, dates, names.
 
 Every pattern here takes linear time, and a long prompt is read at both ends only.
-Imports the standard library only.
+Imports leaf files alone.
 """
 
 import re

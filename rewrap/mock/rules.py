@@ -25,9 +25,8 @@ MAX_COUNTED = 100_000  # pairs of a lane and a rule; beyond them the oldest is f
 COMPARED = 1_000  # characters of two messages whose words are compared for the nearest rule
 
 Ranked = tuple[int, Rule]  # a rule and its place in the order
-FolderSignature = tuple[
-    tuple[str, int, int], ...
-]  # of each file: name, time of the last change, size
+# Of each file: its name, the time of its last change, its size.
+FolderSignature = tuple[tuple[str, int, int], ...]
 
 
 @struct(slots=True)

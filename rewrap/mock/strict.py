@@ -3,7 +3,7 @@
 The texts are those that OpenAI sends, as users report them. Where reports contradict each other,
 a schema is accepted, so that the mock is never stricter than OpenAI: `default`, `examples`,
 `minLength` and `maxLength` are. A definition is checked as a schema of its own, with the context
-`()`. Time is linear in the size of the schema. Imports the standard library and `budget` only.
+`()`. Time is linear in the size of the schema. Imports `budget` and leaf files.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """Which tools the mock calls, with which arguments, and its reply to their results.
 
 Pure functions on decoded JSON. The current turn is the messages after the last user message.
-Imports the standard library, orjson, and modules of this package only.
+Imports its own room and leaf files.
 """
 
 import hashlib

@@ -89,9 +89,8 @@ class RateLimit:
             windows.popitem(last=False)
         hits, end = windows.get(key, (0, now + WINDOW_SECONDS))
         windows[key] = (hits + 1, end)
-        return HitCount(
-            hits + 1, min(end - now, WINDOW_SECONDS)
-        )  # (now + 60) - now may be above 60
+        seconds = min(end - now, WINDOW_SECONDS)  # (now + 60) - now may be above 60
+        return HitCount(hits + 1, seconds)
 
     async def hit_store(self, key: str) -> HitCount | None:
         """Count in the store; None if there is none, or it is down."""

@@ -1,6 +1,6 @@
 """The store in SQLite: one file for the processes of one machine, or memory for one process.
 
-A write that has returned is on the disk. Imports the interface of stores alone.
+A write that has returned is on the disk. Imports the interface of stores and leaf files.
 """
 
 from collections.abc import Mapping, Sequence

@@ -111,9 +111,8 @@ class SQLiteWorker:
     def __init__(self, file: DatabaseFile, begin: str) -> None:
         self.file = file
         self.begin = begin
-        self.queue: queue.SimpleQueue[StoreJob | None] = (
-            queue.SimpleQueue()
-        )  # None: the thread ends
+        # None: the thread ends.
+        self.queue: queue.SimpleQueue[StoreJob | None] = queue.SimpleQueue()
         self.thread: threading.Thread | None = None
         self.observe: Observer | None = None
 

@@ -215,14 +215,14 @@ def flat_message(message: JSONObject) -> JSONObject:
 def shape_of(name: str, where: str, mapping: Table | None = None) -> Shape:
     """The shape of a user's table, or of a name in shapes.toml; AutoShape without either.
 
-    `where` is the place of the name. Raises ShapeError.
+    `where` is the setting. Raises ShapeError.
     """
     if not name and not mapping:
         return AutoShape()
     from rewrap.upstream.shapes import shape_from, shape_named
 
     if mapping:
-        return shape_from(mapping, where.removesuffix("shape") + "mapping")
+        return shape_from(mapping, where)
     return shape_named(name, where)
 
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from rewrap.upstream.recording.setup import ClientSettings
 
 USER_AGENT = f"rewrap/{__version__}"
-AsyncTransport = (
-    httpx.AsyncBaseTransport
-)  # carries requests: the pool of this project, or a mock of httpx
+# Carries requests: the pool of this project, or a mock of httpx.
+AsyncTransport = httpx.AsyncBaseTransport
 UNPRINTABLE = regex(r"[^ -~]")
 LIST_CHARACTERS = 1000
 ACCEPT_ENCODING = {"accept-encoding": "identity"}

@@ -1,7 +1,7 @@
 """Framing: an upstream's answer as JSON, server-sent events, NDJSON or plain text, detected if no header names it.
 
-The decoders take bytes as they come: `feed(bytes)` and `close()` give pairs of event name and data. Imports nothing of the
-project. Raises ValueError for an answer in none of these forms, and for an event that is too large.
+The decoders take bytes as they come: `feed(bytes)` and `close()` give pairs of event name and data. Imports leaf files
+alone. Raises ValueError for an answer in none of these forms, and for an event that is too large.
 """
 
 import codecs

@@ -2,7 +2,7 @@
 
 Both are texts in the tables that describe shapes.
 
-Imports only the checks of these tables.
+Imports the checks of these tables and leaf files.
 """
 
 import re

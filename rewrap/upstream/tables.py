@@ -1,4 +1,4 @@
-"""Checks of the tables that describe shapes. Imports the checks of headers alone."""
+"""Checks of the tables that describe shapes. Imports leaf files alone."""
 
 from collections.abc import Mapping
 

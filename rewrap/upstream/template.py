@@ -1,6 +1,6 @@
 """JSON templates, which have `{placeholders}` in their strings.
 
-Imports only the checks of shape tables, and how a text is read as JSON.
+Imports the checks of shape tables, how a text is read as JSON, and leaf files.
 """
 
 import re

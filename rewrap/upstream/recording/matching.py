@@ -62,7 +62,7 @@ class RequestKeys:
 
 
 class Matcher:
-    """Computes the Facts of requests. `ignored` are names of members, or paths such as `metadata.run`.
+    """Computes the RequestKeys of requests. `ignored` are names of members, or paths such as `metadata.run`.
 
     A name is ignored wherever it stands. A path starts at the body, and leads through lists.
     """
