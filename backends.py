@@ -2,7 +2,7 @@
 
 Mock (rewrap/mock/backend.py) answers by itself. ChatURL asks any chat URL in its shape. OpenAI relays an OpenAI-compatible upstream. `build_backend`
 makes the one that the settings name. A backend does not know which API is served: that is a rendering's business.
-Imports types, config, mock and upstream; never Starlette, the server or the APIs.
+Imports types, leaf files, config, mock and upstream; never Starlette, the server or the APIs.
 """
 
 import logging
@@ -78,8 +78,8 @@ class ChatURL:
     429, 503 and errors of the request (400, 404, 413, 422) keep their status.
     """
 
-    text_is_reply = True
-    transparent = False  # an upstream's error keeps its status, 5xx too
+    text_is_reply = True  # an answer of plain text is a reply
+    transparent = False  # True (OpenAI): the upstream's own errors and models reach the client
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class ChatURL:
         responses: str = "auto",
         on_unsupported: str = "error",
     ) -> None:
-        """`responses` is for OpenAI. Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
+        """The class OpenAI alone uses `responses`. Raises ValueError, httpx.InvalidURL or httpx.LocalProtocolError if no request can be sent to `url`."""
         self.client = client
         self.url = url
         self.shape = shape
@@ -166,7 +166,7 @@ class ChatURL:
     async def stream(self, request: ChatRequest, info: ResponseInfo) -> Deltas:
         prepared = await self.prepare_apart(request, info)
         del request  # while the upstream works, the bytes for it are kept alone
-        async with Exchange(self, prepared, info) as answer:
+        async with Exchange(self, prepared, info) as answer:  # by `good_answer` and `failure`
             del prepared
             async with aclosing(self.read(answer, info)) as deltas:
                 async for delta in deltas:
@@ -187,7 +187,7 @@ class ChatURL:
         return await gathered(self.read(answer, info, opened))
 
     def prepare_apart(self, request: ChatRequest, info: ResponseInfo) -> Awaitable[Prepared]:
-        info.accepted = not self.transparent  # until the upstream's own head says so
+        info.accepted = not self.transparent  # no ping before a relay knows its status
         if self.client.journal is not None:
             self.client.journal.begin(request, info)
         return apart(self.prepare, request, info)

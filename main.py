@@ -1,7 +1,8 @@
 """rewrap turns any chat URL into an OpenAI API: routes, endpoints, the application factory.
 
 A request takes this way: EdgeMiddleware -> Endpoint -> Gateway.admit -> parse -> ChatRequest -> Backend.stream (or `whole`)
--> Deltas -> rendering. Read this file, then rewrap/types.py, then backends.py. `python main.py` serves; so does `uvicorn main:app`.
+-> Deltas -> rendering. A relayed stream soon takes a shorter one: ResponseInfo.write. Read this file, then rewrap/types.py,
+then backends.py. `python main.py` serves; so does `uvicorn main:app`.
 """
 
 import sys
@@ -103,9 +104,9 @@ class Gateway:
         per_minute = settings.rate_limit_per_minute
         if per_minute:
             self.rate_limit = RateLimit(per_minute, settings.rate_limit_store_url)
-        # The mock leaves no file, unless several processes share the store.
         self.mock = mock_in(self.backends)
         is_mock = backend is self.mock
+        # The mock leaves no file, unless several processes share the store.
         in_memory = is_mock and settings.workers == 1
         url = settings.store_url or ("sqlite://" if in_memory else "sqlite:///chat.db")
         store = open_store(url, settings.store_max_age_days, shared=settings.workers > 1)
@@ -174,7 +175,7 @@ class Gateway:
     def whole(
         self, request: ChatRequest, info: ResponseInfo, identity: str
     ) -> Coroutine[None, None, list[Delta]]:
-        """The whole reply to a request without a stream. Where the backend gives it, the mock saves 8 %."""
+        """The whole reply to a request without a stream. By the backend's `whole`, if it has one: that saves the mock 8 %."""
         if self.backend_whole is None or self.recorder.concerns(request):
             return gathered(self.stream(request, info, identity))
         return self.backend_whole(request, info)
@@ -376,7 +377,7 @@ def create_app(
 
 
 def routes(gateway: Gateway) -> list[BaseRoute]:
-    """All routes. The edge takes `/v1` and repeated slashes from a path before it is looked up here."""
+    """All routes. EdgeMiddleware takes `/v1` and repeated slashes from a path before it is looked up here."""
     settings = gateway.settings
     backend = gateway.backend
     model = settings.openai_model or getattr(backend, "default_model", backend.name)

@@ -33,8 +33,8 @@ def check() -> int:
 
 
 def serve() -> None:
-    """Serve until a signal. One line at the start has the address and the backends."""
-    gc.disable()  # imports leave no garbage to collect: this saves 4 % of the start
+    """Serve until a signal. Logs one line with the address and the backends."""
+    gc.disable()  # collections during the imports find nothing and take 4 % of the start
     from rewrap.main import load_app
 
     gc.freeze()
@@ -67,7 +67,7 @@ def serve() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: `rewrap [serve|check|key|probe] ...`; gives the exit status."""
-    # httpx imports its own command line, if rich is installed for it: 0.1 s. None: it cannot be imported.
+    # httpx imports its own command line where rich is installed: 0.1 s. None prevents that import.
     sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     words = sys.argv[1:] if argv is None else argv
     if not words:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"rewrap: {error}", file=sys.stderr)
         return 2
-    os.environ |= arguments.settings  # workers are processes, and read the settings again
+    os.environ |= arguments.settings  # worker processes read their settings from the environment
     with closed_pipes_ignored():
         return run_command(arguments)
 

@@ -1,7 +1,7 @@
 """One budget of memory for everything that clients and upstreams send at the same time.
 
 Bodies that arrive or wait, requests that an upstream works on, and replies that are gathered count against it. A request that
-does not fit is refused before it is read. Code that does not know the request reserves by `reserve`. Imports types and leaf files.
+does not fit is refused before it is read. Code without a reference to its request calls `reserve`, which finds the reservation of the task. Imports types and leaf files.
 """
 
 import asyncio
@@ -17,20 +17,22 @@ from rewrap.eventloop import running_loop
 from rewrap.large_json import ValueCount
 from rewrap.types import APIError, Delta, Deltas
 
-SHARE = 4  # one part of so many of the memory of the container or machine
+SHARE = 4  # the budget is a quarter of the memory of the container or machine
 UNKNOWN_MEMORY = 4 * 2**30  # of a system that does not report its memory
 CGROUP_FILES = (
     "/sys/fs/cgroup/memory.max",  # version 2
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # version 1
 )
 
-# The memory of decoded JSON, at most. CPython 3.11: an empty list and its place take 72 bytes, an object with one member 240.
+# The memory of decoded JSON, at most. CPython 3.11: an empty list and the pointer to it take 72 bytes, an object with one member 240.
 VALUE_BYTES = 80
 OBJECT_BYTES = 240
 DELTA_BYTES = 100  # without its texts
 TRIMMED_BYTES = 2**18  # after a request of this size, free memory goes back to the system
 TRIM_SECONDS = 10.0  # from the end of that request to the return
-BUSY_BYTES = 2**24  # requests that hold more would need the memory again
+BUSY_BYTES = (
+    2**24
+)  # no trim while requests hold more than this: they would soon need the memory again
 
 
 class MemoryBudget:
@@ -49,7 +51,7 @@ class MemoryBudget:
         self.used -= size
         if size >= TRIMMED_BYTES:
             loop = running_loop()
-            if self.trimming is not loop:  # a loop that has ended, in tests, runs no timer
+            if self.trimming is not loop:  # this loop has no timer yet (tests use several loops)
                 self.trim_later(loop)
 
     def trim_later(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -109,7 +111,7 @@ def reserve(size: int) -> None:
 
 
 def reserve_body(size: int) -> None:
-    """The same for a part of a request's body. Raises APIError 413 if the request can never fit."""
+    """Reserve memory for a part of a request's body. Raises APIError: 503 as `reserve`, 413 if the request can never fit."""
     current = CURRENT.get()
     if current is None:
         return
@@ -119,7 +121,7 @@ def reserve_body(size: int) -> None:
 
 
 def release() -> None:
-    """Give back what the request of this task has reserved: nobody holds it any more."""
+    """Give back what the request of this task has reserved: its objects are no longer referenced."""
     current = CURRENT.get()
     if current is not None:
         current.release()
@@ -133,9 +135,9 @@ def reserved() -> int:
 
 def decoded_size(body: bytes, count: ValueCount) -> int:
     """The most memory that the JSON in a body takes when it is decoded, about: 30 MB of `[]` take 800 MB."""
-    # A text takes four bytes for each character if one of them needs four.
     # A search for one byte costs a twentieth of one for two.
     escaped = b"\\" in body and b"\\u" in body
+    # A decoded text takes four bytes for each character if one of them needs four.
     width = 1 if body.isascii() and not escaped else 4
     return width * len(body) + VALUE_BYTES * count.values + OBJECT_BYTES * count.objects
 
@@ -194,7 +196,7 @@ def machine_memory() -> int:
 def trim_heap() -> None:
     """Return the free pages of the heap to the system. Only glibc keeps them and has this function.
 
-    1,000 requests of 1 MB left 82 MB where 39 were before; now 41. Other threads wait 0.1 ms for each MB.
+    After 1,000 requests of 1 MB the process kept 82 MB (39 before them); with the trim, 41. Other threads wait 0.1 ms for each MB.
     """
     try:
         import ctypes

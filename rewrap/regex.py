@@ -1,6 +1,7 @@
 """Regular expressions that are compiled when they are first used.
 
-Python compiles an expression in 0.1 to 1.6 ms. A start would compile about 100 of them, most for input that few requests contain.
+Python compiles an expression in 0.1 to 1.6 ms. A start would compile about 100 of
+them, and most requests need few. What every request needs is compiled by `re.compile`.
 """
 
 import re
@@ -19,7 +20,7 @@ class LatePattern:
 
     def __getattr__(self, name: str) -> object:
         """A method of the pattern. It becomes an attribute, so that the next use finds it at once."""
-        if name.startswith("__"):  # asked for by `copy`, before there is a source
+        if name.startswith("__"):  # `copy` asks before `source` is set
             raise AttributeError(name)
         method = getattr(re.compile(self.source, self.flags), name)
         setattr(self, name, method)
@@ -27,4 +28,5 @@ class LatePattern:
 
 
 def regex(source: AnyStr, flags: int = 0) -> re.Pattern[AnyStr]:
+    """A pattern that its first use compiles."""
     return cast("re.Pattern[AnyStr]", LatePattern(source, flags))

@@ -1,6 +1,6 @@
 """The vocabulary of the project: requests, replies, errors, and the protocols between the rooms.
 
-Every room may import this file. It imports leaf files alone.
+Every room (a folder of rewrap/) may import this file. It imports leaf files (single files of rewrap/) alone.
 """
 
 import math
@@ -212,7 +212,7 @@ class ChatRequest(ReadOnly):
 
 @struct(init=False)
 class ResponseInfo:
-    """The facts about one reply, filled in by the backend while it answers.
+    """The facts about one reply. The endpoint, the server, the recorder and the backend set them when they know them.
 
     The initial values are attributes of the class: they cost a request nothing.
     """
@@ -229,7 +229,7 @@ class ResponseInfo:
     # Spoils the answer on its way: the mock's faults.
     wrap_send: Callable[[Send], Send] | None = None
     usage: JSONObject | None = None
-    accepted: bool = True  # a ping may start the answer: the upstream will not reject the request
+    accepted: bool = True  # a ping may start the answer with status 200; False until a relay knows its upstream's status
     deadline: float = 0.0  # loop time by which an answer without a stream is whole
     # Sends bytes of a stream that has begun straight to the client's socket.
     write: Sink | None = None
@@ -403,7 +403,7 @@ class Reader(Protocol):
 
 @struct(frozen=True, slots=True)
 class Outgoing:
-    """One request to an endpoint, beside its constant headers."""
+    """One request to an upstream, beside its constant headers."""
 
     url: str
     headers: dict[str, str]
@@ -411,7 +411,7 @@ class Outgoing:
 
 
 class ChatSession(Protocol):
-    """The session that an endpoint assigns to one chat, while a reply of it is read."""
+    """The session that an upstream assigns to one chat, while a reply of it is read."""
 
     def observe(self, value: object, text: str) -> None:
         """Note an answer, or an event of it, and the text that it adds to the reply."""
@@ -421,7 +421,7 @@ class ChatSession(Protocol):
 
 
 class Shape(Protocol):
-    """How an endpoint is asked, and where its answers have the reply."""
+    """How an upstream is asked, and where its answers have the reply."""
 
     framing: str  # json, sse, ndjson or text; auto: found out from the answer
     method: str

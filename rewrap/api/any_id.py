@@ -200,7 +200,7 @@ class AnyIdRoutes(ResponseRoutes):
 
 
 class AnyIdEmbeddings(LocalEmbeddings):
-    """Vectors are lists of numbers: strict validation in the SDKs takes no base64."""
+    """Embeddings that are always lists of numbers: SDKs with strict validation reject base64."""
 
     async def __call__(self, passed: PassedRequest, info: ResponseInfo) -> JSONObject:
         assert isinstance(passed.body, bytes)

@@ -1,4 +1,4 @@
-"""The mock of the OpenAI API. Its modules are loaded when a mock is made: a server in front of an upstream loads none."""
+"""The mock of the OpenAI API. Its other modules are loaded when a mock is made: a server that only relays never loads them."""
 
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_loaded() -> bool:
-    """Whether there can be a mock: nobody has made one without its module."""
+    """Whether a mock may exist: who makes one has loaded its module."""
     return "rewrap.mock.backend" in sys.modules
 
 
@@ -32,7 +32,7 @@ def control_routes(
     owner: "Callable[[Request], Awaitable[str]]",
     body: "Callable[[Request], Awaitable[bytes]]",
 ) -> "list[BaseRoute]":
-    """The routes that control the mock, or the journal of REPLAY; none if neither is there."""
+    """The routes that control the mock, or the journal of replayed recordings (REPLAY); [] without both."""
     if not is_loaded():
         return []
     from rewrap.mock.routes import MockRoutes

@@ -64,7 +64,7 @@ class Budget:
             raise SchemaError("The schema is too complex for the mock: a value takes too long.")
 
     def spend_once(self, name: str, steps: int) -> None:
-        """Spend the steps at the first call with this name."""
+        """Spend the steps, unless an earlier call had this name (a pattern, for example)."""
         if name not in self.spent_once:
             self.spent_once.add(name)
             self.spend(steps)

@@ -172,7 +172,7 @@ def smaller(one: JSON, other: JSON) -> JSON:
 
 
 def joined_objects(one: JSON, other: JSON) -> JSON:
-    """The members of two objects; where both have one, both its schemas hold."""
+    """The members of both objects. A member that is in both has to match both schemas."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return one
     result = dict(one)

@@ -22,7 +22,7 @@ NO_PARAMETERS: JSONObject = {"type": "object", "properties": {}}
 
 
 def messages(request: ChatRequest) -> list[JSONObject]:
-    """OpenAI's messages; a content is a list only with images, and empty messages are left out."""
+    """The messages in Cohere's form. A content is a list if it has images, else a string. Empty messages are left out."""
     converted = [cohere_message(message) for message in with_system_role(request.messages)]
     return [message for message in converted if len(message) > 1]
 

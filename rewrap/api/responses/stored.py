@@ -203,7 +203,7 @@ def chain_too_long() -> APIError:
 
 
 def item_page(query: Mapping[str, str]) -> ItemPage:
-    """`limit` (1 to 100), `order` and `after` of a URL. Raises APIError."""
+    """The page that a query asks for: `limit` (1 to 100), `order` and `after`. Raises APIError for a wrong value."""
     order = query.get("order") or "desc"
     if order not in ("asc", "desc"):
         raise wrong_value("order", order, ("asc", "desc"))
