@@ -1,7 +1,8 @@
 """One budget of memory for everything that clients and upstreams send at the same time.
 
 Bodies that arrive or wait, requests that an upstream works on, and replies that are gathered count against it. A request that
-does not fit is refused before it is read. Code without a reference to its request calls `reserve`, which finds the reservation of the task. Imports types and leaf files.
+does not fit is refused before it is read. Code without a reference to its request calls `reserve`, which finds the reservation
+of the task. Imports types and leaf files.
 """
 
 import asyncio
@@ -24,15 +25,14 @@ CGROUP_FILES = (
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",  # version 1
 )
 
-# The memory of decoded JSON, at most. CPython 3.11: an empty list and the pointer to it take 72 bytes, an object with one member 240.
+# The memory of decoded JSON, at most. CPython 3.11: an empty list and the pointer to it take 72 bytes, an object with one
+# member 240.
 VALUE_BYTES = 80
 OBJECT_BYTES = 240
 DELTA_BYTES = 100  # without its texts
 TRIMMED_BYTES = 2**18  # after a request of this size, free memory goes back to the system
 TRIM_SECONDS = 10.0  # from the end of that request to the return
-BUSY_BYTES = (
-    2**24
-)  # no trim while requests hold more than this: they would soon need the memory again
+BUSY_BYTES = 2**24  # requests that hold more will soon need the memory again: no trim
 
 
 class MemoryBudget:

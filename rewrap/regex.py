@@ -1,7 +1,7 @@
 """Regular expressions that are compiled when they are first used.
 
-Python compiles an expression in 0.1 to 1.6 ms. A start would compile about 100 of
-them, and most requests need few. What every request needs is compiled by `re.compile`.
+Python compiles an expression in 0.1 to 1.6 ms. A start would compile about 100 of them, and most requests need few. Expressions
+that most requests need are compiled by `re.compile`.
 """
 
 import re

@@ -1,6 +1,7 @@
 """`struct`: a dataclass that costs less when its module is imported.
 
-`dataclasses.dataclass` compiles up to six methods for each class. For about 70 classes this takes a fifth of the time from the start to the first answer.
+`dataclasses.dataclass` compiles up to six methods for each class. For about 70 classes this takes a fifth of the time from the
+start to the first answer.
 A struct compiles `__init__` alone and shares its other methods with all structs. A type checker sees a dataclass: it reports an
 assignment to a field of a frozen struct. At run time nothing prevents that assignment, except for subclasses of `ReadOnly`.
 """
@@ -21,7 +22,7 @@ else:
         frozen: bool = False,
         slots: bool = False,
     ) -> Any:
-        """A class with the annotated attributes as fields. The arguments are those of a dataclass."""
+        """A class with the annotated attributes as fields. The arguments mean what they mean for a dataclass."""
 
         def struct_of(cls: type) -> type:
             shared = {

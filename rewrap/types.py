@@ -544,9 +544,8 @@ def estimated_tokens(size: int) -> int:
 
 def duration(seconds: float) -> str:
     """OpenAI's form of a duration: `16ms`, `59.369s`, `1m6.499s`."""
-    whole = math.ceil(
-        seconds * 1000 - 1e-6
-    )  # rounded up: a client that waits so long has waited long enough
+    # Rounded up: a client that waits so long has waited long enough.
+    whole = math.ceil(seconds * 1000 - 1e-6)
     minutes, milliseconds = divmod(whole, 60_000)
     if minutes:
         return f"{minutes}m{milliseconds / 1000:g}s"

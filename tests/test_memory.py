@@ -1,6 +1,7 @@
 """The budget of memory: what does not fit is refused before it is read, and everything is given back."""
 
 import asyncio
+import ctypes
 import json
 import socket
 import sys
@@ -9,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import httpx
@@ -490,5 +492,19 @@ def test_a_second_event_loop_has_a_timer_of_its_own(monkeypatch: pytest.MonkeyPa
     assert len(times) == 1
 
 
-def test_the_heap_is_trimmed_or_left_alone() -> None:
+def test_the_heap_is_trimmed_by_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=calls.append))
+    memory.trim_heap()
+    assert calls == [0]
+
+
+@pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
+def test_other_systems_trim_their_heap_themselves(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
     memory.trim_heap()

@@ -45,7 +45,7 @@ class Turn:
         return self.record is not None or self.join is not None
 
 
-@struct(slots=True)  # not frozen: 1 µs
+@struct(slots=True)
 class Incoming:
     """A request as it came: its body, and the facts of its head."""
 

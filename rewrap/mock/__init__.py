@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def is_loaded() -> bool:
-    """Whether a mock may exist: who makes one has loaded its module."""
+    """Whether there may be a mock: making one loads its module."""
     return "rewrap.mock.backend" in sys.modules
 
 

@@ -1,6 +1,6 @@
 """The shape of an unknown chat URL: OpenAI's payload, and a search for the reply in the answer.
 
-Takes ChatRequests, JSON values and events; gives payloads and Deltas. Does no I/O.
+Takes ChatRequests, JSON values and events; gives payloads and Deltas. Does no I/O, except that `shape_of` may read shapes.toml.
 """
 
 import re

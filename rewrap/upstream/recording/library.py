@@ -60,9 +60,8 @@ class Library:
         self.by_loose: dict[str, list[Recording]] = {}
         self.steps: dict[str, int] = {}  # answers so far, by sequence
         self.numbers: dict[str, int] = {}  # of the exchanges with one name
-        self.cache: OrderedDict[str, tuple[RecordedExchange, int]] = (
-            OrderedDict()
-        )  # with the file's size
+        # Each with the size of its file.
+        self.cache: OrderedDict[str, tuple[RecordedExchange, int]] = OrderedDict()
         self.cached_bytes = 0
         self.clock: Callable[[], float] = time.monotonic
         self.next_look = 0.0
