@@ -1,4 +1,4 @@
-"""Settings: one frozen dataclass, and the only reader of the environment and of `.env`."""
+"""Settings: one frozen struct, and the only reader of the environment and of `.env`."""
 
 import os
 import re

@@ -1,6 +1,6 @@
 """The answers of rules: filled in from a request, and turned into Deltas.
 
-A step of a rule and an answer are the same immutable dataclass: the texts of a step have
+A step of a rule and an answer are the same frozen struct: the texts of a step have
 `{placeholders}`, those of an answer have values. steps.py reads steps.
 """
 
