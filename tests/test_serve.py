@@ -150,6 +150,7 @@ OPTIONAL = (
     "pymongo",
     "pytest",
     "redis",
+    "sqlite3",
     "rewrap.mock.formats",
     "rewrap.mock.replay",
     "rewrap.mock.schema",

@@ -1,6 +1,6 @@
 """The store of chat completions and responses: SQLite on one machine, MongoDB for several."""
 
-import sqlite3
+import os
 from contextlib import closing, suppress
 
 from rewrap.storage.base import Store
@@ -41,6 +41,10 @@ def open_store(url: str, max_age_days: float = 0.0, *, shared: bool = False) -> 
 
 def check_schema(path: str) -> None:
     """Raises ValueError if a newer version made the file. A file that cannot be read passes."""
+    if not os.path.exists(path):
+        return
+    import sqlite3
+
     version = 0
     with suppress(sqlite3.Error, OSError):
         with closing(sqlite3.connect(existing_uri(path), uri=True)) as db:

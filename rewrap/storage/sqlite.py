@@ -53,7 +53,7 @@ class SQLiteStore(Store):
         self.reader = SQLiteWorker(self.file, "BEGIN") if path else self.writer
 
     async def open(self) -> None:
-        if self.file.exists():
+        if self.path and self.file.exists():  # memory is opened by its first use
             with suppress(StoreDown):
                 await self.reader.run(lambda db: None)
         await super().open()
