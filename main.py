@@ -427,10 +427,18 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     ]
 
 
-def load_app() -> Rewrap:
-    """The app of the environment. A wrong configuration stops the start with one line."""
+def load_settings() -> Settings:
+    """The settings of the environment. A wrong one stops the start with one line."""
     try:
-        settings = Settings.load()
+        return Settings.load()
+    except ValueError as error:
+        sys.exit(f"rewrap: {error}")
+
+
+def load_app(settings: Settings | None = None) -> Rewrap:
+    """The app of the environment. A wrong configuration stops the start with one line."""
+    settings = settings or load_settings()
+    try:
         app = create_app(settings)
     except ValueError as error:
         sys.exit(f"rewrap: {error}")

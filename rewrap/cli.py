@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rewrap.config.flags import Arguments
+    from rewrap.main import Rewrap
 
 log = logging.getLogger("rewrap")
 
@@ -35,14 +36,24 @@ def check() -> int:
 def serve() -> None:
     """Serve until a signal. Logs one line with the address and the backends."""
     gc.disable()  # collections during the imports find nothing and take 4 % of the start
-    from rewrap.main import load_app
+    from rewrap.main import load_app, load_settings
 
     gc.freeze()
     gc.enable()
+    settings = load_settings()
+    if settings.metrics and settings.workers > 1:
+        from rewrap.server.metrics_folder import metrics_folder
+
+        with metrics_folder():  # before prometheus-client is imported
+            serve_loaded(load_app(settings))
+    else:
+        serve_loaded(load_app(settings))
+
+
+def serve_loaded(app: "Rewrap") -> None:
     from rewrap.server.serve import serve_app
     from rewrap.urls import is_loopback
 
-    app = load_app()
     settings = app.settings
 
     def announce(address: str) -> None:
@@ -58,9 +69,10 @@ def serve() -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
+        # A module of hooks may have threads and connections, which a fork must not copy.
+        fork=not settings.hooks,
         forwarded_allow_ips=settings.forwarded_allow_ips,
         keep_alive_seconds=settings.keep_alive_seconds,
-        metrics=settings.metrics,
         announce=announce,
     )
 

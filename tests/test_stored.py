@@ -1055,9 +1055,9 @@ def workers(process: Process) -> list[int]:
 
     def found() -> list[int]:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return [
-            int(pid) for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
-        ]
+        lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
+        parent = Path(f"/proc/{process.pid}/cmdline").read_text()
+        return [pid for pid, line in lines.items() if line == parent or "spawn_main" in line]
 
     until(lambda: len(found()) == 2 and all(listens(pid) for pid in found()), 15)
     return found()

@@ -26,12 +26,12 @@ def serve_app(
     workers: int,
     forwarded_allow_ips: str,
     keep_alive_seconds: float,
-    metrics: bool,
+    fork: bool,
     announce: Callable[[str], None],
 ) -> None:
     """Serve until a signal, and exit. `app` is "module:name" for several workers; `announce` gets the address.
 
-    `metrics`: several workers share their metrics.
+    `fork`: the workers may be forks of this process.
     """
     try:
         check_version()
@@ -63,7 +63,7 @@ def serve_app(
     if workers > 1:
         from rewrap.server.workers import serve_by_workers
 
-        serve_by_workers(config, sock, metrics=metrics)
+        serve_by_workers(config, sock, fork=fork)
     else:
         uvicorn.Server(config).run(sockets=[sock])
     flush_log()

@@ -22,6 +22,9 @@ STOP_SIGNALS = [
 ]
 TERMINAL_SIGNALS = [number for number in STOP_SIGNALS if number != signal.SIGTERM]
 CANCEL_SECONDS = 0.1  # for requests to end with their connections, before they are cancelled
+# In a forked worker: the descriptor that becomes readable when its parent is gone. That of multiprocessing does so only when
+# all later forks are gone too, because they have copies of its other end.
+parent_pipes: list[int] = []
 
 
 def hold_stop_signals() -> None:
@@ -113,7 +116,8 @@ async def graceful(
         # A terminal signals all its processes. A worker waits for the signal of its parent, or for its end.
         for number in TERMINAL_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-        stop.loop.add_reader(parent.sentinel, stop.on_parent_lost, parent.sentinel)
+        sentinel = parent_pipes[0] if parent_pipes else parent.sentinel
+        stop.loop.add_reader(sentinel, stop.on_parent_lost, sentinel)
     yield
     stop.close()
 

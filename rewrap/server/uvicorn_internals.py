@@ -61,7 +61,13 @@ CYCLE_ATTRIBUTES = {
 # Methods of it that the classes there override.
 CYCLE_METHODS = {"receive", "run_asgi", "send"}
 # Methods that rewrap.server.workers.Supervisor overrides.
-SUPERVISOR_METHODS = {"handle_hup", "handle_signals", "join_all", "keep_subprocess_alive"}
+SUPERVISOR_METHODS = {
+    "handle_hup",
+    "handle_signals",
+    "init_processes",
+    "join_all",
+    "keep_subprocess_alive",
+}
 # Members of the server that rewrap.server.signals uses.
 SERVER_ATTRIBUTES = {"server_state", "should_exit"}
 
