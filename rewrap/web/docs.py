@@ -58,17 +58,15 @@ def docs_routes(
     """
     base = assets.rstrip("/")
 
-    @cache
-    def known() -> JSONObject:
-        return document()
+    document = cache(document)
 
     @cache
     def body() -> bytes:
-        return orjson.dumps(known())
+        return orjson.dumps(document())
 
     @cache
     def page(name: str) -> Response:
-        title = known()["info"]["title"]
+        title = document()["info"]["title"]
         files = SWAGGER_UI if name == "try it out" else REDOC
         values = {**theme, "name": f"{title}: {name}", "title": title, "base": base}
         html = fill("docs.html", values).replace("<!--programs-->", program_tags(base, files))
