@@ -57,7 +57,6 @@ def docs_routes(
     other file. `theme` has the colours primary, accent, error, background, surface and text.
     """
     base = assets.rstrip("/")
-
     document = cache(document)
 
     @cache
