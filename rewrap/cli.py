@@ -43,7 +43,9 @@ def serve() -> None:
     settings = load_settings()
     if settings.metrics and settings.workers > 1:
         from rewrap.server.metrics_folder import metrics_folder
+        from rewrap.server.signals import hold_stop_signals
 
+        hold_stop_signals()  # one would end the process, and leave the folder
         with metrics_folder():  # before prometheus-client is imported
             serve_loaded(load_app(settings))
     else:

@@ -6,13 +6,14 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from commands import children, running
+from commands import PYTHON, children, running
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 from serving import ASKED, ROOT, served
@@ -128,6 +129,21 @@ async def test_with_two_workers_under_load_the_totals_are_those_of_the_requests(
         assert total(values, f"{name}_count", route="/chat/completions") == len(chats)
         assert total(values, f"{name}_bucket", route="/chat/completions", le="+Inf") == len(chats)
     assert total(values, "rewrap_tokens_total", kind="prompt") == chats.count(200)
+
+
+def test_a_signal_during_the_start_leaves_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(0.5)\ndef before_chat(request): pass\n"
+    )
+    environment = {"TMPDIR": str(tmp_path), "PYTHONPATH": str(tmp_path), "PORT": "0"}
+    environment |= {"METRICS": "true", "WORKERS": "2", "HOOKS": "slow:before_chat"}
+    child = subprocess.Popen(PYTHON, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.02)
+        assert child.poll() is None
+    child.terminate()
+    assert child.wait(20) == 0
+    assert folders(tmp_path) == []
 
 
 @pytest.mark.anyio

@@ -547,6 +547,31 @@ async def test_workers_end_as_gently_when_their_parent_is_gone() -> None:
                     os.killpg(process.child.pid, signal.SIGKILL)
 
 
+async def test_workers_may_be_added_and_taken_away_by_signals() -> None:
+    async with running(WORKERS="2") as process, client(process) as asking:
+
+        async def become(count: int, without: int = 0) -> list[int]:
+            async with asyncio.timeout(15):
+                while len(pids := workers(process)) != count or without in pids:
+                    await asyncio.sleep(0.05)
+            return pids
+
+        pids = await served_by_two(process, asking)
+        process.signal(signal.SIGTTIN)
+        added = (set(await become(3)) - set(pids)).pop()
+        assert is_fork(process, added)
+        await asyncio.sleep(1)
+        os.kill(added, signal.SIGKILL)
+        await become(3, without=added)
+        for count in (2, 1):
+            process.signal(signal.SIGTTOU)
+            await become(count)
+        assert (await asking.get("/health")).status_code == 200
+        process.signal()
+        assert await process.exit_code(SOON) == 0
+        clean(process)
+
+
 async def test_a_worker_ends_with_its_parent_even_if_a_later_one_hangs() -> None:
     async with running(WORKERS="2") as process, client(process) as asking:
         first, later = sorted(await served_by_two(process, asking))

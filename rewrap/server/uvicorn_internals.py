@@ -64,6 +64,7 @@ CYCLE_METHODS = {"receive", "run_asgi", "send"}
 SUPERVISOR_METHODS = {
     "handle_hup",
     "handle_signals",
+    "handle_ttin",
     "init_processes",
     "join_all",
     "keep_subprocess_alive",

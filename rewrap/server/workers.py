@@ -68,8 +68,10 @@ class ForkedProcess(Process):
     def start(self) -> None:
         """Fork. A signal to the copy stays pending until it has handlers of its own."""
         hold_stop_signals()
-        super().start()
-        release_stop_signals()
+        try:
+            super().start()
+        finally:
+            release_stop_signals()
 
     def serve(self, sockets: list[socket.socket]) -> None:
         """Close what was copied from the parent and is not for this worker, and serve."""
@@ -108,9 +110,17 @@ class Supervisor(Multiprocess):
 
     def init_processes(self) -> None:
         for _ in range(self.processes_num):
-            process = self.new_process()
-            process.start()
-            self.processes.append(process)
+            self.add_process()
+
+    def add_process(self) -> None:
+        process = self.new_process()
+        process.start()
+        self.processes.append(process)
+
+    def handle_ttin(self) -> None:
+        """One worker more. SIGTTOU ends the last one."""
+        self.processes_num += 1
+        self.add_process()
 
     def handle_hup(self) -> None:
         """The end of the terminal ends the server. uvicorn would restart its workers."""
@@ -123,8 +133,9 @@ class Supervisor(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """Replace dead workers. Called twice a second."""
-        if not self.places:
-            self.places = [WorkerPlace() for _ in self.processes]
+        while len(self.places) < len(self.processes):
+            self.places.append(WorkerPlace())
+        del self.places[len(self.processes) :]
         for index, place in enumerate(self.places):
             if self.should_exit.is_set():
                 return
