@@ -253,10 +253,11 @@ async def test_a_number_of_tokens_that_is_none_is_not_counted(count: object, cou
 
 @pytest.mark.anyio
 async def test_open_streams_and_requests_are_shown_while_they_are_open() -> None:
-    # Slow enough to last until the figures are read, also on a busy machine.
+    # Long enough to last until the figures are read, also on a busy machine.
+    asked = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "Hello " * 50}]}
     with served(metrics=True, mock_words_per_second=2) as url:
         async with httpx.AsyncClient(base_url=url) as client:
-            async with client.stream("POST", CHAT, json=ASKED | {"stream": True}) as stream:
+            async with client.stream("POST", CHAT, json=asked) as stream:
                 await anext(stream.aiter_lines())
                 during = await scrape(client)
             async with asyncio.timeout(5):

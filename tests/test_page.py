@@ -298,7 +298,7 @@ def test_the_settings_go_along_with_a_message(open_chat: Callable[..., Chat]) ->
         assert request.messages[0] == {"role": "system", "content": "Be brief."}
         assert request.payload["temperature"] == 0.5
         page.reload()
-        page.locator("#backend.up").wait_for()
+        page.locator("#model option", has_text="large").wait_for(state="attached")
         assert page.get_by_label("Name of the model").input_value() == "it's mine"
 
 
