@@ -427,19 +427,10 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
     ]
 
 
-def load_settings() -> Settings:
-    """The settings of the environment. A wrong one stops the start with one line."""
-    try:
-        return Settings.load()
-    except ValueError as error:
-        sys.exit(f"rewrap: {error}")
-
-
 def load_app(settings: Settings | None = None) -> Rewrap:
     """The app of the environment. A wrong configuration stops the start with one line."""
-    settings = settings or load_settings()
     try:
-        app = create_app(settings)
+        app = create_app(settings or Settings.load())
     except ValueError as error:
         sys.exit(f"rewrap: {error}")
     app.notes = app.gateway.notes(os.environ)

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,23 +36,23 @@ def check() -> int:
 def serve() -> None:
     """Serve until a signal. Logs one line with the address and the backends."""
     gc.disable()  # collections during the imports find nothing and take 4 % of the start
-    from rewrap.main import load_app, load_settings
+    from rewrap.config.settings import Settings
+    from rewrap.main import load_app
+    from rewrap.server.metrics_folder import metrics_folder
 
     gc.freeze()
     gc.enable()
-    settings = load_settings()
-    if settings.metrics and settings.workers > 1:
-        from rewrap.server.metrics_folder import metrics_folder
-        from rewrap.server.signals import hold_stop_signals
-
-        hold_stop_signals()  # one would end the process, and leave the folder
-        with metrics_folder():  # before prometheus-client is imported
-            serve_loaded(load_app(settings))
-    else:
+    try:
+        settings = Settings.load()
+    except ValueError as error:
+        sys.exit(f"rewrap: {error}")
+    shared = settings.metrics and settings.workers > 1
+    with metrics_folder() if shared else nullcontext():
         serve_loaded(load_app(settings))
 
 
 def serve_loaded(app: "Rewrap") -> None:
+    """Serve an app until a signal, with the processes that its settings ask for."""
     from rewrap.server.serve import serve_app
     from rewrap.urls import is_loopback
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -97,6 +97,24 @@ class Command(Process):
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def workers_of(pid: int) -> list[int]:
+    """The pids of its workers: forks, or new processes."""
+    found = []
+    for child in children(pid):
+        with suppress(FileNotFoundError):  # it has just ended
+            if is_fork(child, pid) or b"spawn_main" in command_line(child):
+                found.append(child)
+    return found
+
+
+def is_fork(pid: int, parent: int) -> bool:
+    return command_line(pid) == command_line(parent)
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @asynccontextmanager

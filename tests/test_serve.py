@@ -150,7 +150,6 @@ OPTIONAL = (
     "pymongo",
     "pytest",
     "redis",
-    "sqlite3",
     "rewrap.mock.formats",
     "rewrap.mock.replay",
     "rewrap.mock.schema",
@@ -162,6 +161,7 @@ OPTIONAL = (
     "rewrap.storage.mongo",
     "rewrap.testing",
     "rewrap.upstream.recording",
+    "sqlite3",
 )
 BY_THEIR_REQUESTS = ("rewrap.api.responses.surface", "rewrap.api.responses.items", "html.parser")
 OF_OTHER_BACKENDS = ("rewrap.mock.backend", "rewrap.mock.script", "rewrap.upstream.shapes")

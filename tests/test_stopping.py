@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from commands import PYTHON, UVICORN, Command, children, running
+from commands import PYTHON, UVICORN, Command, children, is_fork, running, workers_of
 from serving import ASKED, ROOT
 from upstreams import BIG, DONE, FAULTS, TEXT, Request, Upstream, chunk, chunked, hold, make, send
 
@@ -405,24 +405,6 @@ async def test_a_start_that_fails_has_another_exit_code(workers: str, tmp_path: 
 # ---- several workers
 
 
-def workers(process: Command) -> list[int]:
-    """The pids of those that serve."""
-    found = []
-    for pid in children(process.pid):
-        with suppress(FileNotFoundError):  # it has just ended
-            if is_fork(process, pid) or b"spawn_main" in command_line(pid):
-                found.append(pid)
-    return found
-
-
-def is_fork(process: Command, pid: int) -> bool:
-    return command_line(pid) == command_line(process.pid)
-
-
-def command_line(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()
-
-
 def sockets(pid: int) -> int:
     count = 0
     for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -435,7 +417,7 @@ async def served_by_two(process: Command, asking: httpx.AsyncClient) -> list[int
     """Wait until both workers serve; their pids."""
     async with asyncio.timeout(15):
         while True:
-            pids = workers(process)
+            pids = workers_of(process.pid)
             if len(pids) == 2 and all(sockets(pid) > 3 for pid in pids):
                 assert (await asking.get("/health")).status_code == 200
                 await asyncio.sleep(0.3)
@@ -552,14 +534,14 @@ async def test_workers_may_be_added_and_taken_away_by_signals() -> None:
 
         async def become(count: int, without: int = 0) -> list[int]:
             async with asyncio.timeout(15):
-                while len(pids := workers(process)) != count or without in pids:
+                while len(pids := workers_of(process.pid)) != count or without in pids:
                     await asyncio.sleep(0.05)
             return pids
 
         pids = await served_by_two(process, asking)
         process.signal(signal.SIGTTIN)
         added = (set(await become(3)) - set(pids)).pop()
-        assert is_fork(process, added)
+        assert is_fork(added, process.pid)
         await asyncio.sleep(1)
         os.kill(added, signal.SIGKILL)
         await become(3, without=added)
@@ -616,5 +598,5 @@ async def test_workers_are_forks_unless_a_module_of_hooks_may_have_threads(tmp_p
         environment = {"WORKERS": "2", "HOOKS": hooks, "PYTHONPATH": str(tmp_path)}
         async with running(**environment) as process, client(process) as asking:
             pids = await served_by_two(process, asking)
-            assert [is_fork(process, pid) for pid in pids] == [forks] * 2
+            assert [is_fork(pid, process.pid) for pid in pids] == [forks] * 2
     assert set(imports.read_text().split()) == {str(pid) for pid in [process.pid, *pids]}

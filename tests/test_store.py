@@ -20,7 +20,7 @@ import pytest
 from growth import LINEAR, growth_of
 from mongo_wire import MongoWire
 
-from rewrap.storage import base, mongo, open_store, sqlite, sqlite_worker
+from rewrap.storage import base, mongo, open_store, sqlite, sqlite_connection, sqlite_worker
 from rewrap.storage.base import HistoryTooLarge, Page, Store, StoreDown
 from rewrap.storage.mongo import MongoStore
 from rewrap.storage.sqlite import SQLiteStore, listing_sql
@@ -806,7 +806,7 @@ async def test_several_stores_may_make_the_file_at_the_same_moment(tmp_path: Pat
 async def test_a_locked_file_raises_store_down_until_it_is_unlocked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_worker, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite_connection, "BUSY_SECONDS", 0.2)
     async with opened(f"sqlite:///{tmp_path}/chat.db") as store:
         await store.put(chat("a"), [], owner="ann")
         other = sqlite3.connect(tmp_path / "chat.db", isolation_level=None)

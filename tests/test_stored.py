@@ -23,6 +23,7 @@ import openai
 import plotly.graph_objects as go
 import pytest
 from anyio.from_thread import start_blocking_portal
+from commands import workers_of
 from mongo_wire import MongoWire
 from serving import ROOT, Process, served, started
 from test_sdk import TOOLS, with_calls
@@ -1054,10 +1055,7 @@ def workers(process: Process) -> list[int]:
     """The processes of a server's two workers, once both listen."""
 
     def found() -> list[int]:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        lines = {int(pid): Path(f"/proc/{pid}/cmdline").read_text() for pid in children}
-        parent = Path(f"/proc/{process.pid}/cmdline").read_text()
-        return [pid for pid, line in lines.items() if line == parent or "spawn_main" in line]
+        return workers_of(process.pid)
 
     until(lambda: len(found()) == 2 and all(listens(pid) for pid in found()), 15)
     return found()

@@ -1,4 +1,4 @@
-"""The folder in which the workers share their metrics. Imports nothing of the project, nor prometheus-client."""
+"""The folder in which the workers share their metrics. Does not import prometheus-client."""
 
 import os
 import shutil
@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from rewrap.server.signals import hold_stop_signals
+
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus-client reads it when it is imported
 
 
 @contextmanager
 def metrics_folder() -> Iterator[None]:
-    """A block in which the folder exists and the variable names it. Exits with one line if there can be none."""
+    """A block in which the folder exists and the variable names it. Exits with one line if there can be none.
+
+    Begins before prometheus-client is imported.
+    """
+    hold_stop_signals()  # a signal would end the process and leave the folder behind
     try:
         folder = tempfile.mkdtemp(prefix="rewrap-metrics-")
     except OSError as error:

@@ -22,8 +22,8 @@ STOP_SIGNALS = [
 ]
 TERMINAL_SIGNALS = [number for number in STOP_SIGNALS if number != signal.SIGTERM]
 CANCEL_SECONDS = 0.1  # for requests to end with their connections, before they are cancelled
-# In a forked worker: the descriptor that becomes readable when its parent is gone. That of multiprocessing does so only when
-# all later forks are gone too, because they have copies of its other end.
+# In a forked worker: the descriptor that becomes readable when the parent process ends. The sentinel of multiprocessing becomes
+# readable only after all later forks have ended too, because they hold copies of its other end.
 parent_pipes: list[int] = []
 
 

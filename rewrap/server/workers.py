@@ -49,7 +49,7 @@ class WorkerPlace:
 
 
 class ForkedProcess(Process):
-    """A worker that begins as a copy of its parent. The copy makes an app of its own."""
+    """A worker that is a fork of the parent process. It creates its own app."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class ForkedProcess(Process):
         pipe: tuple[int, int],
         others: list[Process],
     ) -> None:
-        """`others`: the workers that live. `pipe`: only the parent keeps its writing end, so it ends with the parent."""
+        """`others`: the other workers. `pipe`: its reading end reports the end of the parent, which alone can write to it."""
         super().__init__(config, sockets)
         self.pipe = pipe
         self.others = others
@@ -66,7 +66,7 @@ class ForkedProcess(Process):
         self.process = fork.Process(target=self.serve, args=(sockets,))  # type: ignore[assignment]
 
     def start(self) -> None:
-        """Fork. A signal to the copy stays pending until it has handlers of its own."""
+        """Fork while stop signals are blocked: in the worker they stay pending until its handlers are installed."""
         hold_stop_signals()
         try:
             super().start()
@@ -74,7 +74,7 @@ class ForkedProcess(Process):
             release_stop_signals()
 
     def serve(self, sockets: list[socket.socket]) -> None:
-        """Close what was copied from the parent and is not for this worker, and serve."""
+        """In the worker: close the descriptors of other processes, and serve."""
         for other in self.others:
             other.parent_conn.close()
             other.child_conn.close()
@@ -118,7 +118,7 @@ class Supervisor(Multiprocess):
         self.processes.append(process)
 
     def handle_ttin(self) -> None:
-        """One worker more. SIGTTOU ends the last one."""
+        """Add a worker. SIGTTOU ends the last one."""
         self.processes_num += 1
         self.add_process()
 
@@ -133,6 +133,7 @@ class Supervisor(Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         """Replace dead workers. Called twice a second."""
+        # SIGTTIN and SIGTTOU change the number of processes.
         while len(self.places) < len(self.processes):
             self.places.append(WorkerPlace())
         del self.places[len(self.processes) :]

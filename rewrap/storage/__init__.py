@@ -1,11 +1,9 @@
 """The store of chat completions and responses: SQLite on one machine, MongoDB for several."""
 
 import os
-from contextlib import closing, suppress
 
 from rewrap.storage.base import Store
 from rewrap.storage.sqlite import SQLiteStore
-from rewrap.storage.sqlite_worker import SCHEMA_VERSION, existing_uri, newer_schema, schema
 
 MEMORY_URLS = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
 NOT_A_STORE = (
@@ -30,24 +28,13 @@ def open_store(url: str, max_age_days: float = 0.0, *, shared: bool = False) -> 
         return SQLiteStore("", max_age_days)
     if url.startswith("sqlite:///") and "?" not in url:
         path = url.removeprefix("sqlite:///")
-        check_schema(path)
+        if os.path.exists(path):
+            from rewrap.storage.sqlite_connection import check_schema
+
+            check_schema(path)
         return SQLiteStore(path, max_age_days)
     if url.startswith(("mongodb://", "mongodb+srv://")):
         from rewrap.storage.mongo import MongoStore
 
         return MongoStore(url, max_age_days)
     raise ValueError(NOT_A_STORE)
-
-
-def check_schema(path: str) -> None:
-    """Raises ValueError if a newer version made the file. A file that cannot be read passes."""
-    if not os.path.exists(path):
-        return
-    import sqlite3
-
-    version = 0
-    with suppress(sqlite3.Error, OSError):
-        with closing(sqlite3.connect(existing_uri(path), uri=True)) as db:
-            version = schema(db)
-    if version > SCHEMA_VERSION:
-        raise ValueError(f"STORE_URL: {newer_schema(version)}")

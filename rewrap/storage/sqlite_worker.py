@@ -1,7 +1,6 @@
-"""Connections to SQLite: a thread for each, transactions that several works share, and the schema.
+"""Threads that work in SQLite: each has a connection, and several works share a transaction.
 
-A work that has returned is on the disk. Does not know completions, except for their tables. sqlite3 is imported with the first
-connection: a server that stores nothing saves 1.4 MB.
+A work that has returned is on the disk. sqlite_connection.py is imported with the first connection. Does not know completions.
 """
 
 import asyncio
@@ -29,26 +28,6 @@ T = TypeVar("T")
 Database: TypeAlias = "sqlite3.Connection"
 Work = Callable[[Database], object]
 
-# The statements of each schema after the one before it.
-MIGRATIONS = (
-    (
-        "CREATE TABLE completion (seq INTEGER PRIMARY KEY, owner TEXT NOT NULL, id TEXT NOT NULL,"
-        " body BLOB NOT NULL, UNIQUE (owner, id))",
-        "CREATE TABLE metadata (owner TEXT NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL,"
-        " seq INTEGER NOT NULL, PRIMARY KEY (owner, key, value, seq)) WITHOUT ROWID",
-        "CREATE TABLE message (seq INTEGER NOT NULL, n INTEGER NOT NULL, body BLOB NOT NULL,"
-        " PRIMARY KEY (seq, n))",
-    ),
-    (
-        # In rows of schema 1 the body has the title and the metadata, and these columns are NULL.
-        "ALTER TABLE completion ADD COLUMN kind TEXT NOT NULL DEFAULT 'completion'",
-        "ALTER TABLE completion ADD COLUMN model TEXT",
-        "ALTER TABLE completion ADD COLUMN title TEXT",
-        "ALTER TABLE completion ADD COLUMN metadata BLOB",
-    ),
-)
-SCHEMA_VERSION = len(MIGRATIONS)
-BUSY_SECONDS = 3.0  # how long SQLite waits for the writers of other processes
 MAX_GROUP = 256  # works that share one transaction
 DOWN = "The store cannot be used now."
 REPLACED = "the file was deleted or replaced while it was in use: restart the server"
@@ -165,7 +144,10 @@ class SQLiteWorker:
         outcomes: list[object]
         try:
             self.file.check()
-            db = db or connect(self.file.path)
+            if db is None:
+                from rewrap.storage.sqlite_connection import connect
+
+                db = connect(self.file.path)
             self.file.remember()
             outcomes = transaction(db, self.begin, [job.work for job in group])
         except Exception as exc:
@@ -179,6 +161,13 @@ class SQLiteWorker:
             else:
                 job.future.set_result(outcome)
         return db
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """The exceptions of a store that cannot be used. Called when a work has raised one."""
+    from rewrap.storage.sqlite_connection import FAILURES
+
+    return FAILURES
 
 
 def transaction(db: Database, begin: str, works: Sequence[Work]) -> list[object]:
@@ -197,74 +186,3 @@ def transaction(db: Database, begin: str, works: Sequence[Work]) -> list[object]
         db.execute("RELEASE one")
     db.execute("COMMIT")
     return outcomes
-
-
-def failures() -> tuple[type[Exception], ...]:
-    """The exceptions of a store that cannot be used. Called when there is one."""
-    import sqlite3
-
-    return sqlite3.Error, OSError
-
-
-def connect(path: str) -> Database:
-    """A connection to the file, or to memory if `path` is empty. Makes the file and its tables."""
-    import sqlite3
-
-    if path:
-        # O_EXCL: closing a file that SQLite has open would drop the locks of this process on it.
-        with suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    db = sqlite3.connect(path or ":memory:", timeout=BUSY_SECONDS, isolation_level=None)
-    try:
-        switch_to_wal(db)
-        db.execute("PRAGMA synchronous = FULL")
-        migrate(db)
-    except BaseException:
-        db.close()
-        raise
-    return db
-
-
-def migrate(db: Database) -> None:
-    """Bring the tables to this schema. Raises sqlite3.DatabaseError if they have a newer one."""
-    import sqlite3
-
-    if schema(db) == SCHEMA_VERSION:
-        return
-    db.execute("BEGIN IMMEDIATE")
-    version = schema(db)  # again: another process may have done it
-    if version > SCHEMA_VERSION:
-        raise sqlite3.DatabaseError(newer_schema(version))
-    for statements in MIGRATIONS[version:]:
-        for statement in statements:
-            db.execute(statement)
-    db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    db.execute("COMMIT")
-
-
-def existing_uri(path: str) -> str:
-    """A URI with which SQLite does not make the file."""
-    return f"{Path(path).absolute().as_uri()}?mode=rw"
-
-
-def schema(db: Database) -> int:
-    return int(db.execute("PRAGMA user_version").fetchone()[0])
-
-
-def newer_schema(version: int) -> str:
-    return f"The store has schema {version}, but this version knows {SCHEMA_VERSION} at most."
-
-
-def switch_to_wal(db: Database) -> None:
-    """Several processes may do this at once, and SQLite's own time-out does not cover it."""
-    import sqlite3
-
-    deadline = time.monotonic() + BUSY_SECONDS
-    while True:
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
